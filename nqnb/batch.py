@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET
 
 from nqnb import payload
-from nqnb.error_text import exact_text, kind_of, shown
+from nqnb.error_text import exact_text, shown
 from nqnb.errors import BadInput
 from nqnb.inputs import Moment, check_callable, check_choice
 from nqnb.protocol import names
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
 
 IfExists = Literal["attach", "replace", "error"]
-"""How a submit handles a key that already belongs to a task."""
+"""How a submission handles a key that already belongs to a task."""
 UNPAIRED = re.compile("[\ud800-\udfff]")
 """A pattern for surrogates, which UTF-8 cannot encode."""
 
@@ -102,9 +102,9 @@ class Batch:
         self.index: Any = payloads.index if payload.is_frame(payloads) else None
         if self._group is not None and self.index is not None and not self.index.is_unique:
             raise BadInput(
-                f"payloads is invalid: the index of the DataFrame has the label "
-                f"{shown(self.index[self.index.duplicated()][0])} twice, so the tasks of group {self._group!r} could "
-                "not be matched with their rows. Pass `df.reset_index(drop=True)`."
+                f"payloads is invalid: the label {shown(self.index[self.index.duplicated()][0])} occurs more than once "
+                f"in the index of the DataFrame, so the tasks of group {self._group!r} could not be matched with their "
+                "rows. Pass `df.reset_index(drop=True)`."
             )
 
     def __iter__(self) -> Iterator[Item]:
@@ -142,7 +142,10 @@ class Batch:
             for item in items:
                 key = check_key(self._key(item.payload))
                 if key in seen:
-                    raise BadInput(f"key={shown(key)} is invalid: two payloads have this key. Use different keys.")
+                    raise BadInput(
+                        f"key={shown(key)} is invalid: two payloads have this key. Use a different key for each "
+                        "payload."
+                    )
                 if self._if_exists != "attach":
                     seen.add(key)
                 yield item._replace(key=key)
@@ -179,7 +182,7 @@ def check_key(key: object) -> str:
         text = str(int(key))
     if not text or UNPAIRED.search(text):
         raise BadInput(
-            f"key={shown(key)} is invalid: expected a non-empty string or a whole number, got {kind_of(key)}. "
+            f"key={shown(key)} is invalid: must be a non-empty string or a whole number. "
             "Pass a key such as '2026-11/sweep/7'."
         )
     return text
@@ -189,7 +192,7 @@ def check_group(name: object) -> str:
     """Return a group name. Raise `BadInput` unless the name consists of 1 to 200 printable characters."""
     if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME or not name.isprintable():
         raise BadInput(
-            f"group={shown(name)} is invalid: expected 1 to {LONGEST_NAME} printable characters, got {kind_of(name)}. "
+            f"group={shown(name)} is invalid: must be a string of 1 to {LONGEST_NAME} printable characters. "
             "Pass a name such as 'sweep-7'."
         )
     return exact_text(name)

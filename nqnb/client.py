@@ -75,7 +75,7 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self.serving = Serving(lambda: self.backend)
-        """A background check for queues of this client that no worker is serving."""
+        """A background check for queues without workers, among the queues that this client uses."""
         self.name = _user_and_host()
         """The name of this client, ``user@host``, which is stored with its tasks and cancel requests."""
 
@@ -169,8 +169,8 @@ class Client:
                 timedelta from now.
 
         Raises:
-            BadInput: an argument is invalid (also `InvalidQueueName`, `InvalidTaskId`, `UnencodableValue`,
-                `PayloadTooLarge`); nothing was sent.
+            BadInput, InvalidQueueName, InvalidTaskId, UnencodableValue, PayloadTooLarge: an argument is invalid;
+                nothing was sent.
             TaskExists: another task already has this id or key.
             Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
@@ -332,7 +332,8 @@ class Client:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -353,7 +354,8 @@ class Client:
         Raises:
             TaskFailed: the task failed; the error includes the handler's exception and traceback as text.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -365,8 +367,8 @@ class Client:
 
         Args:
             id: the id of the task.
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
-            queue: the queue of the task, if you know it. Running code then stops sooner, because the worker is notified
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
+            queue: the queue of the task, if known. Running code then stops sooner, because the worker is notified
                 before the state of the task is read. A task in another queue is not cancelled.
 
         Returns:
@@ -474,7 +476,9 @@ class Client:
         return [info async for info in self.backend.queues()]
 
     async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """End all waiting tasks of a queue. Tasks that were never started are deleted, and the others are cancelled.
+        """End all waiting tasks of a queue.
+
+        Tasks that were never started are marked as deleted, and the others are marked as cancelled.
 
         Running tasks continue, including those that a worker claims during the purge: no task is both deleted and
         started. Tasks that are submitted during the purge may remain in the queue.
@@ -567,8 +571,8 @@ class Client:
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.
-            queue: the queue whose tasks are removed. If it is None, the tasks of all queues are removed, and also
-                results and cancel requests that belong to no task.
+            queue: the queue whose tasks are removed. If None, the tasks of all queues are removed, and also results
+                and cancel requests that belong to no task.
             dry_run: whether to count the items that would be removed, without removing them.
 
         Raises:
@@ -589,8 +593,8 @@ class Task:
     Args:
         client: the client to use.
         id: the id of the task.
-        queue: the queue of the task, if it is known.
-        attached: whether the submit found an existing task with the same key, and did not create a task.
+        queue: the queue of the task, if known.
+        attached: whether a task with the same key already existed. If so, no new task was created.
     """
 
     def __init__(self, client: Client, id: str, queue: str = "", *, attached: bool = False) -> None:
@@ -645,7 +649,8 @@ class Task:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
         """
         return await self._client.wait(self.id, timeout)
@@ -660,7 +665,8 @@ class Task:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
         """
         return await self._client.result(self.id, timeout)
@@ -682,7 +688,7 @@ class Task:
         """Cancel the task. Once the call returns, no worker will start another run of the task.
 
         Args:
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
@@ -696,12 +702,15 @@ class Task:
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
-    """Return the error of a `submit_many` in which submits failed. ``outcomes`` has a `Task` or error per payload."""
+    """Return the error for a `submit_many` that did not submit all tasks.
+
+    ``outcomes`` contains a `Task` or an error for each payload.
+    """
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
         f"{len(failed):,} of {len(outcomes):,} tasks were not accepted; the first error is at position {index}: "
-        f"{str(first).rstrip('.')}. `.errors` maps each position to its error.",
+        f"{str(first).rstrip('.')}. `.errors` maps the position of each rejected payload to its error.",
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )

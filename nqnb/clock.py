@@ -97,7 +97,10 @@ class ServerClock:
         return moment + bounds[0] - _DRIFT * (moment - bounds[2])
 
     def latest(self) -> float:
-        """Return the latest possible value of the server's time. A delay from this time is never too short."""
+        """Return the latest possible value of the server's time.
+
+        A delay that is measured from this time is never too short.
+        """
         bounds = self._bounds
         return self.now() if bounds is None else elapsed() + bounds[1]
 

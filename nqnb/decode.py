@@ -87,7 +87,7 @@ def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessag
     start = repr(data) if len(data) <= 80 else f"{data[:80]!r}… ({len(data)} bytes)"
     # The message of msgspec is cut, because it contains the path of the invalid part, which may be long.
     return MalformedMessage(
-        f"cannot decode {what}: {str(error)[:200]}, in {start}. Check which program wrote these bytes.", data
+        f"cannot decode {what}: {str(error)[:200]} ({start}). Check which program wrote these bytes.", data
     )
 
 

@@ -31,7 +31,7 @@ RETRIES = 2
 SLOTS = 4
 """The worker's concurrency, which is enough for the endless task and three others."""
 SCHEDULE_AHEAD_SECONDS = 1.5
-"""The number of seconds between the submit of the scheduled task and its start time."""
+"""The number of seconds between the submission of the scheduled task and its start time."""
 _PACE_SECONDS = (0.35, 0.85)
 """The minimum run times, in seconds, of a task with few files and of a task with many files. Without these limits, the
 demo would be too fast to watch."""

@@ -263,9 +263,9 @@ class WaitTimeout(TaskError, TimeoutError):
 
 
 class NotSubmitted(NqnbError):
-    """Some tasks of a ``submit_many`` could not be submitted.
+    """Some tasks of a ``submit_many`` call could not be submitted.
 
-    ``.tasks`` has an item for each payload, in the same order: a `Task`, or None if the submit failed. ``.errors`` maps
+    ``.tasks`` has an item for each payload, in the same order: a `Task`, or None for a failed payload. ``.errors`` maps
     the index of each failed payload to the error.
     """
 

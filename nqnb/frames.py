@@ -60,7 +60,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
         now = datetime.now(timezone.utc)
     elif not isinstance(now, datetime) or now.tzinfo is None:
         raise BadInput(
-            f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}. "
+            f"now={shown(now)} is invalid: must be a datetime with a time zone. "
             "Pass a datetime whose tzinfo is set, or None."
         )
     payloads: Iterable[Any] = (decoded(task.payload) for task in tasks)
@@ -384,7 +384,7 @@ def _length(seconds: float) -> timedelta:
 
 
 def _torn(data: bytes) -> int:
-    """Return the number of bytes at the end that are an incomplete UTF-8 character."""
+    """Return the number of bytes at the end that form an incomplete UTF-8 character."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] >= 0xC0:
             return back

@@ -42,7 +42,7 @@ def is_numpy_scalar(value: object, kinds: str) -> bool:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return a boolean of Python or numpy as a ``bool``, or raise `BadInput` for any other value."""
+    """Convert a Python or NumPy boolean to a ``bool``, or raise `BadInput` for any other value."""
     if value is True or value is False:
         return value
     if is_numpy_scalar(value, "b"):
@@ -99,7 +99,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     if text in known:
         return text
     listed = " or ".join(map(repr, known))
-    raise BadInput(f"{name}={shown(value)} is invalid: no such option. {hint(text, known)}Pass {listed}.")
+    raise BadInput(f"{name}={shown(value)} is invalid: there is no such option. {hint(text, known)}Pass {listed}.")
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
@@ -122,7 +122,8 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
         signature.bind(*(None,) * arguments)
     except TypeError as error:
         raise BadInput(
-            f"{name}={shown(value)} is invalid: the function cannot be called with {arguments} arguments ({error}). "
+            f"{name}={shown(value)} is invalid: the function cannot be called with {arguments} "
+            f"{'argument' if arguments == 1 else 'arguments'} ({error}). "
             f"Pass {what}, or None."
         ) from None
     return value
@@ -183,7 +184,7 @@ def check_seconds(
     instead = "Pass seconds or a timedelta" + (", or None for no limit." if none else ".")
     seconds = _seconds(value)
     if seconds is None:
-        raise refusal(f"{name}={shown(value)} is invalid: expected a length of time, got {kind_of(value)}. {instead}")
+        raise refusal(f"{name}={shown(value)} is invalid: expected a duration, got {kind_of(value)}. {instead}")
     if not math.isfinite(seconds):
         raise refusal(f"{name}={shown(value)} is invalid: must be a finite number of seconds. {instead}")
     if seconds < least or (positive and seconds <= 0):
@@ -211,11 +212,11 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
         now: the current time in Unix seconds; the default is this machine's time.
 
     Raises:
-        BadInput: the value is neither a datetime nor a timedelta, or the resulting date is not between 1970 and 2261.
+        BadInput: the value is neither a datetime nor a timedelta, or the resulting time is not between 1970 and 2261.
     """
     if not isinstance(value, (datetime, timedelta)):
         raise BadInput(
-            f"{name}={shown(value)} is invalid: expected a date, got {kind_of(value)}. "
+            f"{name}={shown(value)} is invalid: expected a datetime or a timedelta, got {kind_of(value)}. "
             "Pass a datetime, or a timedelta relative to now."
         )
     try:
@@ -225,16 +226,16 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
     except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a foreign time zone that fails
         seconds = math.nan
     if not 0 <= seconds < MOMENT_LIMIT_SECONDS:
-        raise BadInput(f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261.")
+        raise BadInput(f"{name}={shown_moment(value)} is invalid: the year must be from 1970 to 2261.")
     return seconds
 
 
 def check_past(name: str, value: Any, now: float | None = None) -> float | None:
-    """Convert a datetime, or a length of time before now, to Unix seconds. Return None for None.
+    """Convert a datetime, or a duration before now, to Unix seconds. Return None for None.
 
     Args:
         name: the name of the argument.
-        value: a datetime, or a length of time before now: seconds, a timedelta, or a string like ``"10m"``.
+        value: a datetime, or a duration before now: seconds, a timedelta, or a string like ``"10m"``.
         now: see `check_moment`.
 
     Raises:
@@ -247,8 +248,8 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     length = read_length(exact_text(value)) if isinstance(value, str) else value
     if length is None:
         raise BadInput(
-            f"{name}={shown(value)} is invalid: not a length of time. "
-            "Pass a datetime, or a length of time before now: seconds, a timedelta, or a string like '90s' or '2h30m'."
+            f"{name}={shown(value)} is invalid: it is not a valid duration. "
+            "Pass a datetime, or a duration before now: seconds, a timedelta, or a string like '90s' or '2h30m'."
         )
     return (time.time() if now is None else now) - check_seconds(name, length)
 
@@ -274,7 +275,8 @@ def check_status(value: object) -> State:
         except Exception:  # noqa: BLE001  not one of the numbers, or a foreign number that fails
             text = None
     raise BadInput(
-        f"status {shown(value)} is invalid: no such state. {hint(text, LABELS)}The states are {', '.join(LABELS)}."
+        f"status {shown(value)} is invalid: there is no such state. {hint(text, LABELS)}"
+        f"The states are {', '.join(LABELS)}."
     )
 
 

@@ -155,7 +155,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
 
     @property
     def released(self) -> bool:
-        """Whether the task's worker has stopped, so that the task is waiting for another worker."""
+        """Whether the task is waiting for another worker because the task's worker has stopped."""
         return self.status is Status.PROCESSING and self.marked and not self.worker
 
     @property
@@ -359,8 +359,8 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
         info = decode(data, _worker_decoder, "a worker's presence")
         if info.id != key:
             raise MalformedMessage(
-                f"cannot read presence entry {quoted(key)}: the entry has the id of another worker, {quoted(info.id)}. "
-                "Check which program wrote the entry.",
+                f"cannot read presence entry {quoted(key)}: the entry contains the id of another worker "
+                f"({quoted(info.id)}). Check which program wrote the entry.",
                 data,
             )
         # A moment without a time zone, or at the end of the calendar, cannot be compared with other moments.

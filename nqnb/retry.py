@@ -21,7 +21,7 @@ class Backoff:
         most: the maximum delay before any retry: a number of seconds, or a timedelta.
 
     Raises:
-        BadInput: a value is not a length of time, or ``most`` is less than ``first``.
+        BadInput: a value is not a duration, or ``most`` is less than ``first``.
     """
 
     first: Duration = 1.0
@@ -31,7 +31,7 @@ class Backoff:
         first, most = check_seconds("first", self.first), check_seconds("most", self.most)
         if most < first:
             raise BadInput(
-                f"Backoff({shown(self.first)}, {shown(self.most)}) is invalid: most is less than first. "
+                f"Backoff({shown(self.first)}, {shown(self.most)}) is invalid: `most` is less than `first`. "
                 "Use 0 <= first <= most."
             )
         object.__setattr__(self, "first", first)

@@ -113,8 +113,8 @@ class Settings:
             CLI.
         password: password; default ``NATS_PASSWORD``.
         token: token; default ``NATS_TOKEN``.
-        creds: path of a credentials file, with a JWT and a seed; default ``NATS_CREDS``. The file is read at each
-            connect.
+        creds: path of a credentials file, with a JWT and a seed; default ``NATS_CREDS``. The file is read again
+            for each connection.
         nkey: path of a file with the seed of an nkey, or the seed itself; default ``NATS_NKEY``.
         tls_ca: path of a PEM file with the trusted certificate authorities; default ``NATS_CA``, or else the system's
             authorities. If any TLS setting is set, TLS is required: no credentials are sent to a server without TLS.
@@ -249,7 +249,7 @@ class Settings:
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
                 raise BadInput(
-                    f"{name}={shown(bucket)} is invalid: not a valid bucket name. "
+                    f"{name}={shown(bucket)} is invalid: it is not a valid bucket name. "
                     "Use 1 to 200 characters: letters A-Z and a-z, digits, hyphens and underscores."
                 )
             object.__setattr__(self, name, bucket := exact_text(bucket))
@@ -284,7 +284,7 @@ class Settings:
         unknown, listed = sorted(set(options) - known), ", ".join(sorted(known))
         if unknown:
             raise BadInput(
-                f"setting {unknown[0]!r} is invalid: no such setting. "
+                f"setting {unknown[0]!r} is invalid: there is no such setting. "
                 f"{hint(unknown[0], known)}The settings are {listed}."
             )
         if not isinstance(settings, cls):
@@ -339,7 +339,7 @@ def _path(name: str, value: object) -> str:
         with contextlib.suppress(Exception):  # a foreign `__fspath__` may raise any error
             path = os.fspath(value)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise BadInput(f"{name} is invalid: must be a path to a file, got {kind_of(value)}. Pass a path, or None.")
+        raise BadInput(f"{name} is invalid: expected a path to a file, got {kind_of(value)}. Pass a path, or None.")
     return exact_text(path)
 
 
@@ -382,7 +382,8 @@ def _read_context(name: str) -> _Source:
             raise ValueError("it is not a JSON object")
     except FileNotFoundError:
         raise BadInput(
-            f"{where} is invalid: no such context. List your contexts with `nats context ls`, or set an address."
+            f"{where} is invalid: there is no such context. List your contexts with `nats context ls`, or set an "
+            "address."
         ) from None
     except (OSError, ValueError) as error:
         # The error of the parser may quote a password, so only the position is shown.
@@ -441,17 +442,14 @@ def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[s
     texts = given.split(",") if isinstance(given, str) else given
     if isinstance(given, str) and any(map(_may_be_one_address, texts, texts[1:])):
         raise BadInput(
-            f"{label} is invalid: its comma is ambiguous, because it could separate two addresses or be part of a "
-            "password. Write commas in "
-            f"passwords as %2C, and write each address in full, like {DEFAULT_URL}."
+            f"{label} is invalid: its comma is ambiguous. The comma could separate two addresses or be part of a "
+            f"password. Write commas in passwords as %2C, and write each address in full, like {DEFAULT_URL}."
         )
     for number, address in enumerate(texts, 1):
         parts, problem = _split(address.strip() if isinstance(address, str) else "")
         if parts is None:
             which = label if len(texts) == 1 else f"{label}, number {number} of {len(texts)},"
-            raise BadInput(
-                f"{which} is invalid: not the address of a NATS server, {problem}. Use an address like {DEFAULT_URL}."
-            )
+            raise BadInput(f"{which} is invalid: {problem}. Use an address like {DEFAULT_URL}.")
         user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
         if user is not None and not login:
             login = {"token": user} if password is None else {"user": user, "password": password}
@@ -477,22 +475,22 @@ def _split(text: str) -> tuple[SplitResult | None, str]:
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
     except ValueError:
-        return None, "because it has no host"
+        return None, "it has no host"
     rest = f"{parts.path.rstrip('/')}{parts.query}{parts.fragment}"
     # For urllib, an unescaped slash in a password ends the host.
     if "@" in rest:
-        return None, "because / ? # in a password must be written as %2F %3F %23"
+        return None, "the characters / ? # in a password must be written as %2F %3F %23"
     if parts.scheme not in _SCHEMES:
-        return None, f"because it must begin with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+        return None, f"it must begin with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
     if not parts.hostname:
-        return None, "because it has no host"
+        return None, "it has no host"
     try:
         _ = parts.port
     except ValueError:
-        return None, "because its port must be a number up to 65535, and a password must be followed by @ and the host"
+        return None, "its port must be a number up to 65535, and a password must be followed by @ and the host"
     # If the host is missing, a password is parsed as the port, and the text after a slash in it as the path.
     if rest and parts.scheme in ("nats", "tls"):
-        return None, "because only ws:// and wss:// have a path, and / ? # in a password must be written as %2F %3F %23"
+        return None, "only ws:// and wss:// have a path, and / ? # in a password must be written as %2F %3F %23"
     return parts, ""
 
 
@@ -557,6 +555,6 @@ def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
     # The value may be a mistyped seed, so it is shown only if it is clearly a path.
     value = f" {text!r}" if os.sep in text or "." in text else ""
     raise BadInput(
-        f"{label}{value} is invalid: neither a seed nor a readable file. "
+        f"{label}{value} is invalid: it is neither a seed nor a readable file. "
         "Use a seed (58 characters, starting with SU) or the path of a file that contains a seed."
     )

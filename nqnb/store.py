@@ -28,8 +28,7 @@ class StateStore(Protocol):
 
     All clients and workers of a task must use the same store. Times from the store are compared with times from the
     server, so the two clocks should agree to within a second. If a store cannot determine whether a write took effect,
-    the
-    store raises `Unconfirmed`, and the caller reads the key and retries. Every store must pass the tests of
+    the store raises `Unconfirmed`, and the caller reads the key and retries. Every store must pass the tests of
     `nqnb.testing.StoreContract`.
 
     The ``ttl`` of a write is the minimum number of seconds for which the store keeps the value, unless the value is
@@ -83,7 +82,7 @@ class StateStore(Protocol):
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """Call ``wake`` whenever the key may have changed, and return a function that ends the subscription.
 
-        A call of ``wake`` is only a hint: the change may not be readable yet, or nothing may have changed.
+        A call to ``wake`` is only a hint: the change may not be readable yet, or nothing may have changed.
         """
         ...
 
@@ -97,7 +96,9 @@ def check_store(store: StateStore | None) -> StateStore | None:
     if store is None:
         return None
     if isinstance(store, type):
-        raise BadInput(f"store={store.__name__} is invalid: expected a store, got a class. Pass an instance.")
+        raise BadInput(
+            f"store={store.__name__} is invalid: expected a store, got a class. Pass an instance of the class."
+        )
     required = [name for name in vars(StateStore) if not name.startswith("_")]
     missing = [name for name in required if not _has(store, name)]
     if missing:

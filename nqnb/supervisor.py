@@ -361,7 +361,10 @@ def _read_early_command() -> bytes | None:
 
 
 def _preload(module: str) -> None:
-    """Import `module` and its dependencies. Exclude the imported objects from garbage collection, also in the forks."""
+    """Import `module` and its dependencies.
+
+    The imported objects are excluded from garbage collection, in this process and in its forks.
+    """
     import gc  # imported late, because the other role does not use it
     from importlib import import_module
 
@@ -371,7 +374,7 @@ def _preload(module: str) -> None:
 
 
 def _is_single_threaded() -> bool:
-    """Return whether this process has a single thread. A ``sitecustomize`` module may have started another."""
+    """Return whether this process has a single thread. A ``sitecustomize`` module may have started another thread."""
     try:
         return len(os.listdir("/proc/self/task")) == 1
     except OSError:

@@ -1,4 +1,4 @@
-"""A DataFrame of tasks whose display shows the most useful columns, and columns for payload and result fields.
+"""A DataFrame of tasks with a compact display, and functions that create columns for payload and result fields.
 
 All text from tasks is escaped: payloads, results and errors may come from any program that can write to a queue.
 """

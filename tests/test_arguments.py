@@ -181,7 +181,7 @@ class TestMoments:
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
     @pytest.mark.parametrize("moment", BAD, ids=str)
     async def test_beyond_the_servers_range_are_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
-        with pytest.raises(BadInput, match=f"{name}=.* must be a date between 1970 and 2261") as caught:
+        with pytest.raises(BadInput, match=f"{name}=.* the year must be from 1970 to 2261") as caught:
             await nq.submit("moments", **{name: moment})
         refused(caught.value, name)
 
@@ -210,7 +210,9 @@ class TestStates:
             await nq.tasks(status=state)
 
     async def test_a_misspelt_state_gets_a_suggestion(self, nq: nqnb.Client) -> None:
-        with pytest.raises(BadInput, match=r"status 'faild' is invalid: no such state. Did you mean 'failed'\?"):
+        with pytest.raises(
+            BadInput, match=r"status 'faild' is invalid: there is no such state. Did you mean 'failed'\?"
+        ):
             await nq.tasks(status="faild")
 
 

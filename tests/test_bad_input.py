@@ -680,4 +680,4 @@ class TestUnreachableServers:
             worker = nqnb.Worker(server.url)
             worker.handler("q")(lambda job: None)
             for call in (self.open(server.url), worker.start()):
-                await refusal(NoJetStream, call, server.url, "JetStream is off", "`-js`")
+                await refusal(NoJetStream, call, server.url, "JetStream is not enabled", "`-js`")

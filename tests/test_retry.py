@@ -49,5 +49,5 @@ def test_what_cannot_be_used(first: float, most: float) -> None:
 
 @pytest.mark.parametrize(("first", "most"), [("1", 5), (1, None)])
 def test_an_invalid_number_is_refused(first: object, most: object) -> None:
-    with pytest.raises(BadInput, match="expected a length of time"):
+    with pytest.raises(BadInput, match="expected a duration"):
         Backoff(first, most)  # type: ignore[arg-type]

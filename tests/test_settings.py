@@ -119,9 +119,7 @@ class TestAddresses:
         ],
     )
     def test_an_invalid_address_is_refused(self, given: str | list[str]) -> None:
-        with pytest.raises(
-            BadInput, match=r"is invalid: not the address of a NATS server, because .*\. Use an address like nats://127"
-        ):
+        with pytest.raises(BadInput, match=r"is invalid: .*\. Use an address like nats://127"):
             Settings(given)
 
     @pytest.mark.parametrize("given", [5, 5.0, object(), [None], True])
@@ -227,12 +225,10 @@ class TestSecrets:
         assert "s3cret" not in "".join(told)
 
     def test_a_refused_address_is_told_by_its_number_and_its_fault(self) -> None:
-        with pytest.raises(
-            BadInput, match=r"^url, number 2 of 3, is invalid: .* its port must be a number up to 65535"
-        ):
+        with pytest.raises(BadInput, match=r"^url, number 2 of 3, is invalid: its port must be a number up to 65535"):
             Settings("a:1,ann:s3cret,b:2")
         with pytest.raises(
-            BadInput, match=r"^url is invalid: .* it must begin with one of nats://, tls://, ws://, wss://\."
+            BadInput, match=r"^url is invalid: it must begin with one of nats://, tls://, ws://, wss://\."
         ):
             Settings("http://host")
         with pytest.raises(BadInput, match=r"^url is invalid: its comma .*\. Write commas in passwords as %2C"):
@@ -307,7 +303,7 @@ class TestOf:
     def test_an_unknown_option_names_the_known_ones(self) -> None:
         with pytest.raises(
             BadInput,
-            match=r"is invalid: no such setting\. Did you mean 'ack_wait'\? The settings are ack_wait, .*url",
+            match=r"is invalid: there is no such setting\. Did you mean 'ack_wait'\? The settings are ack_wait, .*url",
         ):
             Settings.of(None, ack_wiat=3)
 
@@ -374,7 +370,7 @@ class TestFiles:
             assert getattr(Settings("h", **{name: given}), name) == file  # type: ignore[arg-type]
         monkeypatch.setenv("HOME", str(Path(file).parent))
         assert getattr(Settings("h", **{name: "~/some.file"}), name) == file  # type: ignore[arg-type]
-        with pytest.raises(BadInput, match=f"{name} is invalid: must be a path to a file"):
+        with pytest.raises(BadInput, match=f"{name} is invalid: expected a path to a file"):
             Settings("h", **{name: 5})  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -411,12 +407,12 @@ class TestFiles:
         assert SEED not in shown(Settings("h", nkey=SEED))
         assert Settings("h", nkey=f" {SEED}\n").nkey == SEED
         for slip in (SEED[:-1], SEED.lower(), SEED.replace("3", "8"), f"{SEED}A"):
-            with pytest.raises(BadInput, match="nkey is invalid: neither a seed") as caught:
+            with pytest.raises(BadInput, match="nkey is invalid: it is neither a seed") as caught:
                 Settings("h", nkey=slip)
             assert slip[5:20] not in str(caught.value)
 
     def test_a_path_of_a_seed_is_shown(self) -> None:
-        with pytest.raises(BadInput, match=r"nkey '/no/such\.nk' is invalid: neither"):
+        with pytest.raises(BadInput, match=r"nkey '/no/such\.nk' is invalid: it is neither"):
             Settings("h", nkey="/no/such.nk")
 
 
@@ -494,7 +490,7 @@ class TestContexts:
     def test_a_missing_context_is_explained(self, home: Path) -> None:
         with pytest.raises(
             BadInput,
-            match=r"'prod' \(.*prod\.json\) is invalid: no such context\. List your contexts with `nats context ls`",
+            match=r"'prod' \(.*prod\.json\) is invalid: there is no such context\. List your contexts with `nats",
         ):
             Settings(context="prod")
         home.mkdir()
@@ -529,7 +525,7 @@ class TestBuckets:
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("value", ["", "a.b", "a b", "a/b", "ä", "a\n", 5, None, "a" * 201])
     def test_an_invalid_bucket_name_is_refused(self, name: str, value: object) -> None:
-        with pytest.raises(BadInput, match=f"{name}=.* is invalid: not a valid bucket name"):
+        with pytest.raises(BadInput, match=f"{name}=.* is invalid: it is not a valid bucket name"):
             Settings("h", **{name: value})  # type: ignore[arg-type]
 
     def test_two_buckets_of_one_name_are_refused(self) -> None:

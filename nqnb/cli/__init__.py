@@ -81,7 +81,7 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
 
 def _unwritten(shell: Shell, error: OSError) -> int:
     try:
-        shell.complain(OSError(f"the output cannot be written: {error.strerror}. Check the disk"))
+        shell.complain(OSError(f"the output cannot be written: {error.strerror}. Check the disk."))
     except OSError:  # stderr fails in the same way
         discard(sys.stderr)
     return REFUSED

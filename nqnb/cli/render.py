@@ -434,7 +434,7 @@ def _workers(record: Workers) -> RenderableType:
 
 
 def _preview(record: Preview) -> RenderableType:
-    """Return a table with the numbers of tasks that the command would end, and some ids of these tasks."""
+    """Return a table with the numbers of tasks that the command would end, and the ids of some of these tasks."""
     if not record.ids:
         return "no tasks to end"
     columns = [
@@ -465,7 +465,7 @@ def _requeues(task: TaskInfo) -> list[str]:
 
 
 def _requeue_preview(record: RequeuePreview) -> RenderableType:
-    """Return a table with the numbers of tasks that would be requeued, and some ids of these tasks."""
+    """Return a table with the numbers of tasks that would be requeued, and the ids of some of these tasks."""
     left_out = f"{record.left_out:,} skipped: already requeued" if record.left_out else ""
     if not record.ids:
         return _line("no tasks to requeue", left_out)
@@ -553,12 +553,15 @@ def _progress_words(task: TaskInfo) -> str:
 
 
 def _progress(task: TaskInfo) -> str:
-    """Return the progress of a task. For a completed task, it would be misleading, because the work is complete."""
+    """Return the progress of a task, or an empty string for a completed task.
+
+    The last progress that a completed task reported may be misleading, because the work is complete.
+    """
     return "" if task.status is Status.COMPLETED else _progress_words(task)
 
 
 def _share(task: TaskInfo) -> str:
-    """Return the progress of a task in a short form, or that its worker is absent, for a narrow column."""
+    """Return text for a narrow column: the progress of a task, or a note that its worker is absent."""
     if absent := absent_worker(task):
         return absent
     if task.progress is None or not task.progress.total:

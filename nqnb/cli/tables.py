@@ -126,7 +126,7 @@ def bar(done: float, total: float, width: int = 10) -> Text:
 
 
 def stack(*parts: RenderableType) -> RenderableType:
-    """Return a group of the parts, one below the other."""
+    """Return the parts as a group, one below the other."""
     return Group(*parts)
 
 

@@ -1,4 +1,4 @@
-"""Adds to tasks and receipts whether the worker of a running task is silent or gone."""
+"""Information for tasks and receipts: whether the worker of a running task is silent or gone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def _reasons(nq: Client, ids: list[str]) -> dict[str, str]:
 
 
 async def _is_served(nq: Client, queue: str, gone: Iterable[str]) -> bool:
-    """Return whether a worker other than those in ``gone`` serves a queue."""
+    """Return whether a worker other than those in ``gone`` is serving a queue."""
     service = await nq.backend.service_of(queue)
     if service.workers or service.pulls:
         return True

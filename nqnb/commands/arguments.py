@@ -155,7 +155,7 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
     if not front.json:
         front.show(preview)
     if not yes and not front.confirm(question):
-        raise NqnbError(f"{otherwise}: you did not confirm. Answer y, or add --yes")
+        raise NqnbError(f"{otherwise}: you did not confirm. Answer y, or add --yes.")
 
 
 def count_tasks(count: int) -> str:

@@ -54,7 +54,7 @@ class Health(Struct, frozen=True):
             "failed": f"{tasks} -s failed --not-requeued",
         }
         hints = dict.fromkeys(f"`{commands[each.name]}`" for each in broken)
-        return [NqnbError(f"the check failed: {reasons}. See {' and '.join(hints)}")]
+        return [NqnbError(f"the check failed: {reasons}. See {' and '.join(hints)}.")]
 
 
 class Limits(Struct, frozen=True):

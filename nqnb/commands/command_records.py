@@ -56,7 +56,9 @@ class Workers(list[WorkerInfo]):
         """The error to print, or an empty list if there are enough workers."""
         if self.ok:
             return []
-        return [NqnbError(f"too few workers are alive: expected {self.least:,}, found {len(self):,}. Start more")]
+        return [
+            NqnbError(f"too few workers are alive: expected {self.least:,}, found {len(self):,}. Start more workers.")
+        ]
 
 
 class Outcomes(list[T]):

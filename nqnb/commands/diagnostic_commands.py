@@ -142,7 +142,7 @@ def chaos(
     if settings is not None and not yes:
         question = f"Test {', '.join(settings.urls)} with {count_tasks(tasks)}, on new queues?"
         if not front.confirm(question):
-            raise NqnbError("nothing was tested: you did not confirm. Answer y, or add --yes")
+            raise NqnbError("nothing was tested: you did not confirm. Answer y, or add --yes.")
     # nats is slow to import, and the other commands import it only when they connect.
     from nqnb.testing.chaos import run_chaos
 

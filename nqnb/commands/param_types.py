@@ -88,7 +88,7 @@ def part_of_error(text: str) -> str:
     """Parse text to search for in error messages. Blank text is refused, because it would match almost every error."""
     if not text.strip():
         raise click.BadParameter(
-            f"expected part of an error message, got {text!r}, which any error matches. Use a word from the message"
+            f"expected part of an error message, got {text!r}, which would match any error. Use a word from the message"
         )
     return text
 
@@ -142,7 +142,7 @@ def moment(text: str) -> datetime | timedelta:
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
-            f"expected a date, got {text!r}. Use a duration from now (90s, 10m, 2h30m, 1d), a time of day "
+            f"expected a time, got {text!r}. Use a duration from now (90s, 10m, 2h30m, 1d), a time of day "
             "such as 07:00, or a date and time such as 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
@@ -152,7 +152,7 @@ def future_moment(text: str) -> datetime | timedelta:
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
         raise click.BadParameter(
-            f"expected a date in the future, got {text!r}. Use a later date, or a duration from now"
+            f"expected a time in the future, got {text!r}. Use a later time, or a duration from now"
         )
     return found
 

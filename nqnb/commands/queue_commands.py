@@ -78,8 +78,8 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
 def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
     """Pause a queue until it is resumed; running tasks continue.
 
-    Running tasks continue. New tasks can still be submitted, and wait in the queue. The pause is stored on the server,
-    and also applies to workers that start later.
+    New tasks can still be submitted, and wait in the queue. The pause is stored on the server, and also applies to
+    workers that start later.
     """
     return _change(ctx, queue, Client.pause)
 
@@ -181,7 +181,7 @@ async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
         reasons.append("1 worker is serving it" if info.workers == 1 else f"{info.workers:,} workers are serving it")
     raise QueueInUse(
         f"queue {name!r} cannot be deleted: {', '.join(reasons)}. Wait for its tasks to finish, then stop its "
-        "workers. Or add --force, which ends its waiting tasks and cancels its running tasks",
+        "workers. Or add --force, which ends its waiting tasks and cancels its running tasks.",
         name,
         counts[Status.PENDING],
         counts[Status.PROCESSING],

@@ -79,7 +79,7 @@ def up(
 
     The server program is installed with nqnb. The server has JetStream enabled and listens on 127.0.0.1 only.
 
-    With --detach, the server runs in the background and continues after this shell exits. Each user can have one such
+    With --detach, the server runs in the background, even after this shell exits. Each user can have one such
     server, which requires a token that only this user can read. Commands and notebooks use this server unless an
     option, NATS_URL or a NATS CLI context names another server.
     """
@@ -125,7 +125,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
                 await first_of(stop, timeout=_POLL_SECONDS)
             if not stop.is_set():
                 raise DevServerError(
-                    f"the nats-server failed: it exited unexpectedly ({server.url}). Start it again with `nqnb up`"
+                    f"the nats-server at {server.url} failed: it exited unexpectedly. Start it again with `nqnb up`."
                 )
             front.say(await _farewell(server, again, temporary=store_dir is None))
 
@@ -189,7 +189,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
     if found.condition in (Condition.RUNNING, Condition.SILENT) and found.server is not None:
         question = _question(ctx, found.server, found.problem)
         if question and not yes and not front.confirm(f"{question} Stop it?"):
-            raise NqnbError("the server was not stopped: you did not confirm. Answer y, or add --yes")
+            raise NqnbError("the server was not stopped: you did not confirm. Answer y, or add --yes.")
     before()
     stopped = detached.stop()
     if stopped is None:

@@ -494,7 +494,9 @@ def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tupl
         try:
             given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())
         except OSError as error:
-            raise click.UsageError(f"the ids cannot be read from stdin: {error.strerror}. Pass the ids as ID") from None
+            raise click.UsageError(
+                f"the ids cannot be read from stdin: {error.strerror}. Pass the ids as arguments"
+            ) from None
     return list(dict.fromkeys(given))
 
 
@@ -579,7 +581,7 @@ async def _cancel_all(
 ) -> Receipts:
     """Cancel the tasks with the given ids. Unless ``wait`` is None, wait up to ``wait`` seconds for their code to stop.
 
-    ``show`` is called with the progress. The receipt or error for each task is added to ``outcomes`` immediately.
+    ``show`` is called with the progress. Each receipt or error is added to ``outcomes`` as soon as it arrives.
     """
     await cancel_many(
         nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)), queue
@@ -597,20 +599,21 @@ def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
     if receipt.stopping and receipt.how:
         return WaitTimeout(
             f"task {task_id!r} is not marked as cancelled yet: {receipt.how}. The cancel is stored, so it need not be "
-            "repeated",
+            "repeated.",
             task_id,
             state,
         )
     if receipt.stopping:
         return WaitTimeout(
             f"the code of task {task_id!r} has not stopped: it was still running after {wait:g} s. "
-            "The cancel is stored; cancel the task again to wait longer",
+            "The cancel is stored. To wait longer, cancel the task again.",
             task_id,
             state,
         )
     if state in (Status.COMPLETED, Status.FAILED):
         return NotCancellable(
-            f"task {task_id!r} was not cancelled: it {state.label} first. Use `nqnb task show` for details",
+            f"task {task_id!r} was not cancelled: it {state.label} before it could be stopped. Use `nqnb task show` "
+            "for details.",
             task_id,
             state,
         )
@@ -622,7 +625,11 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
-    """Return a task, with its cancel request if it has not ended, or its latest copy if it ended without a result."""
+    """Return a task with additional information.
+
+    For an unfinished task, the additional information is the cancel request. For a task that ended without a result,
+    it is the id of the latest requeue.
+    """
     task = await nq.fetch(id)
     if not task.status.terminal:
         (task,) = await with_silence(nq, [task])
@@ -665,7 +672,7 @@ async def _requeue_all(
 ) -> Requeued:
     """Requeue the tasks with the given ids. If a task is refused, continue with the other tasks.
 
-    ``show`` is called with the progress. The new task or error for each id is added to ``outcomes`` immediately.
+    ``show`` is called with the progress. Each new task or error is added to ``outcomes`` as soon as it arrives.
     """
 
     async def requeue(id: str) -> None:

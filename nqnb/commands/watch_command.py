@@ -198,7 +198,7 @@ class _Watcher:
                 raise
             raise UnknownTask(
                 f"{self._what[0]!r} was not found: the server has no such queue or task. "
-                "Use `nqnb queue list` to list the queues, and `nqnb task list` to list the tasks",
+                "Use `nqnb queue list` to list the queues, and `nqnb task list` to list the tasks.",
                 error.task_id,
             ) from None
 

@@ -142,7 +142,7 @@ def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
     """Return the worker's settings, overridden by the command's options. If no server is named, choose a server."""
     choice = resolve(Settings.of(own, **options))
     if choice.detached:
-        log.info("no server was named, so the worker uses your detached server at %s", choice.settings.url)
+        log.info("no server was specified, so the worker uses your detached server at %s", choice.settings.url)
     return choice.settings
 
 
@@ -194,5 +194,5 @@ def _user_error(name: str, error: BaseException) -> UserCodeError:
         inner = inner.tb_next
     text = "".join(traceback.format_exception(type(error), error, inner)).rstrip()
     return UserCodeError(
-        f"module {name!r} cannot be imported: {type(error).__name__}: {clause(error)}. See the traceback", text
+        f"module {name!r} cannot be imported: {type(error).__name__}: {clause(error)}. See the traceback.", text
     )

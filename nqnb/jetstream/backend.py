@@ -238,7 +238,7 @@ class Backend:
         return self._clock.latest()
 
     async def read_now(self) -> float:
-        """Return the server's time in Unix seconds, after asking the server if the last timestamp is not recent.
+        """Return the server's time in Unix seconds. If no recent timestamp is known, ask the server.
 
         If the server does not reply, the result is the same as that of `now`.
         """
@@ -384,7 +384,9 @@ class Backend:
         if full is not None:
             if not paused:
                 raise full
-            log.warning("queue %s is paused, but only until its consumer is deleted: %s", queue, full)
+            log.warning(
+                "queue %s is paused, but the pause will end if the queue's consumer is deleted: %s", queue, full
+            )
 
     async def resume(self, queue: str, stream: str) -> None:
         """Resume a queue, so that tasks are delivered again."""

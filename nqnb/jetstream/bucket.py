@@ -71,8 +71,8 @@ class KeyValueStore:
 
         Raises:
             Unconfirmed: an earlier write to the key is still in progress, and the key has no value yet. The earlier
-                write may be our own request whose reply was lost. A leader without a quorum refuses the new write with
-                "wrong last sequence", although the earlier write may never be stored.
+                write may be a request of this client whose reply was lost. A leader without a quorum refuses the new
+                write with "wrong last sequence", although the earlier write may never be stored.
         """
         revision = 0
         while True:
@@ -85,7 +85,8 @@ class KeyValueStore:
             # A deleted key leaves a tombstone, which has a revision.
             if last is None or last.seq == revision:
                 raise Unconfirmed(
-                    f"writing {key!r} is unconfirmed: an earlier write to the same key is still in progress. Try again."
+                    f"the write to {key!r} is unconfirmed: an earlier write to the same key is still in progress. "
+                    "Try again."
                 )
             revision = last.seq
 

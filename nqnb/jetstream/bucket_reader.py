@@ -338,7 +338,7 @@ class _BucketConsumer:
         self.sequence = 0
         """The stream sequence of the last consecutive message."""
         self.ready = asyncio.Event()
-        """Set when a page can be read, because enough messages, the last message or a status message has arrived."""
+        """An event that is set when a page can be read: enough messages, the last message or a status has arrived."""
         self._connection = connection
         self._name = name
         self._root = names.key_subject(bucket, "")

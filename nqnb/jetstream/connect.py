@@ -258,7 +258,8 @@ def _tls(settings: Settings) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             raise BadInput(
                 f"tls_cert {str(settings.tls_cert)!r} or tls_key {str(settings.tls_key)!r} is invalid: {_why(error)}. "
-                "Set tls_cert and tls_key to the PEM files of a certificate and its key, without a passphrase."
+                "Set tls_cert and tls_key to the PEM files of a certificate and its key. The key must not have a "
+                "passphrase."
             ) from None
     return context
 

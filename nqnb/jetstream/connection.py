@@ -283,8 +283,8 @@ class Connection:
                 self.full_at = elapsed()
             if request.resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
-                    f"storing a message on {subject!r} is unconfirmed: no reply arrived, so the message may or may not "
-                    f"be stored. A later attempt failed: {error}"
+                    f"the message on {subject!r} is unconfirmed: no reply arrived, so the message may or may not "
+                    f"have been stored. A later attempt failed: {error}"
                 )
             raise error
         if ack.sequence <= 0:
@@ -369,7 +369,10 @@ class Connection:
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message``, which must not block, on the event loop for each message on a subject, in order."""
+        """Call ``on_message`` for each message on a subject, in order.
+
+        The calls are made on the event loop, so ``on_message`` must not block.
+        """
         try:
             return await self.client.listen(subject, on_message)
         except nats.errors.Error as error:
@@ -475,7 +478,7 @@ class Connection:
             if isinstance(error, ServerRefused):
                 raise
             raise NoJetStream(
-                f"cannot use the server at {address(settings)}: JetStream is off. "
+                f"cannot use the server at {address(settings)}: JetStream is not enabled. "
                 "Restart the server with `-js`, or start another server with `nqnb up`."
             ) from None
         except (ConnectionFailed, Unconfirmed):
@@ -713,7 +716,10 @@ class Outage:
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """End the outage if no error was reported in the last ``quiet_for`` seconds, and return whether it ended."""
+        """End the outage if no error was reported in the last ``quiet_for`` seconds.
+
+        Return whether the outage has ended.
+        """
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:
             return False

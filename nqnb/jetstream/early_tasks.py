@@ -26,7 +26,7 @@ _CONCURRENT_READS = 32
 async def count_early_tasks(
     connection: Connection, states: StateStore, queue: str, stream: str, first: int, last: int, count: int
 ) -> int:
-    """Return the number of a queue's messages, in a part of its stream, whose tasks are not due yet.
+    """Return how many of a queue's messages, in a part of the stream, belong to tasks that are not due yet.
 
     If there are more than 512 messages, the result is an estimate. If the messages cannot be read, for example because
     the user has no permission, the result is 0.

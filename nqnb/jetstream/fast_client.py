@@ -197,7 +197,10 @@ class FastClient(NatsClient):
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message``, which must not block, on the event loop for each message on a subject, in order."""
+        """Call ``on_message`` for each message on a subject, in order.
+
+        The calls are made on the event loop, so ``on_message`` must not block.
+        """
 
         async def take(message: Msg) -> None:
             _call(on_message, Message(message.subject, message.reply, message.data, parsed=message.headers or {}))

@@ -44,7 +44,7 @@ async def read_messages(
         connection: the connection.
         stream: the stream.
         start: the first sequence to read.
-        end: the sequence at which to stop, which is not read; None reads to the end of the stream.
+        end: the sequence before which to stop. If None, all later messages are read.
         subject: the subject of the messages to read. It may contain wildcards.
     """
     while end is None or start < end:

@@ -11,8 +11,8 @@ the hash of its id. The filter has two properties:
 
 - The bit of a running task is always set, so no running task is taken over.
 - The bit of a task that is not running may also be set, because another task has the same bit. With 16 bits per task,
-  this happens in 6% of cases. The message of such a task is nak'ed again. The salt of the hash
-  changes with each write of the entry, so later checks use other bits, and a dropped task is eventually taken over.
+  this happens in 6% of cases. The message of such a task is nak'ed again. The salt of the hash changes with each write
+  of the entry, so later checks use other bits, and a dropped task is eventually taken over.
 
 It would not be enough to store only the number of unlisted tasks: every task that is not listed would have to count as
 running, and a dropped task would wait until its worker stops. Several entries per worker would not help, because they
@@ -117,8 +117,8 @@ class Presence:
             queue: the task's queue. Its ack wait affects the result.
             task_id: the task.
             written: the time, by the server's clock, at which the worker wrote the task's entry. This write is also a
-                sign of life. If it is later than the worker's presence entry, the presence entry cannot contain the
-                task yet.
+                sign of life. If this time is later than the worker's presence entry, that entry cannot contain the task
+                yet.
             lease: the age, in seconds, at which the presence bucket no longer counts as new. While the bucket is new, a
                 worker without an entry counts as alive, because the worker's entry may have been lost with an earlier
                 bucket.
@@ -209,7 +209,7 @@ _LIST_BYTES = 128 * 1024
 _FILTER_BYTES = 128 * 1024
 """The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks (the consumer's limit)."""
 _SHARE = 4
-"""The list and the filter may each use a fourth of the maximum message size."""
+"""The maximum message size divided by this number is the limit for the list, and also for the filter."""
 _JSON_BYTES = 3
 """The number of bytes that two quotes and a comma add to each id."""
 

@@ -23,7 +23,7 @@ NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
-"""The end of a pause, which the server requires. The limit is 2262, because the server counts 64-bit nanoseconds."""
+"""The end of a pause. The server requires a time before 2262, because it counts 64-bit nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from nqnb.protocol.wire import parse_time
 log = logging.getLogger("nqnb.pull")
 
 LATE_SECONDS = 3.0
-"""The number of seconds after its due time at which a schedule counts as overdue."""
+"""The number of seconds that a schedule must be late to count as overdue."""
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
 """Seconds between two sweeps over all schedules, after a short sweep and after a long sweep."""
 _FULL_FOR_SECONDS = 60.0
@@ -144,7 +144,7 @@ class OverdueSchedules:
             self._next_sweep = elapsed() + self._pause(full_at)
 
     def _pause(self, full_at: float) -> float:
-        """Return the seconds until the next sweep. ``full_at`` is the last time that a storage limit was reached."""
+        """Return the seconds until the next sweep. ``full_at`` is the time at which storage was last full."""
         pause = _SWEEP_SECONDS if self._read < _SCHEDULES_PER_LOOK else _LONG_SWEEP_SECONDS
         if full_at and elapsed() - full_at < _FULL_FOR_SECONDS:
             pause = 0.0

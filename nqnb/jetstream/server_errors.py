@@ -79,7 +79,7 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
             f"sending to {subject!r} failed: the connection to {address(settings)} is closed. Open a new connection."
         )
     return ConnectionFailed(
-        f"sending to {subject!r} failed: the connection to {address(settings)} has a problem ({error}). Try again."
+        f"sending to {subject!r} failed: the connection to {address(settings)} reported an error ({error}). Try again."
     )
 
 

@@ -93,7 +93,7 @@ class Pump:
     def _take(self, sent: deque[Any]) -> None:
         """Move widget messages from the kernel's queue to ``sent``.
 
-        An interrupt would lose messages, so the caller delays interrupts.
+        The caller must delay interrupts, because an interrupt during this call would lose messages.
         """
         self._kernel.shell_stream.flush(_POLLIN)
         queue = self._kernel.msg_queue

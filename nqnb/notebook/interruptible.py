@@ -33,7 +33,7 @@ _CANCEL_SECONDS = 0.25
 _SETTLE_SECONDS = 2.0
 """How long an interrupted submission waits for the server to answer the requests in flight."""
 _MAX_LOOKS = 2000
-"""The maximum number of tasks whose states are read after an interrupt. If there are more, no states are read."""
+"""The maximum number of tasks whose states are read after an interrupt. If there are more tasks, no states are read."""
 _NAMED_IDS = 3
 """The maximum number of ids in a message."""
 
@@ -60,7 +60,7 @@ class Submission:
 
         Args:
             payloads: the payloads.
-            show: called after each batch with three numbers: the payloads accepted so far, the payloads refused so far,
+            show: called after each batch with three counts: the payloads accepted so far, the payloads refused so far,
                 and the accepted payloads whose key already had a task.
 
         Returns:

@@ -45,7 +45,7 @@ _BLOCKED_SECONDS = 3.0
 
 
 class Local:
-    """The handlers of a session that run in this kernel, by queue. The session's attribute ``local`` is this object.
+    """A session's handlers in this kernel, by queue. The session's attribute ``local`` is this object.
 
     Display ``nq.local`` to list the handlers. Call ``nq.local.stop("resize")`` to stop the handler of one queue.
     """
@@ -93,7 +93,7 @@ class Local:
                 stopped and redelivered to other workers.
 
         Raises:
-            BadInput: this kernel has no handler for that queue, or ``wait`` is invalid. Nothing was stopped.
+            BadInput: this kernel has no handler for that queue, or ``wait`` is invalid. No handler was stopped.
         """
         seconds = check_seconds("wait", wait)
         if queue is not None and (not isinstance(queue, str) or queue not in list(self._workers)):
@@ -232,11 +232,13 @@ def _prepare(
         if isolation is None or (isinstance(isolation, str) and isolation in get_args(KernelIsolation)):
             raise
         raise InvalidHandler(
-            f"{str(error).removesuffix('.')}; in a notebook, 'kernel' runs a coroutine on the kernel's own loop."
+            f"{str(error).removesuffix('.')}. In a notebook, isolation='kernel' runs a coroutine on the kernel's event "
+            "loop."
         ) from None
     except TypeError as error:
         raise BadInput(
-            f"the handler's options are invalid: {error}. Use concurrency, isolation, backoff, grace or is_failure."
+            f"the handler's options are invalid: {error}. The options are concurrency, isolation, backoff, grace and "
+            "is_failure."
         ) from None
     if kernel is not None and not handler.is_coroutine:
         raise InvalidHandler(
@@ -273,7 +275,7 @@ class KernelLoop:
         self.context = contextvars.copy_context()
 
     def running(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a handler for nqnb's loop that awaits a run of the function on the kernel's loop."""
+        """Return a handler that is awaited on nqnb's loop and runs ``function`` on the kernel's loop."""
 
         @functools.wraps(function)
         async def handle(job: Job, *arguments: Any) -> Any:

@@ -72,7 +72,7 @@ _lines: dict[object, CellLine] = {}
 
 
 def line_output() -> CellLine | TerminalLine | None:
-    """Return the line for showing a wait, or None if there is neither a running cell nor a terminal."""
+    """Return a line for showing the progress of a wait, or None if there is neither a running cell nor a terminal."""
     kernel = _kernel()
     if kernel is None:
         return TerminalLine() if sys.stderr is not None and sys.stderr.isatty() else None

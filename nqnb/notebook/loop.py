@@ -219,7 +219,10 @@ class Loop:
             return self._loop
 
     def reset(self) -> None:
-        """Discard the loop and its thread. A forked child process must do this, because threads are not inherited."""
+        """Discard the loop and its thread.
+
+        A forked child process must call this method, because threads are not inherited.
+        """
         # Keep a reference to the parent's loop: closing the loop here would remove the parent's sockets from the
         # selector that both processes share.
         _loops_of_parents.append(self._loop)
@@ -251,7 +254,8 @@ if sys.platform != "win32":
     class _OwnLoop(asyncio.SelectorEventLoop):
         """A loop that nest_asyncio2 does not change.
 
-        nest_asyncio2 replaces these methods in the class of the kernel's loop. This class keeps the original methods.
+        nest_asyncio2 replaces methods of the kernel's loop class, which is also the base of this class. The attributes
+        below keep the original methods.
         """
 
         run_forever = asyncio.BaseEventLoop.run_forever
@@ -286,9 +290,9 @@ async def _clear() -> None:
 def nest() -> None:
     """Make asyncio reentrant in this kernel with nest_asyncio2, so that cells can call ``asyncio.run(...)``.
 
-    nqnb itself does not need a reentrant loop: session calls are synchronous, and tasks can be awaited in a cell. Only
-    a kernel restart undoes the change. A NATS client on the kernel's loop loses about a third of its throughput. This
-    function is idempotent.
+    nqnb itself does not need a reentrant loop: session calls are synchronous, and tasks can be awaited in a cell. The
+    change also reduces the throughput of a NATS client on the kernel's loop by about a third. To undo the change,
+    restart the kernel. This function is idempotent.
 
     Raises:
         BadInput: no event loop is running in this thread.

@@ -25,9 +25,9 @@ _COUNTS = ("pending", "scheduled", "processing", "redelivered", "workers")
 _OPTIONAL = ("scheduled", "redelivered")
 """The counts that are left out if they are 0 for all queues."""
 _SAMPLES = 20
-"""The maximum number of intervals between reads in the line of bars."""
+"""The maximum number of bars in a line. Each bar represents the time between two reads."""
 _RATE_SAMPLES = 10
-"""The maximum number of intervals between reads from which the rate is computed."""
+"""The maximum number of recent reads from which the rate is computed, not counting the first."""
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_REDELIVERED = 5
 """The minimum number of redeliveries for a hint. Fewer are normal, for example after a worker has been stopped."""
@@ -63,7 +63,7 @@ def queue_hints(info: QueueInfo, lost: Iterable[str], *, unserved: bool) -> list
     Args:
         info: the queue.
         lost: the names of the lost workers that served the queue.
-        unserved: whether no worker is listening to the queue.
+        unserved: whether no worker is serving the queue.
     """
     hints = []
     if info.paused:
@@ -93,7 +93,7 @@ class Rate:
         self._counts: deque[tuple[float, int]] = deque(maxlen=_SAMPLES + 1)
 
     def add(self, at: float, removed: int) -> None:
-        """Add the number of removed messages from a read. If the number has decreased, the queue was recreated."""
+        """Record how many messages have been removed in total. If the number has decreased, the queue was recreated."""
         if self._counts and removed < self._counts[-1][1]:
             self._counts.clear()
         self._counts.append((at, removed))

@@ -127,7 +127,7 @@ class Session:
 
     def __reduce__(self) -> Any:
         raise BadInput(
-            "a session cannot be pickled: its connection cannot move to another process. In a handler with "
+            "a session cannot be pickled: its connection cannot be moved to another process. In a handler with "
             "isolation='process', call `nqnb.session(url)` inside the function."
         )
 
@@ -578,7 +578,8 @@ class Session:
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -600,7 +601,8 @@ class Session:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -613,8 +615,8 @@ class Session:
         Args:
             what: a task id, a task, a DataFrame of tasks (indexed by task id), a row of such a DataFrame, or an
                 iterable of any of these.
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
-            queue: the queue of the tasks, if you know it. Running code then stops sooner, and tasks in other queues
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
+            queue: the queue of the tasks, if known. Running code then stops sooner, and tasks in other queues
                 are not cancelled.
 
         Returns:
@@ -654,8 +656,8 @@ class Session:
 
         Args:
             id: the id of the task.
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
-            queue: the queue of the task, if you know it. Running code then stops sooner, and the task is not cancelled
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
+            queue: the queue of the task, if known. Running code then stops sooner, and the task is not cancelled
                 if it is in another queue.
 
         Returns:
@@ -691,9 +693,10 @@ class Session:
 
         Raises:
             BadInput: ``what`` does not contain task ids.
-            NotSubmitted: some of several tasks were refused. ``.tasks`` and ``.errors`` contain the details.
-            NotRequeueable: the single task has not ended, or its payload is no longer stored.
-            UnknownTask: the server has no task with the single id.
+            NotSubmitted: you passed several tasks, and some were refused. ``.tasks`` and ``.errors`` contain the
+                details.
+            NotRequeueable: you passed a single task that has not ended or whose payload is no longer stored.
+            UnknownTask: you passed a single id, and the server has no task with this id.
         """
         check_choice("errors", errors, ("raise", "return"))
         ids = ids_of(what)
@@ -906,7 +909,9 @@ class Session:
         return workers_frame(self.call(self.client.workers()))
 
     def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """End all waiting tasks of a queue. Tasks that were never started are deleted, and the others are cancelled.
+        """End all waiting tasks of a queue.
+
+        Tasks that were never started are marked as deleted, and the others are marked as cancelled.
 
         Running tasks continue. Tasks that are submitted during the purge may remain in the queue.
 
@@ -986,8 +991,8 @@ class Session:
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.
-            queue: the queue whose tasks are removed. If it is None, the tasks of all queues are removed, and also
-                results and cancel requests that belong to no task.
+            queue: the queue whose tasks are removed. If None, the tasks of all queues are removed, and also results
+                and cancel requests that belong to no task.
             dry_run: whether to count the items that would be removed, without removing them.
 
         Raises:
@@ -1106,7 +1111,7 @@ class Session:
             self.say(text)
 
     def abandon(self, task_id: str) -> None:
-        """Record that the await of a task was cancelled. Tasks that are recorded at the same time share one report."""
+        """Record that the code awaiting a task was cancelled. Tasks recorded at the same time share one report."""
         if not self._abandoned_ids:
             asyncio.get_running_loop().call_soon(self._report_abandoned)
         self._abandoned_ids.append(task_id)

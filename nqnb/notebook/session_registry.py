@@ -60,8 +60,8 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
         theirs = known.settings.at_detached(f"{mine.url}", f"{mine.token}") if choice.detached else known.settings
         if theirs != mine or known.store is not store:
             raise BadInput(
-                f"cannot open a session with {', '.join(mine.urls)}: a session with other settings is already open. "
-                "Close that session first, with `%nq down` or its `down()` method."
+                f"cannot open a session with {', '.join(mine.urls)}: a session for this server is already open with "
+                "other settings. Close that session first, with `%nq down` or its `down()` method."
             )
         return known
     why = f"{choice.source}{', started now' if started else ''}"

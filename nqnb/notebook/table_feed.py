@@ -77,7 +77,7 @@ class _Requeues:
 
 
 class TableFeed:
-    """The live tables of one session. `close` and the private methods run on the loop thread."""
+    """The live tables of one session. Call `close` and the private methods on the loop thread."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -175,7 +175,7 @@ class TableFeed:
             async for batch in self._client.watch():
                 self._apply(batch)
         except NqnbError as error:
-            log.warning("live tables stopped updating; open the tables again: %s", error)
+            log.warning("live tables have stopped updating, and must be opened again: %s", error)
             self._apply(TaskBatch(complete=self._complete, lost=True))
         except Exception:
             log.exception("live tables stopped updating: unexpected error in nqnb")

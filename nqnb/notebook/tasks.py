@@ -150,7 +150,8 @@ class SessionTask:
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
         """
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
@@ -169,7 +170,8 @@ class SessionTask:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
+            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
+                queue.
             BadInput: the timeout is invalid.
         """
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
@@ -178,7 +180,7 @@ class SessionTask:
         """Cancel the task. Once the call returns, no worker will start another run of the task.
 
         Args:
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
 
         Returns:
             The receipt. ``.stopping`` is True if the task's code was still running. ``.status`` is Completed or Failed
@@ -292,7 +294,7 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return their results in the order of the tasks.
 
         Args:
-            timeout: how long to wait for each task, in seconds or as a timedelta. None means to wait without a limit.
+            timeout: how long to wait for each task, in seconds or as a timedelta. If None, wait without a limit.
             errors: how to report tasks without a result, after all tasks have ended or timed out. ``"raise"`` raises
                 the first error. ``"return"`` returns each error in place of the result. ``"drop"`` returns only the
                 results.
@@ -334,7 +336,7 @@ class TaskList(list[SessionTask]):
         its error. In an async function, use ``async for``.
 
         Args:
-            timeout: how long to wait for all tasks, in seconds or as a timedelta. None means to wait without a limit.
+            timeout: how long to wait for all tasks, in seconds or as a timedelta. If None, wait without a limit.
             cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If None, the session's
                 ``cancel_on_interrupt`` is used.
 
@@ -375,7 +377,7 @@ class TaskList(list[SessionTask]):
 
         labels, flat = self._labels(), check_flag("flat", flat)
         if not isinstance(df, pd.DataFrame):
-            raise BadInput(f"df={shown(df)} is invalid: expected a DataFrame, got {kind_of(df)}. Pass a DataFrame.")
+            raise BadInput(f"df={shown(df)} is invalid: expected a DataFrame, got {kind_of(df)}.")
         if labels is None:
             raise BadInput(
                 "the tasks cannot be joined: their payloads are not the rows of a DataFrame. Pass a DataFrame to "
@@ -400,7 +402,7 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return their final states in the order of the tasks.
 
         Args:
-            timeout: how long to wait for each task, in seconds or as a timedelta. None means to wait without a limit.
+            timeout: how long to wait for each task, in seconds or as a timedelta. If None, wait without a limit.
             cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, these tasks
                 continue, and a message reports their states. If None, the session's ``cancel_on_interrupt`` is used.
 
@@ -419,7 +421,7 @@ class TaskList(list[SessionTask]):
         """Cancel all tasks. If one cancel is refused, the other tasks are still cancelled.
 
         Args:
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
 
         Returns:
             A DataFrame with the outcome of each cancel, indexed by task id. If a cancel was refused, the column
@@ -542,7 +544,7 @@ class Completed:
             await _on_own_loop(batches.aclose())
 
     async def _batches(self) -> AsyncGenerator[list[SessionTask], None]:
-        """Yield tasks when they end. A task that does not exist is considered to have ended."""
+        """Yield tasks as they end. A task that does not exist is considered to have ended."""
         total, until = len(self._waiting), None if self._seconds is None else elapsed() + self._seconds
         seen: set[str] = set()
         looked = False

@@ -36,7 +36,7 @@ _MAX_NAMED_QUEUES = 2
 _SHORT_WAIT_SECONDS = 60
 """Waiting times below this limit are shown in seconds."""
 _LONG_STEP_SECONDS = 5
-"""Longer waiting times are updated at this interval."""
+"""How often a waiting time above `_SHORT_WAIT_SECONDS` is updated."""
 
 
 class WaitLine:

@@ -1,4 +1,4 @@
-"""Cancels tasks durably, and ends tasks that are waiting.
+"""Cancel tasks durably, and end tasks that are waiting.
 
 Every decision is based on a read through the leader and is recorded by compare-and-set. A task that never started is
 marked as Deleted without involving a worker. For any other unfinished task, the cancel request ("intent") is first
@@ -61,12 +61,12 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
         backend: the backend to use.
         task_id: the id of the task.
         by: the name of the user who cancels the task, for the receipt.
-        queue: the queue of the task, if it is known.
+        queue: the queue of the task, if known.
 
     Raises:
         UnknownTask: the task does not exist, or is not in ``queue``.
         NotCancellable: the task had already completed or failed.
-        Unconfirmed: the server's answers were lost, so the cancel may or may not be stored. It is safe to retry.
+        Unconfirmed: the server's answers were lost, so the cancel may or may not have been stored. It is safe to retry.
     """
     record = CancelRecord(by=by, requested_at=backend.now())
     end = EndWaiting(backend, record, backend.retry_for)
@@ -240,7 +240,7 @@ class EndWaiting(Retry):
 
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
-            f"task {task.ID!r} {self._left}, but its state may be missing from the full store: {clause(error)}. "
+            f"task {task.ID!r} {self._left}, but its state may be missing, because the store is full: {clause(error)}. "
             f"Free up space, then purge queue {task.Queue!r} to end the remaining tasks.",
             task.ID,
         )
@@ -406,7 +406,7 @@ async def cancel_many(
         outcomes: the dict in which each receipt or error is stored as soon as it is known, so that an interrupted
             caller can read the outcomes so far.
         progress: called with the number of tasks processed so far, the total, and a label.
-        queue: the queue of the tasks, if it is known.
+        queue: the queue of the tasks, if known.
     """
 
     async def cancel_each(some: Sequence[str], remaining: Callable[[], float | None], what: str, at_once: int) -> None:

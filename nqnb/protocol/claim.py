@@ -1,4 +1,4 @@
-"""Claims a delivered task by writing a Processing entry for this worker."""
+"""Claim a delivered task by writing a Processing entry for this worker."""
 
 from __future__ import annotations
 

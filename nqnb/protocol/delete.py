@@ -1,4 +1,4 @@
-"""Deletes a queue, including its streams and the record of its pause. The states of its tasks are kept."""
+"""Delete a queue, including its streams and the record of its pause. The states of its tasks are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finishes a claimed task: writes the outcome, then acks or naks the task's message.
+"""Finish a claimed task: write the outcome, then ack or nak the task's message.
 
 If the message were acked first, the outcome could be lost. An unacked message is redelivered by the server.
 """

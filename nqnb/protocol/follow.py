@@ -1,4 +1,4 @@
-"""Reads tasks, follows a task until it ends, fetches results, and watches all tasks for changes."""
+"""Read tasks, follow a task until it ends, fetch results, and watch all tasks for changes."""
 
 from __future__ import annotations
 

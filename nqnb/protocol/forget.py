@@ -1,4 +1,4 @@
-"""Removes the messages of ended tasks, and then lets the entries of these tasks expire.
+"""Remove the messages of ended tasks, and then let the entries of these tasks expire.
 
 The messages of tasks that end at the same time are removed together. If these messages are the oldest in the stream,
 for example after a cancel of all waiting tasks, one request removes them all. Any other message is read and deleted

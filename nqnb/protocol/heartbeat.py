@@ -1,8 +1,9 @@
-"""Maintains the claim on a running task: renews the lease, and reads the task's cancel request and entry.
+"""Maintain the claim on a running task: renew the lease, and read the task's cancel request and entry.
 
 A heartbeat has two parts. `renew` asks the server to restart the ack wait. `look` reads the cancel request, because the
-worker may have missed the published cancel, and the entry, because a Go program may have overwritten it. Between
-heartbeats, `EntryWatch` reads the entry whenever it changes, and `write_progress` writes the handler's progress.
+worker may have missed the published cancel. `look` also reads the entry, because a Go program may have overwritten it.
+Between heartbeats, `EntryWatch` reads the entry whenever it changes, and `write_progress` writes the handler's
+progress.
 """
 
 from __future__ import annotations

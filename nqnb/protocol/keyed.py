@@ -1,4 +1,4 @@
-"""Submits a task under a key. At most one task in a queue has a given key at a time.
+"""Submit a task under a key. At most one task in a queue has a given key at a time.
 
 The task id is derived from the queue and the key, and ends in a number: ``key-….1``. A task that replaces another task
 gets the next number, because the replaced task keeps its id and its final state. If two clients submit the same key at
@@ -22,7 +22,7 @@ from nqnb.protocol.transition import MISSING, read_entry
 from nqnb.protocol.wire import TaskMessage
 
 STOP_SECONDS = 10.0
-"""How long a submit waits for the code of the replaced task to stop."""
+"""How long a submission waits for the code of the replaced task to stop."""
 _MAX_TRIES = 100
 """The maximum number of attempts to submit a task while other clients are submitting or replacing the same key."""
 

@@ -167,7 +167,7 @@ class BeatStep(enum.Enum):
     """The next step of a heartbeat after it has read the entry of a running task."""
 
     KEEP = enum.auto()
-    """Continue, because the entry is our claim, or is missing and will be recreated when the run finishes."""
+    """Continue, because the entry is this worker's claim, or is missing and will be recreated when the run finishes."""
     REPAIR = enum.auto()
     """Write the claim again, because a slow Go client has overwritten the claim with its Pending entry."""
     CANCEL = enum.auto()
@@ -358,7 +358,7 @@ def heeds_early_cancel(early: EarlyCancel, *, queue: str, started_at: float) -> 
 
 
 class SubmitStep(enum.Enum):
-    """The next step of a submit that has found an existing entry."""
+    """The next step of a submission that has found an existing entry."""
 
     SETTLED = enum.auto()
     """Return, because the entry belongs to the message that was just published."""
@@ -367,7 +367,7 @@ class SubmitStep(enum.Enum):
 
 
 def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence: int) -> SubmitStep:
-    """Choose the next step of a submit that has found an existing entry.
+    """Choose the next step of a submission that has found an existing entry.
 
     If the entry has the sequence of the published message, it belongs to the submitted task: a worker was faster, or
     the answer to the submitter's own write was lost. A Go worker does not know the sequence and writes 0, which is also

@@ -1,4 +1,4 @@
-"""Defines the names of all streams, subjects and buckets, and checks queue names and task ids.
+"""Define the names of all streams, subjects and buckets, and check queue names and task ids.
 
 NQ defines the stream ``<q>``, the subjects ``<q>.task`` and ``<q>.cancel``, the consumer ``MONITOR`` and the bucket
 ``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers`` and ``nq-results``.
@@ -68,8 +68,8 @@ def check_task_id(task_id: object) -> str:
         )
     if task_id.startswith(".") or task_id.endswith(".") or ".." in task_id:
         raise InvalidTaskId(
-            f"task id {shown(task_id)} is invalid: it has a dot at its start or end, or two dots in a row. "
-            "Remove the dot.",
+            f"task id {shown(task_id)} is invalid: it starts or ends with a dot, or contains two dots in a row. "
+            "Remove the extra dot.",
             task_id,
         )
     return exact_text(task_id)
@@ -92,7 +92,7 @@ def is_key(text: str) -> bool:
 
 def new_task_id() -> str:
     """Generate a task id of 22 base-62 characters, like NQ's NUIDs, with 125 bits of randomness."""
-    # Drawing each character separately would take a third of the time of a submit.
+    # Drawing each character separately would take a third of the time of a submission.
     return secrets.token_bytes(22).translate(_LETTER_OF_BYTE).decode()
 
 

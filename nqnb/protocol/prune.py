@@ -1,4 +1,4 @@
-"""Removes the entries, results and cancel requests of tasks that ended long ago and have no message."""
+"""Remove the entries, results and cancel requests of tasks that ended long ago and have no message."""
 
 from __future__ import annotations
 

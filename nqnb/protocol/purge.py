@@ -1,4 +1,4 @@
-"""Purges a queue: ends its waiting tasks without affecting its running tasks.
+"""Purge a queue: end its waiting tasks without affecting its running tasks.
 
 Each task's final state is written by compare-and-set before the task's message is removed. If a worker has claimed the
 task in the meantime, the write fails, so the message is kept and the task continues to run.

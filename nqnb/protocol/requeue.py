@@ -1,4 +1,4 @@
-"""Requeues ended tasks, and finds the copies of requeued tasks.
+"""Requeue ended tasks, and find the copies of requeued tasks.
 
 A requeue submits a copy as a new task and does not change the original, because a final state never changes. The
 ``origin`` of each copy is the id of the original task.

@@ -1,4 +1,4 @@
-"""Determines whether a worker is serving a queue.
+"""Determine whether a worker is serving a queue.
 
 nqnb workers register with the server. Go workers do not, but their pull requests and leased tasks can be detected.
 """

@@ -1,4 +1,4 @@
-"""Defines NQ's task states, and an additional state by which callers can select tasks.
+"""Define NQ's task states, and an additional state by which callers can select tasks.
 
 This module does not import any other nqnb module, so that `nqnb.errors` can import this module.
 """

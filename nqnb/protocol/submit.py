@@ -1,4 +1,4 @@
-"""Submits one task: publishes its message, then creates its entry.
+"""Submit one task: publish its message, then create its entry.
 
 The order matters: a task without an entry still runs, but a task without a message never runs.
 """
@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from nqnb import payload
-from nqnb.error_text import clause, kind_of, said, shown
+from nqnb.error_text import clause, said, shown
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
@@ -303,6 +303,5 @@ def _iterator(given: object) -> Iterator[object]:
     except Exception:  # noqa: BLE001  the caller's object may raise anything
         one = "asynchronous" if hasattr(type(given), "__aiter__") else "not a collection of payloads"
         raise BadInput(
-            f"payloads={shown(given)} is invalid: {kind_of(given)} is {one}. "
-            "Pass a list or another synchronous iterable of payloads."
+            f"payloads={shown(given)} is invalid: it is {one}. Pass a list or another synchronous iterable of payloads."
         ) from None

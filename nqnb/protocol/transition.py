@@ -1,7 +1,7 @@
-"""Changes a task's entry by compare-and-set. All operations use the loop in this module.
+"""Change a task's entry by compare-and-set. All operations use the loop in this module.
 
-`transition` reads the entry, asks the operation what to write, and writes that by compare-and-set. After a conflict,
-`transition` starts again, because the operation must consider the other writer's entry. If the server's
+`transition` reads the entry, asks the operation what to write, and writes the result by compare-and-set. After a
+conflict, `transition` starts again, because the operation must consider the other writer's entry. If the server's
 answer to a write was lost, `transition` reads the entry again and checks whether the write took effect. Writing the
 same change twice could undo later changes by other writers.
 

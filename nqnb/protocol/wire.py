@@ -1,4 +1,4 @@
-"""Encodes and decodes NQ's messages, with the same field names and field order as Go NQ.
+"""Encode and decode NQ's messages, with the same field names and field order as Go NQ.
 
 A message without ``Meta`` is encoded to exactly the bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
 missing and ``null`` fields. nqnb stores its own fields under ``Meta``. Go NQ ignores ``Meta`` when reading an entry and
@@ -193,11 +193,11 @@ class TaskMessage(Struct, gc=False):
         task = cls.decode(data)
         if key != task.ID:
             raise MalformedMessage(
-                f"entry {quoted(key)} is invalid: its ID must be the same as its key, got {quoted(task.ID)}", data
+                f"entry {quoted(key)} is invalid: its ID must be equal to the key, got {quoted(task.ID)}.", data
             )
         if not names.is_key(task.ID) or not names.is_queue(task.Queue):
             raise MalformedMessage(
-                f"entry {quoted(key)} is invalid: its ID and its queue {quoted(task.Queue)} must be valid names", data
+                f"entry {quoted(key)} is invalid: its ID and its queue {quoted(task.Queue)} must be valid names.", data
             )
         return task
 
@@ -368,7 +368,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a number in ``Meta`` is out of range. Such a ``Meta`` is considered damaged, not foreign."""
+    """Return whether a number in ``Meta`` is out of range. If so, the ``Meta`` is considered damaged."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress", "source") if isinstance(part := meta.get(name), dict))]

@@ -94,7 +94,7 @@ def check_port(port: int) -> None:
             taken = error.errno == errno.EADDRINUSE
             why = "another program is using the port" if taken else f"the operating system refused ({error})"
             raise DevServerError(
-                f"nats-server cannot listen on port {port} at {HOST}: {why}. Use port=0 for any free port."
+                f"nats-server cannot listen on port {port} at {HOST}: {why}. Use port=0 to get any free port."
             ) from error
 
 

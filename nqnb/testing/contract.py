@@ -194,7 +194,7 @@ class StoreContract:
         await self.has(store, "b", b"three")
 
     async def test_a_later_write_outlives_the_ttl_of_an_earlier_one(self, store: StateStore) -> None:
-        """Require that a write without a ``ttl`` never expires, even if an earlier write had a ``ttl``."""
+        """Require that a value written without a ``ttl`` never expires, even if an earlier write had a ``ttl``."""
         first = await store.create("a", b"one", 1)
         second = await store.update("a", b"two", first)
         await store.put("b", b"one", 1)
@@ -223,7 +223,10 @@ class StoreContract:
             read(entry, "entries()", entry.key)
             single = await self.has(store, entry.key, entry.value, entry.revision)
             if abs(entry.created - single.created) > 0.001:
-                fail(f"entries() returned created={entry.created!r} for {entry.key!r}, but get() {single.created!r}")
+                fail(
+                    f"entries() returned created={entry.created!r} for {entry.key!r}, but get() returned "
+                    f"{single.created!r}"
+                )
 
     async def test_entries_of_many_keys(self, store: StateStore) -> None:
         """Require that `entries` returns all of several thousand keys, even if the store reads keys in pages."""
@@ -367,7 +370,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that `get` returns the value, and that ``get(…, fresh=False)`` soon does so. Return the entry."""
+        """Require that `get` returns the value, and ``get(…, fresh=False)`` soon returns it too. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -385,7 +388,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that `get` returns None, and that ``get(…, fresh=False)`` soon does so."""
+        """Require that `get` returns None, and ``get(…, fresh=False)`` soon returns None too."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []

@@ -81,7 +81,8 @@ class Board(anywidget.AnyWidget):
         read: a coroutine function that returns the current content.
         act: a coroutine function that performs an action. The arguments are the row's key, the action's name and a
             function that shows progress. The return value is the message to show.
-        start: a non-blocking function that starts a coroutine function on the event loop for ``read`` and ``act``.
+        start: a function that schedules a coroutine function on the event loop, and returns at once. ``read`` and
+            ``act`` are run through it.
     """
 
     _ended = True  # until __init__ has run: an incomplete board has nothing to close

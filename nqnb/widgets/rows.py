@@ -149,7 +149,7 @@ class Rows:
             self._rebuild = True
 
     def counts(self) -> dict[str, int]:
-        """Return, for the label of each state, the number of tasks that match the search."""
+        """Return the number of tasks that match the search, by the label of their state."""
         self._pass_due_times()
         return {state.label: count for state, count in self._counts.items()}
 
@@ -213,7 +213,7 @@ class Rows:
         return row_content.detail(self.pending_cancels.recorded_in(self._tasks[task_id]))
 
     def note_late_presses(self, ids: Iterable[str], at: float) -> None:
-        """Record the tasks whose cancel button was pressed after the task had completed or failed."""
+        """Record each task whose cancel button was pressed after the task had completed or failed."""
         for task_id in ids:
             task = self._tasks.get(task_id)
             if task is not None and task.status in (Status.COMPLETED, Status.FAILED):
@@ -338,7 +338,7 @@ class PendingCancels:
         self._refused: dict[str, str] = {}
         self._late: dict[str, str] = {}
         self._requested: dict[str, float] = {}
-        """The times of the cancels that were too late, in Unix seconds, by task id."""
+        """The times at which the cancels that were too late had been requested, in Unix seconds, by task id."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
         """Record that cancel buttons were pressed at the time ``at``, in Unix seconds."""
@@ -374,7 +374,7 @@ class PendingCancels:
             self._late[task_id] = f"{status.label} before it could be stopped"
 
     def recorded_in(self, task: TaskInfo) -> TaskInfo:
-        """Return the task. If a cancel was too late for the worker to record it, add a receipt to the task."""
+        """Return the task, with a receipt added if a cancel came too late for the worker to record."""
         at = self._requested.get(task.id)
         if at is None or task.cancel is not None:
             return task

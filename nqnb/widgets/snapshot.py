@@ -58,7 +58,7 @@ def html(
         rows: the rows of the table.
         title: the title of the table.
         most: the maximum number of rows.
-        state: the state of the table, which the last line describes: ``loading``, ``live`` or ``lost``.
+        state: the state of the table: ``loading``, ``live`` or ``lost``. The last line describes this state.
         loaded: whether the rows contain all tasks.
         at: the time of the snapshot in Unix seconds. The default is the current time.
     """

@@ -63,7 +63,7 @@ class TaskTable(anywidget.AnyWidget):
     Args:
         rows: the rows to show. The caller must not use this object afterwards.
         title: the title, such as the name of the queue.
-        cancel: a callback that receives the ids of the tasks to cancel. The table may call it from any thread, and it
+        cancel: a callback that receives the ids of the tasks to cancel. The callback may be called from any thread, and
             must not block. Report the outcome of each cancel with `cancel_outcome`, or as a change with `update`.
         on_close: a callback that is called when the table is closed or frozen, or when its output is removed. The table
             then needs no more changes.
@@ -113,7 +113,7 @@ class TaskTable(anywidget.AnyWidget):
         self._view_id = uuid.uuid4().hex
         self._displayed = False
         self._changes = self._saved_changes = 0
-        """The number of changes to the rows, and the number of these changes that the snapshot includes."""
+        """The number of changes to the rows, and the number of changes that the snapshot includes."""
         self._saved: dict[str, str] | None = None
         """The latest snapshot of the loaded rows."""
         self._stopped_at: float | None = None
@@ -459,7 +459,7 @@ IDLE_SECONDS = 2.0
 
 
 class Throttle:
-    """A throttle for calls of ``work``. Requests that arrive within ``gap`` seconds lead to a single call."""
+    """A throttle for calls to ``work``. Requests that arrive within ``gap`` seconds lead to a single call."""
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:
         self._work = work

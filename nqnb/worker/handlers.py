@@ -224,7 +224,8 @@ def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolati
     if asked == "process":
         if sys.platform == "win32":
             raise InvalidHandler(
-                f"isolation='process' is invalid for {name}: this mode is not supported on Windows. Use {fits!r}."
+                f"isolation='process' is invalid for {name}: this mode is not supported on Windows. "
+                f"Use isolation={fits!r}."
             )
         return "process"
     if asked != fits:

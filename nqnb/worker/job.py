@@ -154,8 +154,8 @@ class Job:
 
         The worker publishes the most recent report about four times a second. This method never raises `JobCancelled`
         in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``. The
-        job of `nqnb.testing.job` does not know the handler: pass it ``progress_raises=False`` for an ``async def``
-        handler.
+        function `nqnb.testing.job` does not know the handler. Pass ``progress_raises=False`` to that function if the
+        handler is an ``async def`` function.
 
         Args:
             done: the amount of work done.

@@ -176,8 +176,8 @@ class Recovery:
     async def _birth_of_new_stream(self, queue: str) -> float:
         """Return the creation time of a queue's stream if the stream has been recreated, or 0 otherwise.
 
-        The creation time of the original stream cannot be compared with delivery times, because the two times may come
-        from the clocks of different servers.
+        For the original stream, the result is 0, because its creation time cannot be compared with delivery times. The
+        times may come from the clocks of different servers.
         """
         born = await self._backend.queue_created_at(queue)
         # Infinity means that the stream does not exist at the moment.

@@ -408,7 +408,7 @@ class TestAddresses:
 
     async def test_a_server_without_jetstream_is_refused(self) -> None:
         with nqnb.DevServer(jetstream=False) as server:
-            await is_refused(server.url, server.url, "JetStream is off", kind=NoJetStream, within=1)
+            await is_refused(server.url, server.url, "JetStream is not enabled", kind=NoJetStream, within=1)
 
     @pytest.mark.parametrize("_", range(4))
     async def test_a_live_address_among_dead_ones_connects(self, _: int, server: nqnb.DevServer, mute: str) -> None:

@@ -226,7 +226,7 @@ class TestTheLine:
         assert words('{"a": 1}x {b', windows=False) == ["{a:", "1}x", "{b"]
         assert words('a#b \'c # d\' {"e": "# f"} # it\'s', windows=False) == ["a#b", "c # d", '{"e": "# f"}']
         assert words("#a", windows=False) == []
-        with pytest.raises(nqnb.BadInput, match="a quote is not closed"):
+        with pytest.raises(nqnb.BadInput, match="contains an unclosed quote"):
             words("it's", windows=False)
 
     def test_incomplete_words_are_split_too(self) -> None:
@@ -288,7 +288,7 @@ class TestTheLine:
             ("%nq submit", "Missing argument 'QUEUE'"),
             ("%nq submit 'a b' 1", "a b"),
             ("%nq submit resize {no", "is invalid JSON"),
-            ("%nq submit resize it's", "a quote is not closed"),
+            ("%nq submit resize it's", "contains an unclosed quote"),
             ("%nq submit resize -", "a line magic has no stdin. Use %%nq submit"),
             (
                 "%nq task show nobody",
@@ -358,9 +358,9 @@ class TestVariables:
         [
             (
                 "submit resize $nobody",
-                "cannot pass $nobody: it is not defined. Define the variable, or write '$nobody'",
+                "cannot pass $nobody: there is no such variable. Define the variable, or write '$nobody'",
             ),
-            ("submit resize $kept.nobody", "cannot pass $kept.nobody: it is not defined"),
+            ("submit resize $kept.nobody", "cannot pass $kept.nobody: there is no such variable"),
             (
                 "submit resize $raw",
                 "cannot pass $raw: its value is bytes, not text (b'ab'). Call nq.submit(queue, raw)",
@@ -451,7 +451,7 @@ class TestConfirm:
         for _ in range(2):
             ran = cells.attempt(f"%nq cancel --queue {queue}")
             assert isinstance(ran.error, nqnb.NqnbError)
-            assert ran.out.endswith("nqnb: nothing was cancelled: you did not confirm. Answer y, or add --yes\n")
+            assert ran.out.endswith("nqnb: nothing was cancelled: you did not confirm. Answer y, or add --yes.\n")
         assert task.status() is Status.PENDING
         assert list(nq(cells, f"cancel --queue {queue}").status) == ["deleted"]
         assert asked == ["Cancel 1 task? [y/N]: "] * 3

@@ -37,7 +37,7 @@ class TestConfirm:
         cells.run("task = nq.submit('asks', 1)")
         question, cell = answered(cells, "%nq queue purge asks", "n")
         assert question == "Remove 1 waiting task from queue 'asks'? [y/N]: "
-        assert cell.error == "NqnbError: nothing was purged: you did not confirm. Answer y, or add --yes"
+        assert cell.error == "NqnbError: nothing was purged: you did not confirm. Answer y, or add --yes."
         question, cell = answered(cells, "%nq queue purge asks", "y")
         assert not cell.error
         assert cells.run("print(task.status().label)").stdout == "deleted\n"

@@ -123,7 +123,7 @@ class TestOneSessionPerServer:
         assert nqnb.session(session.settings.urls[0], ack_wait=1.0, retry_for=5.0) is session
 
     def test_other_settings_for_the_same_server_are_refused(self, session: Session) -> None:
-        with pytest.raises(nqnb.BadInput, match="a session with other settings"):
+        with pytest.raises(nqnb.BadInput, match="is already open with other settings"):
             nqnb.session(session.settings.urls[0], replicas=3)
 
     def test_the_session_that_was_requested_last_is_the_default(self, session: Session) -> None:
@@ -308,7 +308,9 @@ class TestCalls:
         assert len(session.tasks(status=["pending", Status.DELETED])) == 2
         for since in (2, timedelta(seconds=2), "2s", datetime.now(timezone.utc) - timedelta(seconds=2)):
             assert list(session.tasks(since=since).queue) == ["scale"]
-        with pytest.raises(nqnb.BadInput, match=r"status 'waiting' is invalid: no such state\. The states are pending"):
+        with pytest.raises(
+            nqnb.BadInput, match=r"status 'waiting' is invalid: there is no such state\. The states are pending"
+        ):
             session.tasks(status="waiting")
         with pytest.raises(nqnb.BadInput, match="since"):
             session.tasks(since="yesterday")

@@ -88,7 +88,7 @@ def test_a_missing_server_is_reported_without_delay(session: Session, server: nq
     until(lambda: not session.connected, 10)
     began = time.monotonic()
     for said in (as_text(session), session._repr_html_()):
-        assert "not connected to the server" in said
+        assert "not connected: the server is down" in said
         assert f"nats-server {version}" in said
         assert "queues" not in said
     assert time.monotonic() - began < 5

@@ -13,7 +13,7 @@ _HELP_CHARACTERS = 48
 """The maximum length of the help text next to a completion."""
 _UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})
 _MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
-"""A pattern for a line with the magic, which may be an assignment. The group is the command typed so far."""
+"""A pattern for a line that contains the magic, possibly in an assignment. The group is the command typed so far."""
 
 
 def begin(shell: Any) -> None:

@@ -165,18 +165,20 @@ class CompletionFront(NotebookFront):
         """Return the client of the open session, or a client for the server that the line names.
 
         Raises:
-            ConnectionFailed: the server of the session is not connected, or no server was named.
+            ConnectionFailed: the session is not connected, or there is no open session and no server is configured.
         """
         known = session_registry.current()
         if known is not None and not options.keys() - _CONNECTION_OPTIONS:
             if not known.connected:
                 raise ConnectionFailed(
-                    "Tab completion failed: not connected to the server. Try again when the session has reconnected."
+                    "Tab completion failed: the session is not connected. Try again when the session has reconnected."
                 )
             return contextlib.nullcontext(known.client)
         choice = choose(patient=False, **options)
         if not choice.named:
-            raise ConnectionFailed("Tab completion failed: no server was named. Connect with `%nq up`.")
+            raise ConnectionFailed(
+                "Tab completion failed: there is no open session, and no server is configured. Connect with `%nq up`."
+            )
         return connect(choice.settings)
 
 

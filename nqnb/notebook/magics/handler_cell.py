@@ -37,7 +37,8 @@ def define(shell: Any, cell: str) -> str:
         name = _last_function(tree)
         if not name:
             raise InvalidHandler(
-                "the cell does not define a function. Add `def NAME(job, payload):` or `async def` at its top level."
+                "the cell does not define a function. Add `def NAME(job, payload):` or `async def` at the top level of "
+                "the cell."
             )
         code = shell.compile(tree, file, "exec")
     if code.co_flags & inspect.CO_COROUTINE:

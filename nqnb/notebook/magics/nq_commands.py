@@ -63,8 +63,8 @@ def up(ctx: click.Context, address: str | None) -> Session:
     """Connect to a server, and return the session.
 
     If you omit URL, the server is taken from NATS_URL or a NATS CLI context. If neither is set, your detached server is
-    used, and is started if necessary. The detached server continues after the kernel exits, and the command line also
-    uses this server. Later commands use the same server until you connect to another server or run `%nq down`.
+    used, and is started if necessary. The detached server keeps running after the kernel exits, and the command line
+    also uses this server. Later commands use the same server until you connect to another server or run `%nq down`.
     """
     options = options_of(ctx)
     if address is not None and "url" in options:
@@ -304,8 +304,8 @@ def _as_magics(examples: str) -> str:
 def _adapt_option(param: click.Parameter) -> click.Parameter:
     """Return a copy of a parameter that is adapted to notebooks.
 
-    The default of ``--limit`` is removed, because a DataFrame can contain all tasks. ``-q`` is removed from the names
-    of the option, because ``-q`` always means ``--quiet`` in magics.
+    The default of ``--limit`` is removed, because a DataFrame can contain all tasks. The name ``-q`` is removed from
+    any parameter that has it, because in magics ``-q`` always means ``--quiet``.
     """
     made = copy.copy(param)
     made.opts = [option for option in param.opts if option != "-q"]
@@ -330,7 +330,7 @@ def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _untyped(param: click.Parameter) -> click.Parameter:
-    """Return a copy of a parameter that does not convert words, because a word may carry the value of a variable."""
+    """Return a copy of a parameter without type conversion, because a word may carry the value of a variable."""
     made = copy.copy(param)
     made.type = click.UNPROCESSED
     return made

@@ -77,7 +77,7 @@ def _hint(error: BaseException, line: str) -> str:
     from nqnb.errors import BadInput, UnknownQueue, UnknownTask
     from nqnb.notebook.magics.parse_line import expression_hint
 
-    with contextlib.suppress(BadInput):  # a quote is not closed, which the error itself reports
+    with contextlib.suppress(BadInput):  # an unclosed quote, which the error itself reports
         if isinstance(error, (click.ClickException, BadInput, UnknownQueue, UnknownTask)):
             return expression_hint(line)
     return ""

@@ -40,7 +40,7 @@ def words(
             and returns the words to insert. By default, such a word is left unchanged.
 
     Raises:
-        BadInput: a quote is not closed.
+        BadInput: the line contains an unclosed quote.
     """
     found: list[str] = []
     for written, word in _split(line, windows=windows):
@@ -58,7 +58,7 @@ def expression_hint(line: str, *, windows: bool = os.name == "nt") -> str:
     Such an expression is in braces, or begins with a variable, as in ``$tasks[:8]``.
 
     Raises:
-        BadInput: a quote is not closed.
+        BadInput: the line contains an unclosed quote.
     """
     for written, word in _split(line, windows=windows):
         if (expression := _EXPRESSION.fullmatch(written)) is not None:
@@ -135,6 +135,7 @@ def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
         word = lexer.get_token()
     except ValueError:
         raise BadInput(
-            f"cannot parse the line: a quote is not closed in {text.strip()}. Add the closing quote, or escape it."
+            f"cannot parse the line: {text.strip()} contains an unclosed quote. Close the quote, or escape it if it is "
+            "a literal character."
         ) from None
     return word or "", text[stream.tell() :]

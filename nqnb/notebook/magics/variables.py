@@ -46,7 +46,8 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
             value = getattr(value, attribute)
     except (KeyError, AttributeError):
         raise BadInput(
-            f"cannot pass ${name}: it is not defined. Define the variable, or write '${name}' to pass the text itself."
+            f"cannot pass ${name}: there is no such variable. Define the variable, or write '${name}' to pass the text "
+            "itself."
         ) from None
     if isinstance(value, _TASKS):
         return ids_of(value)
@@ -54,7 +55,8 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
         return [VariableText(exact_text(value), exact_text(value))]
     if isinstance(value, (bytes, bytearray)):
         raise BadInput(
-            f"cannot pass ${name}: its value is bytes, not text ({shown(value)}). Call nq.submit(queue, {name})."
+            f"cannot pass ${name}: its value is bytes, not text ({shown(value)}). To submit the bytes, call "
+            f"nq.submit(queue, {name})."
         )
     command = next((word for word in words_before if not word.startswith("-")), "")
     if command != "submit" and (isinstance(value, (list, tuple, set, frozenset)) or hasattr(value, "index")):

@@ -70,7 +70,7 @@ class _Attack:
         places: list[dict[str, Any]] = [
             {
                 "settings": {"url": testbed.fields(place)["url"]},
-                # The worker in place 0 has the wrong clock.
+                # The worker in slot 0 has the wrong clock.
                 "clock": 0.0 if place else self._worker_clock,
             }
             for place in range(options.workers)

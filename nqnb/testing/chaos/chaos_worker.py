@@ -29,7 +29,7 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Waits longer than this many seconds use server-side schedules. The low limit lets attacks cover schedules."""
+"""Longer delays use server-side schedules. The limit, in seconds, is low so that attacks cover schedules."""
 
 
 class HandlerFailed(Exception):

@@ -41,7 +41,7 @@ class Faults:
         self._dice = random.Random(f"faults {options.seed}")
         self._background: set[asyncio.Task[None]] = set()
         self._busy: set[int] = set()
-        """The numbers of the places whose worker processes are suspended or restarting."""
+        """The numbers of the slots whose worker processes are suspended or restarting."""
         self._cut: set[int] = set()
         """The numbers of the links that are currently cut or slow."""
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
@@ -260,7 +260,7 @@ class Faults:
         if how == "reset":
             seconds = 0.1
         fault = self._note("link", f"the link of {name} was disturbed for {seconds:.1f} s: {how}", None)
-        # A worker process that is started in that place in the meantime is also cut off.
+        # A worker process that is started in that slot in the meantime is also cut off.
         fault.numbers = () if number == self._workers.places else None if process is None else (process,)
         try:
             if how == "refused":

@@ -60,7 +60,7 @@ class Link:
             await proxy.refuse()
 
     def swallow(self) -> None:
-        """Hold back all data and keep the connections open."""
+        """Stop forwarding data, but keep the connections open."""
         for proxy in self._proxies:
             proxy.swallow()
 
@@ -153,7 +153,11 @@ class Testbed:
             self.links.append(link)
 
     def fields(self, place: int | None = None) -> dict[str, Any]:
-        """Return settings as JSON values: for the worker in ``place``, or for a direct connection if that is None."""
+        """Return settings as JSON values.
+
+        Args:
+            place: the slot of the worker that the settings are for, or None for a direct connection.
+        """
         settings = self.settings
         urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
         plain = ("replicas", "ack_wait", "request_timeout", *_BUCKETS)
@@ -192,12 +196,12 @@ _RESUME_MARGIN_SECONDS = 2.0
 
 
 class ChaosWorkers:
-    """The worker processes of an attack. Each numbered place contains at most one running process.
+    """The worker processes of an attack. Each numbered slot holds at most one running process.
 
     Args:
         folder: the folder for diaries and logs.
         orders: the orders for `nqnb.testing.chaos.chaos_worker` that all worker processes receive.
-        places: the additional orders for each place: the server's address and the clock.
+        places: the additional orders for each slot: the server's address and the clock.
     """
 
     def __init__(self, folder: Path, orders: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> None:
@@ -209,9 +213,9 @@ class ChaosWorkers:
         self._orders = dict(orders)
         self._places = places
         self._running: dict[int, tuple[LifeSeen, subprocess.Popen[bytes]]] = {}
-        """The running worker process in each place."""
+        """The running worker process in each slot."""
         self._resumers: dict[int, subprocess.Popen[bytes]] = {}
-        """For each place, the helper process that will resume the suspended worker process."""
+        """For each slot, the helper process that will resume the suspended worker process."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -222,16 +226,16 @@ class ChaosWorkers:
 
     @property
     def places(self) -> int:
-        """The number of places."""
+        """The number of slots."""
         return len(self._places)
 
     def number_at(self, place: int) -> int | None:
-        """Return the number of the worker process in a place, or None if the place is empty."""
+        """Return the number of the worker process in a slot, or None if the slot is empty."""
         found = self._running.get(place)
         return None if found is None else found[0].number
 
     def start(self, place: int) -> None:
-        """Start a worker process in an empty place."""
+        """Start a worker process in an empty slot."""
         number = len(self.lives)
         own = self._places[place]
         orders = {**self._orders, **own, "diary": str(self._diary(number))}
@@ -255,7 +259,7 @@ class ChaosWorkers:
         self._running[place] = life, process
 
     async def kill(self, place: int) -> None:
-        """Send SIGKILL to the worker process in a place, and wait for the process to exit."""
+        """Send SIGKILL to the worker process in a slot, and wait for the process to exit."""
         found = self._running.pop(place, None)
         if found is not None:
             life, process = found
@@ -269,7 +273,7 @@ class ChaosWorkers:
                 _close(process)
 
     def suspend(self, place: int, seconds: float) -> None:
-        """Send SIGSTOP to the worker process in a place. Call `resume` to resume the process.
+        """Send SIGSTOP to the worker process in a slot. Call `resume` to resume the process.
 
         A suspended process cannot notice that the attack was killed. A helper process therefore resumes the worker
         process shortly after ``seconds``, so that the worker process can exit.
@@ -287,7 +291,7 @@ class ChaosWorkers:
             process.send_signal(signal.SIGSTOP)
 
     def resume(self, place: int) -> None:
-        """Resume the suspended worker process in a place."""
+        """Resume the suspended worker process in a slot."""
         if place in self._running and hasattr(signal, "SIGCONT"):
             self._running[place][1].send_signal(signal.SIGCONT)
         self._end_resumer(place)

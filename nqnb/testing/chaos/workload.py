@@ -62,7 +62,7 @@ class Workload:
         self.ended: Counter[Status] = Counter()
         """The number of tasks that ended in each state, according to the observed writes."""
         self.fully_faulted = asyncio.Event()
-        """Set when every kind of fault has been injected. Some tasks are not submitted until then."""
+        """An event that is set once every kind of fault has been injected. Some tasks are not submitted until then."""
         self._plans = plans
         self._clients = clients
         self._queues = queues

@@ -67,7 +67,7 @@ class CoroutineExecutor(Executor):
             self._settle(Result(Ended.FAILED, error=error))
 
     def _settle(self, result: Result) -> None:
-        """Resolve the future. A callback of the handler's task would be called one turn of the event loop later."""
+        """Resolve the future directly. A callback of the handler's task would run one turn of the event loop later."""
         # The traceback of an error refers to this object, so this object must not refer to the error.
         ended, self._ended = self._ended, None
         if self._ladder is not None:

@@ -86,7 +86,7 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def _begin_to_stop(self) -> None:
-        """Make the first attempt to stop the handler. The job's stop flag has already been set."""
+        """Make the first attempt to stop the handler. The caller has already set the job's stop flag."""
 
     @abc.abstractmethod
     def _hurry(self, within: float) -> None:

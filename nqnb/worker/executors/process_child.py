@@ -102,7 +102,7 @@ def _read(connection: socket.socket, size: int) -> bytearray:
 
 
 class _StopFlag(StopFlag):
-    """A stop flag that a signal handler can set. The interrupted thread may be holding the lock of the base class.
+    """A stop flag that a signal handler can set, even if the interrupted thread holds the lock of the base class.
 
     All tasks of this process share the flag, because a stop ends the process.
     """

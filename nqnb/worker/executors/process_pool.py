@@ -95,8 +95,8 @@ class Reserve:
 class Spares:
     """The idle processes of one event loop. All workers on the loop share them.
 
-    A process whose task has ended is kept for a later task. So the number of processes is the number of tasks that
-    recently ran at the same time, and never exceeds the total concurrency of the workers. The most recently used
+    A process whose task has ended is kept for a later task. The number of processes is therefore the number of tasks
+    that recently ran at the same time, and never exceeds the total concurrency of the workers. The most recently used
     process is taken first. A process that has been idle for `IDLE_SECONDS` is stopped, except for a few fresh processes
     that are kept for the first tasks.
     """
@@ -412,7 +412,7 @@ class TaskProcess:
                 self._has_outcome = message[0] != "report"
 
     def _become_ready(self) -> None:
-        """Handle the message that the process is ready for another task of its handler."""
+        """Handle a message from the process that it is ready for another task of its handler."""
         if self._task is None or not self._has_outcome:
             raise ValueError("the process is ready before it has sent an outcome")
         if self._signalled:
@@ -440,7 +440,7 @@ class TaskProcess:
             self._finish()
 
     def _can_renew(self) -> bool:
-        """Return whether the process has ended as expected, and the supervisor can fork another for a later task."""
+        """Return whether the process has ended as expected, and the supervisor can fork a process for a later task."""
         if self._reported_numbers[1:] != [0, 1]:
             return False
         for _ in range(_MOST_LAST_READS):
@@ -463,7 +463,10 @@ class TaskProcess:
             self._finish()
 
     def _finish(self) -> None:
-        """Read the remaining data and close all descriptors. The process and its descendants are gone."""
+        """Read the remaining data and close all descriptors.
+
+        Call this only after the process and all its descendants have ended.
+        """
         if self._over:
             return
         self._over = True
@@ -496,7 +499,7 @@ class TaskProcess:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler that accepts only built-in values, so that unpickling a message imports no modules."""
+    """An unpickler that accepts only built-in values. Unpickling a message therefore imports no modules."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse to load a class or function; see `pickle.Unpickler.find_class`."""
@@ -536,7 +539,7 @@ class SpawnedSupervisor:
         self.stdout: BinaryIO = os.fdopen(report, "rb", buffering=0)
 
     def has_ended(self) -> bool:
-        """Return whether the child has exited. The process id of an exited child may be reused."""
+        """Return whether the child has exited. If so, do not use its process id, which may be reused."""
         if not self._ended:
             try:
                 self._ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
@@ -553,7 +556,7 @@ class SpawnedSupervisor:
 def environment() -> dict[str, str]:
     """Return a copy of the environment variables.
 
-    `os.posix_spawn` can fail if another thread changes ``os.environ``.
+    Pass the copy to `os.posix_spawn`, which can fail if another thread changes ``os.environ`` during the call.
     """
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 

@@ -257,7 +257,7 @@ class _Due:
         self._traps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._before: tuple[Callable[..., Any], Callable[..., Any]]
         self._lock = threading.Lock()
-        """Protects the state against concurrent event loops. A handler's thread never acquires this lock."""
+        """A lock that protects the state from concurrent loops. A handler's thread never acquires this lock."""
 
     def add(self, thread_id: int, base: FrameType) -> None:
         with self._lock:
