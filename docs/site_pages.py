@@ -1,0 +1,159 @@
+"""Generate pages of the documentation site: the home page, the reference, the changelog and the tutorials.
+
+MkDocs loads this file as a hook; see ``hooks`` in ``mkdocs.yml``. The reference is generated from the code, so it lists
+every public name and every option.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+_NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+_AREAS = {
+    "client": ("Client", ("nqnb.client", "nqnb.failures")),
+    "worker": ("Worker", ("nqnb.worker", "nqnb.retry")),
+    "notebook": ("Notebook", ("nqnb.notebook",)),
+    "records": ("Records", ("nqnb.records", "nqnb.protocol")),
+    "configuration": ("Settings, stores and servers", ("nqnb.settings", "nqnb.store", "nqnb.server", "nqnb.version")),
+    "errors": ("Errors", ("nqnb.errors",)),
+}
+"""The file name and the heading of each page about the Python API, with the modules of its names."""
+_RETURNED = (
+    "nqnb.notebook.session.Session",
+    "nqnb.notebook.tasks.TaskList",
+    "nqnb.notebook.tasks.SessionTask",
+    "nqnb.widgets.table.TaskTable",
+)
+"""Classes that users never create, but whose methods they call. They are on the page about the notebook."""
+
+
+@event_priority(100)  # before the plugin that reads notebooks
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, and the files from outside the folder ``docs``."""
+    pages = {
+        "index.md": _home(),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        "security.md": (ROOT / "SECURITY.md").read_text(encoding="utf-8"),
+        "reference/commands.md": commands_page(),
+        "reference/magics.md": magics_page(),
+    }
+    pages.update(api_pages())
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    for path in (*_NOTEBOOKS, ROOT / "notebooks" / "live-table.png"):
+        # The plugin that reads notebooks accepts only files with a source folder.
+        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace links to files that are not part of the site with their text."""
+    if page.file.src_uri.startswith("reference/"):
+        return markdown
+    markdown = markdown.replace("](../notebooks/", "](notebooks/")
+    if page.file.src_uri in ("changelog.md", "contributing.md", "security.md"):
+        markdown = markdown.replace("](docs/", "](")
+    for target in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
+        markdown = markdown.replace(f"]({target}", f"]({target.lower()}")
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./|examples/|tests/|nqnb/)[^)]*\)", r"\1", markdown)
+
+
+def _home() -> str:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.replace("](docs/", "](")
+
+
+# -- the Python API ----------------------------------------------------------------------------------------------------
+
+
+def public_names() -> dict[str, str]:
+    """Return the public names of the package, and the module that defines each."""
+    stub = ast.parse((ROOT / "nqnb" / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = (node for node in stub.body if isinstance(node, ast.ImportFrom))
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+def api_pages() -> dict[str, str]:
+    """Return the pages that document the public names, by the path of the page."""
+    left, pages = public_names(), {}
+    for file, (heading, modules) in _AREAS.items():
+        names = [f"{module}.{name}" for name, module in left.items() if module.startswith(modules)]
+        for name in names:
+            del left[name.rpartition(".")[2]]
+        if file == "notebook":
+            names += _RETURNED
+        pages[f"reference/{file}.md"] = "\n\n".join([f"# {heading}", *(f"::: {name}" for name in names)])
+    if left:
+        raise ValueError(f"no page documents {sorted(left)}; add their modules to _AREAS")
+    return pages
+
+
+# -- commands and magics -----------------------------------------------------------------------------------------------
+
+
+def commands_page() -> str:
+    """Return the page that documents every command and option of ``nqnb``."""
+    from nqnb.commands.command_tree import tree
+
+    text = "# Commands\n\n`nqnb COMMAND --help` prints the same text. See also [the guide](../command-line.md).\n\n"
+    return text + "\n".join(_sections(tree, "nqnb"))
+
+
+def magics_page() -> str:
+    """Return the page that documents every command and option of ``%nq``."""
+    from nqnb.notebook.magics.nq_commands import tree
+
+    text = "# Magics\n\n`%nq COMMAND --help` prints the same text. See also [the guide](../notebook.md).\n\n"
+    return text + "\n".join(_sections(tree, "%nq"))
+
+
+def every_command(command: click.Command, path: str) -> Iterator[tuple[str, click.Command, click.Context]]:
+    """Return the path, command and context of a command and of all its subcommands."""
+    context = click.Context(command, info_name=path)
+    yield path, command, context
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            if below is not None and not below.hidden:
+                yield from every_command(below, f"{path} {name}")
+
+
+def _sections(root: click.Command, name: str) -> Iterator[str]:
+    for path, command, context in every_command(root, name):
+        usage = " ".join(command.collect_usage_pieces(context))
+        yield f"## `{path}`\n"
+        yield f"```text\n{path} {usage}\n```\n"
+        yield f"{_plain(command.help)}\n"
+        rows = [record for each in command.get_params(context) if (record := each.get_help_record(context)) is not None]
+        if rows:
+            yield "| option | meaning |\n|---|---|"
+            for option, meaning in rows:
+                yield f"| `{_cell(option)}` | {_escaped(_cell(meaning))} |"
+            yield ""
+        if command.epilog:
+            yield f"```text\n{_plain(command.epilog)}\n```\n"
+
+
+def _plain(text: str | None) -> str:
+    """Return help text without click's marks for paragraphs that must not be wrapped."""
+    return inspect.cleandoc(text or "").replace("\b\n", "").strip()
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([<*_\[\]])", r"\\\1", text)
