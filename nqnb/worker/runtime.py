@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import first_of, spawn, start_task
-from nqnb.errors import BadInput, MalformedMessage, NqnbError
+from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NqnbError, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
@@ -144,6 +144,22 @@ class Runtime:
             self._leases.watch_entries,
         )
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
+
+    async def is_idle(self) -> bool:
+        """Return whether no task is running in this worker, and the queues have no message for a worker.
+
+        Raises:
+            ConnectionFailed: the connection is closed permanently, or the worker has failed.
+        """
+        if self.runs:
+            return False
+        try:
+            services = [await self.backend.service_of(queue) for queue in self._handlers]
+        except (ConnectionFailed, Unconfirmed):
+            if self.backend.closed or self._broken.is_set():
+                raise
+            return False
+        return not self.runs and not any(service.waiting for service in services)
 
     async def gone(self) -> None:
         """Wait until the connection is permanently closed or a loop has failed."""

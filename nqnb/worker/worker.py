@@ -33,6 +33,9 @@ log = logging.getLogger("nqnb.worker")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_IDLE_CHECK_SECONDS = 0.05
+"""The time between two checks for waiting tasks."""
+
 
 class State(enum.Enum):
     """A state in the life cycle of a worker."""
@@ -338,6 +341,28 @@ class Worker:
                 f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "
                 "Check the server, and then start the worker again."
             )
+
+    async def run_until_idle(self) -> None:
+        """Run tasks until the queues of this worker are empty. This is useful for tests and for batch jobs.
+
+        A queue is empty if every task has ended. A task that waits for less than a minute (for its start time or a
+        retry) is run, too. A task that waits longer is left, if the server has schedules (nats-server 2.12 and later).
+        The queues are shared: tasks that other workers are running are also waited for.
+
+        If the worker is not running, this method starts it, and stops it at the end.
+
+        Raises:
+            ConnectionFailed: the connection was lost permanently.
+            InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
+        """
+        if self.state is not State.RUNNING:
+            async with self:
+                await self.run_until_idle()
+            return
+        while self._runtime is not None and not await self._runtime.is_idle():
+            if self.state is not State.RUNNING:
+                break
+            await asyncio.sleep(_IDLE_CHECK_SECONDS)
 
     def pause(self) -> None:
         """Stop pulling tasks, but let the running tasks continue. SIGTSTP calls this method."""

@@ -1,0 +1,81 @@
+"""The fixtures for pytest, in a project of their own, with anyio and with pytest-asyncio."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+PLUGIN = "nqnb.testing.pytest_plugin"
+LOOP_SCOPE = ["-o", "asyncio_default_fixture_loop_scope=function"]
+TESTS = """
+import nqnb
+{head}
+
+{mark}
+async def test_a_task_is_run(nq, nqnb_worker):
+    @nqnb_worker.handler("double")
+    def double(job: nqnb.Job, payload: int) -> int:
+        return 2 * payload
+
+    task = await nq.submit("double", 21)
+    await nqnb_worker.run_until_idle()
+    assert await task == 42
+    assert repr(nqnb_worker).split()[2] == "stopped,"
+
+
+class TestRetries:
+    {mark}
+    async def test_a_retry_is_run_and_another_queue_is_not(self, nq, nqnb_worker):
+        attempts = []
+
+        @nqnb_worker.handler("flaky", backoff=nqnb.Backoff(0.1))
+        async def flaky(job: nqnb.Job) -> int:
+            attempts.append(job.attempt)
+            if job.attempt == 1:
+                raise ValueError("once")
+            return job.attempt
+
+        elsewhere = await nq.submit("elsewhere", None)
+        task = await nq.submit("flaky", None, retry=2)
+        await nqnb_worker.run_until_idle()
+        assert await task == 2
+        assert attempts == [1, 2]
+        assert (await elsewhere.status()).label == "pending"
+
+
+def test_of_no_loop(nq):
+    pass
+"""
+
+
+@pytest.mark.parametrize("plugin", ["anyio", "asyncio", "asyncio in auto mode"])
+def test_the_fixtures_work_with(plugin: str, tmp_path: Path) -> None:
+    head = "import pytest\n"
+    if plugin == "anyio":
+        head += '\n@pytest.fixture\ndef anyio_backend():\n    return "asyncio"\n'
+    mark = {"anyio": "@pytest.mark.anyio", "asyncio": "@pytest.mark.asyncio"}.get(plugin, "")
+    (tmp_path / "test_mine.py").write_text(TESTS.format(head=head, mark=mark))
+    mode = "auto" if "auto" in plugin else "strict"
+    options = ["-p", "no:xdist", "-p", "no:cacheprovider"]
+    if not any(each.value == PLUGIN for each in entry_points(group="pytest11")):
+        options += ["-p", PLUGIN]  # the package is not installed, only its folder is on the path
+    options += ["-p", "no:asyncio"] if plugin == "anyio" else ["--asyncio-mode", mode, *LOOP_SCOPE, "-W", "error"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options, "test_mine.py"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed, 1 error" in run.stdout, run.stdout + run.stderr
+    assert "the fixture nq cannot be used by test_of_no_loop: it is not an `async def` test" in run.stdout
+
+
+def test_loading_the_plugin_imports_no_large_module() -> None:
+    code = f"import sys, {PLUGIN}; print({{'nats', 'pandas', 'nqnb.client'}} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
