@@ -22,7 +22,14 @@ from nqnb.frames import tasks_frame
 
 NOTEBOOKS = ["README.md", "docs/notebook.md"]
 """The pages whose first block of Python is a notebook's cell."""
-RUN = {"README.md": 1, "docs/notebook.md": 1, "docs/client.md": 1, "docs/worker.md": 5, "docs/settings.md": 2}
+RUN = {
+    "README.md": 1,
+    "docs/notebook.md": 1,
+    "docs/client.md": 1,
+    "docs/worker.md": 5,
+    "docs/settings.md": 2,
+    "docs/moving.md": 2,
+}
 """The number of Python blocks that are run here, by page."""
 SKIPPED_LINES = {
     "nqnb up": "it runs until Ctrl-C; the tests here start their own server",
@@ -137,6 +144,23 @@ def test_the_client_and_the_worker_of_the_docs_run(server: nqnb.DevServer, tmp_p
     assert states[-1].startswith("completed ")
     assert result == "{'path': 'a.png'}"
     assert receipt.startswith(("cancelled ", "deleted "))
+
+
+def test_the_programs_for_users_of_other_task_queues_run(server: nqnb.DevServer, tmp_path: Path) -> None:
+    program, cell = programs_of("docs/moving.md")
+    (tmp_path / "images.py").write_text(program, encoding="utf-8")
+    settings = {"cwd": tmp_path, "env": environment(server), "text": True}
+    command = [sys.executable, "-m", "nqnb", "worker", "images:worker"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, **settings) as worker:
+        try:
+            for code in (["images.py"], ["-c", f"{cell}\nprint(tasks.results(60), len(frame))"]):
+                done = subprocess.run([sys.executable, *code], capture_output=True, timeout=60, check=False, **settings)
+                assert done.returncode == 0, done.stderr
+                lines = done.stdout.splitlines()
+                assert lines[0].startswith(("{'path': 'a.png', 'width': 800}", "[{'path': 'a.png', 'width': 800}, "))
+        finally:
+            worker.terminate()
+            print(worker.communicate(timeout=30)[1])
 
 
 def test_the_settings_of_the_docs_are_accepted() -> None:

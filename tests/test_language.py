@@ -30,6 +30,8 @@ SKIPPED_FOLDERS = {
     ".ruff_cache",
     "dist",
     "build",
+    "site",
+    ".cache",
     "screenshots",
 }
 SUFFIXES = {".py", ".md", ".ipynb", ".js", ".css", ".html", ".toml", ".yml", ".yaml", ""}
