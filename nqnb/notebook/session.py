@@ -1009,6 +1009,7 @@ class Session:
         isolation: KernelIsolation | None = None,
         backoff: Backoff | None = None,
         grace: Duration = 1.0,
+        reuse: int | None = None,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
         """Make the decorated function the handler of a queue in this kernel.
@@ -1027,6 +1028,8 @@ class Session:
                 loop, where the function can use widgets and the main thread, but cannot run while a cell is busy.
             backoff: how long failed tasks wait before they are retried. The default is `nqnb.Backoff()`.
             grace: the time between attempts to stop the function, in seconds or as a timedelta.
+            reuse: the maximum number of tasks that one process runs, one after another; requires
+                ``isolation="process"``. The default is 1. See `nqnb.Worker.handler`.
             is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
                 permanently even if retries are left.
 
@@ -1046,6 +1049,7 @@ class Session:
                 isolation=isolation,
                 backoff=backoff,
                 grace=grace,
+                reuse=reuse,
                 is_failure=is_failure,
             )
             return function

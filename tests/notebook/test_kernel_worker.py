@@ -60,6 +60,14 @@ class TestArguments:
         assert said(task) == ["got {'a': 4}"]
         assert session.local["resize"].name.rpartition(".")[2].startswith("work")
 
+    @posix
+    def test_a_process_may_run_several_tasks(self, session: Session) -> None:
+        @session.handler("where", concurrency=1, isolation="process", reuse=10)
+        def where(job: nqnb.Job) -> int:
+            return os.getpid()
+
+        assert len(set(session.map("where", [0] * 4).results(30))) == 1
+
     def test_a_decorator_without_parentheses_is_refused(self, session: Session) -> None:
         with pytest.raises(nqnb.InvalidHandler) as caught:
 
