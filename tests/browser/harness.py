@@ -66,7 +66,9 @@ class Bench:
         self.page.route("**/*", self._serve)
         self.page.expose_function("toKernel", self._hear)
         self.page.goto(SITE)
-        self.until(lambda: self.page.evaluate("window.ready"))
+        self.until(lambda: self.page.evaluate("window.ready"), 30)
+        # The kernel sends rows only to a page from which it has received a message.
+        self.until(lambda: self.heard, 30)
 
     def close(self) -> None:
         self.table.close()
