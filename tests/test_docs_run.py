@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.kernels import Kernel, kernel
@@ -149,7 +150,7 @@ def test_the_client_and_the_worker_of_the_docs_run(server: nqnb.DevServer, tmp_p
 def test_the_programs_for_users_of_other_task_queues_run(server: nqnb.DevServer, tmp_path: Path) -> None:
     program, cell = programs_of("docs/moving.md")
     (tmp_path / "images.py").write_text(program, encoding="utf-8")
-    settings = {"cwd": tmp_path, "env": environment(server), "text": True}
+    settings: dict[str, Any] = {"cwd": tmp_path, "env": environment(server), "text": True}
     command = [sys.executable, "-m", "nqnb", "worker", "images:worker"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, **settings) as worker:
         try:
