@@ -11,6 +11,7 @@ from nqnb.errors import InvalidQueueName as InvalidQueueName
 from nqnb.errors import InvalidTaskId as InvalidTaskId
 from nqnb.errors import JobCancelled as JobCancelled
 from nqnb.errors import MalformedMessage as MalformedMessage
+from nqnb.errors import MetricsUnavailable as MetricsUnavailable
 from nqnb.errors import NoJetStream as NoJetStream
 from nqnb.errors import NoResponders as NoResponders
 from nqnb.errors import NoRoom as NoRoom

@@ -30,6 +30,7 @@
     │   ├── TaskCancelled         the task was cancelled or deleted, so it has no result
     │   └── WaitTimeout           the task did not end in time (also a TimeoutError)
     ├── NotSubmitted              ``submit_many`` could not submit some tasks (see ``.tasks`` and ``.errors``)
+    ├── MetricsUnavailable        the metrics cannot be served: an extra is missing, or the address cannot be used
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
 ``JobCancelled`` is not part of this hierarchy. nqnb raises this exception inside a handler to stop the handler. Like
@@ -277,6 +278,10 @@ class NotSubmitted(NqnbError):
 
 class DevServerError(NqnbError):
     """The bundled nats-server cannot be found, did not start, or stopped unexpectedly."""
+
+
+class MetricsUnavailable(NqnbError):
+    """The metrics cannot be served: prometheus-client is not installed, or the address cannot be used."""
 
 
 class JobCancelled(BaseException):

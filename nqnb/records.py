@@ -246,6 +246,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         paused: whether the queue is paused. A paused queue delivers no tasks.
         removed: the total number of messages that have been removed from the queue's task stream: acked, cancelled or
             purged.
+        deliveries: the total number of deliveries, including redeliveries, since the queue's consumer was created.
+        pulls: the number of pull requests that are waiting for tasks, including those of Go workers.
     """
 
     name: str
@@ -258,6 +260,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     oldest_pending: datetime | None
     paused: bool = False
     removed: int = 0
+    deliveries: int = 0
+    pulls: int = 0
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{getattr(self, name):,} {name}" for name in ("pending", "scheduled", "processing"))

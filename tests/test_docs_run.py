@@ -44,6 +44,7 @@ SKIPPED_LINES = {
 SHELL_BLOCKS = {
     "docs/command-line.md": "run here",
     "docs/worker.md": "run here",
+    "docs/operating.md": "they run until Ctrl-C; tests/metrics starts both commands",
     "README.md": "they install the project; `.ci/run` does this, then runs the tests, and tests/cli runs the demo",
     "CONTRIBUTING.md": "they install the project and run its tests, as `.ci/run` does",
     "docs/chaos.md": "they take minutes; tests/chaos runs such attacks",

@@ -24,7 +24,7 @@ import nqnb
 
 ROOMS = [
     "version",
-    "concurrency clock error_text protocol.status supervisor",
+    "concurrency clock error_text log_format protocol.status supervisor",
     "errors",
     "protocol.names decode",
     "protocol.wire",
@@ -38,6 +38,7 @@ ROOMS = [
     "jetstream protocol",
     "batch",
     "client",
+    "metrics",
     "worker",
     "nqnb",
     "task_frame",
@@ -75,6 +76,7 @@ OUTSIDE = {
     "cloudpickle": {"worker"},
     "click": {"commands", "cli", "notebook", "demo"},
     "rich": {"cli", "commands"},
+    "prometheus_client": {"metrics"},
 }
 """Libraries that only these rooms import, for type checkers too."""
 

@@ -19,11 +19,14 @@ from nqnb.commands.command import NeedsYes, NewLoop
 from nqnb.commands.command_records import CommandProgress
 from nqnb.commands.worker_commands import UserCodeError
 from nqnb.errors import DevServerError, NoServer, NqnbError
+from nqnb.log_format import JsonFormatter
 from nqnb.server.server_choice import choose
 from nqnb.text import clean, error_fields, line, plain, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+log = logging.getLogger("nqnb")
 
 T = TypeVar("T")
 
@@ -46,6 +49,7 @@ class Shell:
         self.json = False
         self.verbose = False
         self._waits_for = ""
+        self._logs_json = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], new_loop: NewLoop | None = None) -> T:
         """See `nqnb.commands.command.Front.run`."""
@@ -101,6 +105,9 @@ class Shell:
             print(to_json(error_fields(error)), file=sys.stderr)
             return
         text = text or str(error)
+        if self._logs_json:
+            log.error("%s", line(text), exc_info=error.__cause__ if isinstance(error, UserCodeError) else None)
+            return
         if isinstance(error, UserCodeError):
             print(clean(error.traceback), file=sys.stderr)
         # A server error ends with log lines, which must remain separate lines.
@@ -199,11 +206,16 @@ class Shell:
             for each, handler in former.items():
                 signal.signal(each, handler)
 
-    def start_logging(self) -> None:
+    def start_logging(self, *, json: bool = False) -> None:
         """See `nqnb.commands.command.Front.start_logging`. An existing logging configuration is not changed."""
+        self._logs_json = json
         if logging.getLogger().handlers:
             return
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        if json:
+            handler.setFormatter(JsonFormatter())
+            logging.basicConfig(level=logging.INFO, handlers=[handler])
+            return
         form = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
         if sys.stderr.isatty():
             from rich.logging import RichHandler

@@ -128,6 +128,17 @@ def dry_run_option(help: str) -> Callable[[F], F]:
     return click.option("--dry-run", is_flag=True, help=help)
 
 
+def log_format_option(function: F) -> F:
+    """Add the ``--log-format`` option to a command that runs until it is stopped."""
+    return click.option(
+        "--log-format",
+        type=click.Choice(("text", "json")),
+        default="text",
+        show_default=True,
+        help="json writes one JSON object a line, with the task, queue, worker and attempt",
+    )(function)
+
+
 def exclusive_flag(**flags: bool) -> str | None:
     """Return the name of the flag that is set, or None. Raise UsageError if more than one flag is set."""
     given = [name for name, value in flags.items() if value]

@@ -101,8 +101,8 @@ class Front(Protocol):
         """Return a context manager that yields an event. The user or the system sets the event to stop the command."""
         ...
 
-    def start_logging(self) -> None:
-        """Start showing log records to the user."""
+    def start_logging(self, *, json: bool = False) -> None:
+        """Start showing log records to the user, as text or as JSON."""
         ...
 
 

@@ -7,6 +7,7 @@ import click
 from nqnb.commands import (
     check_command,
     diagnostic_commands,
+    exporter_command,
     queue_commands,
     server_commands,
     submit_command,
@@ -63,6 +64,7 @@ for command in (
     queue_commands.queue,
     task_commands.prune,
     worker_commands.worker,
+    exporter_command.exporter,
     diagnostic_commands.chaos,
     diagnostic_commands.version,
 ):

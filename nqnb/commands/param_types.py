@@ -12,6 +12,7 @@ import click
 from nqnb.error_text import shown
 from nqnb.errors import BadInput
 from nqnb.inputs import LONGEST_SECONDS, State, check_status, read_length
+from nqnb.metrics.endpoint import MetricsAddress
 from nqnb.protocol import names
 from nqnb.protocol.status import Status, Waiting
 
@@ -106,6 +107,14 @@ class AtLeast(click.IntRange):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             self.fail(f"expected a whole number of at least {self._least:,}, got {str(value)!r}", param, ctx)
+
+
+def listen_address(value: str | MetricsAddress) -> MetricsAddress:
+    """Parse the address on which to serve metrics: ``PORT`` or ``HOST:PORT``."""
+    try:
+        return MetricsAddress.of(value)
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def failure_id(text: str) -> str:

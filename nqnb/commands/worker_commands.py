@@ -14,12 +14,14 @@ from typing import Any
 import click
 
 from nqnb.client import Client
+from nqnb.commands.arguments import log_format_option
 from nqnb.commands.command import Command, NewLoop, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
-from nqnb.commands.param_types import AtLeast
+from nqnb.commands.param_types import AtLeast, listen_address
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
 from nqnb.error_text import clause
 from nqnb.errors import NqnbError
+from nqnb.metrics.endpoint import MetricsAddress
 from nqnb.server.server_choice import resolve
 from nqnb.settings import Settings
 from nqnb.worker.worker import Worker
@@ -57,6 +59,7 @@ Examples:
   nqnb worker mymodule:worker
   nqnb worker app.tasks:worker --concurrency 16
   nqnb worker app.tasks:worker --processes 4
+  nqnb worker app.tasks:worker --metrics 9464 --log-format json
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
@@ -69,10 +72,24 @@ Examples:
     show_default=True,
     help="The event loop to use; auto selects uvloop if nqnb[fast] has installed it",
 )
+@click.option(
+    "--metrics",
+    type=listen_address,
+    metavar="[HOST:]PORT",
+    help="Serve metrics for Prometheus; with --processes, each process uses the next port",
+)
+@log_format_option
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
 def worker(
-    ctx: click.Context, target: str, concurrency: int | None, processes: int | None, loop: str, member: bool
+    ctx: click.Context,
+    target: str,
+    concurrency: int | None,
+    processes: int | None,
+    loop: str,
+    metrics: MetricsAddress | None,
+    log_format: str,
+    member: bool,
 ) -> None:
     """Run a worker, which executes tasks from its queues until Ctrl-C.
 
@@ -85,17 +102,19 @@ def worker(
     processes. The exit code is the highest exit code of the processes.
     """
     front = front_of(ctx)
-    front.start_logging()
+    front.start_logging(json=log_format == "json")
     options = options_of(ctx)
     parent = ParentLink() if member else None
     if parent is not None:
         options = {**options, **parent.options}
     found = _find_worker(target)
     if processes is not None:
-        ctx.exit(front.run(_processes(found, target, concurrency, front.json, options, processes, loop).run))
+        ctx.exit(front.run(_processes(ctx, found, options).run))
     found.settings = worker_settings(found.settings, options)
     if concurrency is not None:
         found.concurrency = concurrency
+    if metrics is not None:
+        found.metrics = metrics
     found.dedicated = True
     front.run(found.serve if parent is None else lambda: parent.serve(found), new_loop_of(loop))
 
@@ -122,20 +141,20 @@ def new_loop_of(choice: str) -> NewLoop | None:
     return new_loop
 
 
-def _processes(
-    found: Worker, target: str, concurrency: int | None, json: bool, options: dict[str, Any], count: int, loop: str
-) -> WorkerProcesses:
+def _processes(ctx: click.Context, found: Worker, options: dict[str, Any]) -> WorkerProcesses:
     if sys.platform == "win32":
         raise click.UsageError(
             "--processes is not available: Windows has no POSIX signals. Start several workers instead"
         )
+    given = ctx.params
     arguments = [
-        target,
-        *(() if concurrency is None else ("--concurrency", f"{concurrency}")),
-        *(["--json"] if json else []),
-        *("--loop", loop),
+        given["target"],
+        *(() if given["concurrency"] is None else ("--concurrency", f"{given['concurrency']}")),
+        *(["--json"] if front_of(ctx).json else []),
+        *("--loop", given["loop"], "--log-format", given["log_format"]),
     ]
-    return WorkerProcesses(arguments, options, count, found.shutdown_timeout)
+    metrics = given["metrics"] or found.metrics
+    return WorkerProcesses(arguments, options, given["processes"], found.shutdown_timeout, metrics)
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:

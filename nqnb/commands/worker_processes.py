@@ -27,6 +27,7 @@ from typing import Any
 import click
 
 from nqnb.concurrency import first_of
+from nqnb.metrics.endpoint import MetricsAddress
 from nqnb.retry import Backoff
 from nqnb.worker.worker import State, Worker
 
@@ -54,13 +55,22 @@ class WorkerProcesses:
         options: the fields of `nqnb.Settings` for each process.
         count: how many processes to run.
         shutdown_timeout: the worker's shutdown_timeout, in seconds.
+        metrics: the address of the first process's metrics, or None. Each further process uses the next port.
     """
 
-    def __init__(self, arguments: Sequence[str], options: dict[str, Any], count: int, shutdown_timeout: float) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        options: dict[str, Any],
+        count: int,
+        shutdown_timeout: float,
+        metrics: MetricsAddress | None = None,
+    ) -> None:
         self._command = [sys.executable, "-m", "nqnb", "worker", *arguments, "--member"]
         self._orders = json.dumps({"parent": os.getpid(), "options": options}).encode() + b"\n"
         self._count = count
         self._shutdown_timeout = shutdown_timeout
+        self._metrics = metrics
         self._processes: set[_WorkerProcess] = set()
         self._stop = asyncio.Event()
         self._paused = False
@@ -76,22 +86,23 @@ class WorkerProcesses:
         with self._signals():
             try:
                 # The first process starts alone, so that an error in the module or the options is reported only once.
-                first = self._start()
+                first = self._start(0)
                 if not await first.serves():
                     code = await self._exit_code(first)
                     if code in _REPORTED_EXIT_CODES or self._stop.is_set():
                         return code
-                return max(await asyncio.gather(self._keep(first), *(self._keep() for _ in range(self._count - 1))))
+                others = (self._keep(number) for number in range(1, self._count))
+                return max(await asyncio.gather(self._keep(0, first), *others))
             finally:
                 killer.cancel()
                 for process in self._processes:
                     process.signal(signal.SIGKILL)
 
-    async def _keep(self, process: _WorkerProcess | None = None) -> int:
+    async def _keep(self, number: int, process: _WorkerProcess | None = None) -> int:
         """Run a process, replace it after each crash, and return the exit code of the last process."""
         quick_crashes = code = 0
         while process is not None or not (self._stop.is_set() or self._paused):
-            process = process or self._start()
+            process = process or self._start(number)
             served, since = await process.serves(), time.monotonic()
             if self._paused:
                 process.signal(signal.SIGTSTP)  # the first signal may have arrived before the process could handle it
@@ -112,8 +123,13 @@ class WorkerProcesses:
             process = None
         return code
 
-    def _start(self) -> _WorkerProcess:
-        process = _WorkerProcess(self._command, self._orders)
+    def _start(self, number: int) -> _WorkerProcess:
+        command = self._command
+        if self._metrics is not None:
+            # A replacement uses the port of the process that it replaces.
+            port = self._metrics.port and self._metrics.port + number
+            command = [*command, "--metrics", f"{MetricsAddress(self._metrics.host, port)}"]
+        process = _WorkerProcess(command, self._orders)
         self._processes.add(process)
         return process
 

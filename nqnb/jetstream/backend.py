@@ -220,6 +220,20 @@ class Backend:
         info = await self.connection.api(f"STREAM.INFO.{names.bucket_stream(self.state_bucket)}")
         return int(info["state"]["messages"])
 
+    async def bucket_sizes(self) -> dict[str, tuple[int, int]]:
+        """Return the number of messages and the size in bytes of each bucket that exists, by bucket name.
+
+        Raises:
+            NqnbError: the server did not reply, or the user has no permission for the request.
+        """
+        own = self.settings
+        sizes = {}
+        for bucket in (own.state_bucket, own.result_bucket, own.cancel_bucket, own.worker_bucket, own.queue_bucket):
+            info = await self.connection.find(f"STREAM.INFO.{names.bucket_stream(bucket)}")
+            if info is not None:
+                sizes[bucket] = (int(info["state"]["messages"]), int(info["state"]["bytes"]))
+        return sizes
+
     # Time.
 
     def now(self) -> float:

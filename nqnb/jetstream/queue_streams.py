@@ -300,7 +300,7 @@ async def _queue_info(
         subjects = int(state.get("num_subjects") or 0)
         schedules = subjects if await _has_only_schedules(connection, queue, stream) else max(0, subjects - 1)
         scheduled = min(messages, schedules)
-    pending, leased, redelivered = messages - scheduled, 0, 0
+    pending, leased, redelivered, deliveries, pulls = messages - scheduled, 0, 0, 0, 0
     first, delivered = int(state["first_seq"]), int(state["first_seq"]) - 1
     consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
     # If there is no consumer, no worker has ever served the queue, and all messages are pending.
@@ -309,6 +309,7 @@ async def _queue_info(
         leased = int(consumer["num_ack_pending"])
         redelivered = int(consumer["num_redelivered"])
         delivered = int(consumer["delivered"]["stream_seq"])
+        deliveries, pulls = int(consumer["delivered"]["consumer_seq"]), int(consumer["num_waiting"])
         paused = paused or bool(consumer.get("paused"))
 
     async def early(first: int, last: int, count: int) -> int:
@@ -329,4 +330,6 @@ async def _queue_info(
         oldest_pending=moment(parse_time(state["first_ts"])) if messages else None,
         paused=paused,
         removed=max(0, int(state["last_seq"]) - messages),
+        deliveries=deliveries,
+        pulls=pulls,
     )

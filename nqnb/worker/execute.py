@@ -69,7 +69,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     try:
         return await run.executor.run()
     finally:
-        run.started = 0.0
+        run.seconds, run.started = time.monotonic() - run.started, 0.0
         if run.watch is not None:
             run.watch.close()
         progress.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 
+from msgspec import UnsetType
+
 from nqnb.clock import elapsed
 from nqnb.jetstream.delivery import Delivery
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.heartbeat import EntryWatch
 from nqnb.protocol.lifecycle import Stop
-from nqnb.protocol.wire import TaskMessage
+from nqnb.protocol.wire import TaskMessage, parse_time
 from nqnb.worker.executors.executor import Executor
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
@@ -27,7 +29,7 @@ class Run(Attempt):
         claim: the unique id of the claim, which is written to the task's entry.
     """
 
-    __slots__ = ("executor", "finishing", "handler", "job", "life", "started", "watch")
+    __slots__ = ("executor", "finishing", "handler", "job", "life", "seconds", "started", "watch")
 
     delivery: Delivery
 
@@ -41,8 +43,25 @@ class Run(Attempt):
         """The asyncio task that claims, executes and finishes this run."""
         self.started = 0.0
         """The start time of the handler on the monotonic clock, or 0 while the handler is not running."""
+        self.seconds: float | None = None
+        """How long the handler ran, in seconds, or None if it has not ended."""
         self.finishing = False
         """Whether the handler has ended and the outcome is being written. If so, there is no code left to stop."""
+
+    def log_fields(self) -> dict[str, object]:
+        """Return the fields of a log record that concerns this run; see `nqnb.log_format`."""
+        meta = self.entry.meta
+        attempt = self.entry.CurrentRetry + 1
+        return {"task": self.id, "queue": self.delivery.queue, "worker": meta.worker, "attempt": attempt}
+
+    @property
+    def waited(self) -> float | None:
+        """How long the task waited before its first attempt, in seconds, or None if unknown or on a later attempt."""
+        entry, meta = self.entry, self.entry.meta
+        if self.job is None or self.job.attempt != 1 or not meta.submitted_at or not meta.started_at:
+            return None
+        due = 0.0 if isinstance(entry.ProcessAt, UnsetType) else parse_time(entry.ProcessAt)
+        return meta.started_at - max(due, meta.submitted_at)
 
     @property
     def how(self) -> str:

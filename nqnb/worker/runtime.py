@@ -16,11 +16,14 @@ from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NqnbError,
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
+from nqnb.log_format import LOGGED
+from nqnb.metrics.worker_metrics import WorkerMetrics
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.attempt import LEASE_SHARE
 from nqnb.protocol.claim import claim
 from nqnb.protocol.heartbeat import note_intent
 from nqnb.protocol.lifecycle import Ended, Stop
+from nqnb.protocol.status import Status
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
 from nqnb.records import WorkerInfo
 from nqnb.worker.execute import execute
@@ -62,6 +65,7 @@ class Runtime:
         shutdown_on_disconnect: whether a disconnect stops the worker.
         describe: a function that returns the worker's record. The arguments are the running tasks' ids and the TTL in
             seconds.
+        metrics: the counters of the worker, or None.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Runtime:
         poison_limit: int,
         shutdown_on_disconnect: bool,
         describe: Callable[[list[str], float], WorkerInfo],
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.backend = backend
         self.runs: dict[str, Run] = {}
@@ -81,6 +86,7 @@ class Runtime:
         self.malformed = 0
         """The number of messages that were terminated because they were not tasks."""
         self._worker_id = worker_id
+        self._metrics = metrics
         self._handlers = handlers
         self._slots = slots
         self._poison_limit = poison_limit
@@ -97,7 +103,7 @@ class Runtime:
             for queue in handlers
         }
         pulls = list(self._pulls.values())
-        self._running = dict.fromkeys(handlers, 0)
+        self.running = dict.fromkeys(handlers, 0)
         """The number of running tasks of each queue."""
         self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
@@ -119,7 +125,7 @@ class Runtime:
 
     def free_for(self, queue: str) -> int:
         """Return the number of free slots for tasks of a queue, within the concurrency limit of the queue's handler."""
-        return min(self.free(), self._handlers[queue].concurrency - self._running[queue])
+        return min(self.free(), self._handlers[queue].concurrency - self.running[queue])
 
     async def open(self) -> None:
         """Start the worker. As the protocol requires, subscribe to cancel requests before pulling tasks.
@@ -248,6 +254,8 @@ class Runtime:
             log.info("a delivery of task %s was read too late; the server will redeliver the task", message.ID)
             self._wake.set()
             return
+        if self._metrics is not None and delivery.deliveries > 1:
+            self._metrics.redelivered(delivery.queue)
         known = self.runs.get(message.ID)
         if known is not None:
             self._redelivered(known, delivery)
@@ -258,7 +266,7 @@ class Runtime:
             claim_id = f"{self._claim_prefix}{next(self._claim_numbers):x}"
             run = Run(delivery, message, self._handlers[queue], self._pulls[queue].ack_wait, claim_id)
             self.runs[message.ID] = run
-            self._running[queue] += 1
+            self.running[queue] += 1
             self._empty.clear()
             run.life = start_task(self._live(run))
 
@@ -276,6 +284,8 @@ class Runtime:
 
     async def _live(self, run: Run) -> None:
         """Claim a task, run it, and record its outcome."""
+        LOGGED.set(run)
+        status = None
         try:
             if not await claim(self.backend, self._worker_id, run, self._poison_limit):
                 return
@@ -283,7 +293,7 @@ class Runtime:
             run.handler = self._handlers[run.delivery.queue]
             result = await execute(self.backend, self._worker_id, run)
             if result is not None:
-                await record_outcome(self.backend, run, result)
+                status = await record_outcome(self.backend, run, result)
         except NqnbError as error:
             if self.backend.outage.took(error, "tasks were not finished and will be redelivered"):
                 log.debug("task %s was not finished and will be redelivered: %s", run.id, error)
@@ -294,10 +304,17 @@ class Runtime:
             await self._fail(run, error)
         finally:
             del self.runs[run.id]
-            self._running[run.delivery.queue] -= 1
+            self.running[run.delivery.queue] -= 1
             if not self.runs:
                 self._empty.set()
             self._wake.set()
+            if run.claimed and self._metrics is not None:
+                self._count(self._metrics, run, status)
+
+    def _count(self, metrics: WorkerMetrics, run: Run, status: Status | None) -> None:
+        metrics.ran(run.delivery.queue, status, run.seconds, run.waited)
+        if status is Status.CANCELLED and run.cancel is not None and run.cancel.requested_at:
+            metrics.cancelled(run.delivery.queue, self.backend.now() - run.cancel.requested_at)
 
     async def _fail(self, run: Run, error: Exception) -> None:
         """Mark a task as failed after an internal error.

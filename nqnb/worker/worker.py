@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.inputs import Duration, check_count, check_flag, check_seconds
+from nqnb.log_format import LOGGED, WorkerLogged
+from nqnb.metrics.endpoint import MetricsAddress, MetricsEndpoint
+from nqnb.metrics.worker_metrics import WorkerMetrics, WorkerNow
 from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
@@ -62,6 +65,9 @@ class Worker:
         progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. A
             loop that reports progress then stops at the next report.
         store: the store for task states. The default is the bucket ``nq-store``.
+        metrics: the port on which the worker serves metrics for Prometheus while it runs, or a string such as
+            ``"127.0.0.1:9464"``. A port without a host means all interfaces. By default, no metrics are served.
+            Requires ``nqnb[metrics]``.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -81,6 +87,7 @@ class Worker:
         shutdown_on_disconnect: bool = False,
         progress_raises: bool = True,
         store: StateStore | None = None,
+        metrics: int | str | None = None,
         **options: Any,
     ) -> None:
         self.concurrency = check_concurrency(concurrency)
@@ -88,6 +95,8 @@ class Worker:
         self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
         self.progress_raises = check_flag("progress_raises", progress_raises)
+        self.metrics = None if metrics is None else MetricsAddress.of(metrics)
+        """The address of the metrics, or None."""
         self.dedicated = False
         """Whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects that exist when
         `serve` has started the worker, mostly modules, from garbage collection. This makes short tasks faster."""
@@ -98,6 +107,7 @@ class Worker:
         self.handlers: dict[str, Handler] = {}
         self._store = check_store(store)
         self._runtime: Runtime | None = None
+        self._endpoint: MetricsEndpoint | None = None
         self._stop = asyncio.Event()
         self._hurried = False
         """Whether `request_stop` was called twice."""
@@ -242,6 +252,7 @@ class Worker:
 
         Raises:
             InvalidHandler: no handler is registered, or the worker is running or stopping.
+            MetricsUnavailable: the metrics cannot be served.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
         if not self.handlers:
@@ -255,6 +266,30 @@ class Worker:
         if self.state is State.STOPPED:
             # Other programs must not mistake the restarted worker for the stopped worker.
             self.id, self.state, self._stop, self._hurried = _new_id(), State.NEW, asyncio.Event(), False
+        metrics = None
+        if self.metrics is not None:
+            metrics = WorkerMetrics(self.handlers, self._now)
+            self._endpoint = MetricsEndpoint(self.metrics, metrics)
+        # The tasks and callbacks that are created here inherit the log fields.
+        token = LOGGED.set(WorkerLogged(self.id))
+        try:
+            await self._connect(metrics)
+        except BaseException:
+            await self._close_endpoint()
+            raise
+        finally:
+            LOGGED.reset(token)
+        self.state = State.RUNNING
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        log.info(
+            "worker %s is serving %s%s",
+            self.id,
+            ", ".join(self.handlers),
+            "" if loop == "asyncio" else f" ({loop})",
+            extra={"worker": self.id},
+        )
+
+    async def _connect(self, metrics: WorkerMetrics | None) -> None:
         # Import nats only to connect.
         from nqnb.jetstream.backend import Backend
         from nqnb.server.server_choice import resolved
@@ -276,17 +311,25 @@ class Worker:
             poison_limit=self.poison_limit,
             shutdown_on_disconnect=self.shutdown_on_disconnect,
             describe=self.info,
+            metrics=metrics,
         )
         try:
             await self._runtime.open()
         except BaseException:
             await self._runtime.close()
             raise
-        self.state = State.RUNNING
-        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-        log.info(
-            "worker %s is serving %s%s", self.id, ", ".join(self.handlers), "" if loop == "asyncio" else f" ({loop})"
-        )
+
+    def _now(self) -> WorkerNow:
+        """Return what the worker is doing, for a scrape in another thread."""
+        runtime = self._runtime
+        if runtime is None:
+            return WorkerNow(self.id)
+        return WorkerNow(self.id, runtime.backend.connected, self.concurrency, runtime.running, runtime.malformed)
+
+    async def _close_endpoint(self) -> None:
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is not None:
+            await endpoint.close()
 
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
@@ -311,9 +354,10 @@ class Worker:
             try:
                 await self._runtime.close()
             finally:
+                await self._close_endpoint()
                 self.state = State.STOPPED
                 self._stop.set()
-                log.info("worker %s has stopped", self.id)
+                log.info("worker %s has stopped", self.id, extra={"worker": self.id})
 
     async def serve(self) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.

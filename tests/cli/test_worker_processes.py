@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, one_line
+from helpers.scrape import free_port, scrape_now
 from helpers.waiting import until
 
 import nqnb
@@ -113,6 +114,17 @@ def test_each_task_ends_once_and_ctrl_c_stops_every_process(
     assert run("task", "status", last).out == "completed\n", "a first Ctrl-C waits for running tasks"
     assert run("task", "status", later).out == "pending\n", "a stopping worker must not claim tasks"
     wait_until_ended(pids)
+
+
+def test_each_process_serves_its_metrics_on_the_next_port(url: str, folder: Path, start: Start, run: Run) -> None:
+    port = free_port()
+    parent = start("worker", "jobs:worker", "-u", url, "--processes", "2", "--metrics", f"127.0.0.1:{port}", cwd=folder)
+    wait_for_processes(run, 2)
+    ids = {each["id"] for each in run("workers", "--json").json}
+    shown = [scrape_now(each).families["nqnb_worker_info"].samples[0].labels["worker"] for each in (port, port + 1)]
+    assert set(shown) == ids
+    parent.send_signal(signal.SIGTERM)
+    assert ended(parent).code == 0
 
 
 def test_a_killed_process_is_replaced_and_all_stop_when_the_parent_is_killed(

@@ -154,7 +154,7 @@ class NotebookFront:
         """Provide an event that is never set. The notebook's stop button cancels `run` instead."""
         yield asyncio.Event()
 
-    def start_logging(self) -> None:
+    def start_logging(self, *, json: bool = False) -> None:
         """Do nothing, because the session stores the log; see `Session.log`."""
 
 

@@ -242,6 +242,9 @@ def _build() -> click.Group:
     made.commands["worker"] = _refused(
         "worker", "a worker would block the kernel. Define a handler with %%nq handler QUEUE or @nq.handler(QUEUE)."
     )
+    made.commands["exporter"] = _refused(
+        "exporter", "an exporter would block the kernel. Run `nqnb exporter` in a terminal."
+    )
     return made
 
 

@@ -1,0 +1,129 @@
+"""The number of tasks in each state, and the times of tasks that end, kept current by one watch of all tasks."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+from nqnb.metrics.histogram import Histogram
+from nqnb.protocol.status import Status
+from nqnb.protocol.wire import parse_time
+from nqnb.records import TaskBatch, TaskInfo
+
+
+class WaitingTasks(NamedTuple):
+    """The waiting tasks of a queue."""
+
+    due: int = 0
+    scheduled: int = 0
+    oldest: float = 0.0
+    """How long the oldest due task has been waiting, in seconds."""
+
+
+class TaskTally:
+    """Counts that a watch keeps current.
+
+    A tally needs about 200 bytes a task. The server does not report entries that have expired or were pruned, so the
+    tally may know more tasks than the server; `begin` and another watch correct it.
+
+    Args:
+        label: returns the label of a queue.
+        now: returns the server's time in Unix seconds.
+    """
+
+    def __init__(self, label: Callable[[str], str], now: Callable[[], float]) -> None:
+        self._label = label
+        self._now = now
+        self.complete = False
+        """Whether the tally has every task."""
+        self.ended: Counter[tuple[str, Status]] = Counter()
+        """The number of tasks that ended since the first watch was complete, by queue and state."""
+        self.waits: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.runs: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.cancels: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self._tasks: dict[str, tuple[str, Status]] = {}
+        self._keys: dict[tuple[str, Status], tuple[str, Status]] = {}
+        """One object for each pair, which all tasks share."""
+        self._counts: Counter[tuple[str, Status]] = Counter()
+        self._due: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        """The time from which each pending task has been waiting, by queue and task id."""
+        self._listed: set[str] | None = None
+        """The tasks that the current listing has reported, or None after the listing."""
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def counts(self) -> dict[tuple[str, Status], int]:
+        """The number of tasks, by queue and state."""
+        return dict(self._counts)
+
+    def waiting(self) -> dict[str, WaitingTasks]:
+        """Return the waiting tasks of each queue."""
+        now = self._now()
+        found = {}
+        for queue, tasks in self._due.items():
+            scheduled = sum(due > now for due in tasks.values())
+            oldest = max(0.0, now - min(tasks.values())) if tasks else 0.0
+            found[queue] = WaitingTasks(len(tasks) - scheduled, scheduled, oldest)
+        return found
+
+    def begin(self) -> None:
+        """Prepare for the first batch of another watch, which reports every task again."""
+        self._listed = set()
+
+    def add(self, batch: TaskBatch) -> None:
+        """Apply a batch of the watch."""
+        if batch.anew:
+            for task_id in list(self._tasks):
+                self._remove(task_id)
+            self.complete = False
+            self.begin()
+        for task in batch.tasks:
+            self._put(task)
+        for task_id in batch.gone:
+            self._remove(task_id)
+        if batch.complete and self._listed is not None:
+            for task_id in self._tasks.keys() - self._listed:
+                self._remove(task_id)
+            self._listed, self.complete = None, True
+
+    def _put(self, task: TaskInfo) -> None:
+        if self._listed is not None:
+            self._listed.add(task.id)
+        queue, status = self._label(task.queue), task.status
+        before = self._tasks.get(task.id)
+        if before != (queue, status):
+            self._remove(task.id)
+            key = self._keys.setdefault((queue, status), (queue, status))
+            self._tasks[task.id] = key
+            self._counts[key] += 1
+        if status is Status.PENDING:
+            # A Go client does not store the time of the submission.
+            since = _unix(task.due_at) or _unix(task.submitted_at) or self._due[queue].get(task.id) or self._now()
+            self._due[queue][task.id] = since
+        if status.terminal and (self.complete if before is None else not before[1].terminal):
+            self._count_end(queue, task)
+
+    def _remove(self, task_id: str) -> None:
+        key = self._tasks.pop(task_id, None)
+        if key is not None:
+            self._counts[key] -= 1
+            self._due[key[0]].pop(task_id, None)
+
+    def _count_end(self, queue: str, task: TaskInfo) -> None:
+        self.ended[queue, task.status] += 1
+        started, completed = _unix(task.started_at), _unix(task.completed_at)
+        submitted = max(_unix(task.submitted_at), parse_time(task.process_at) if task.process_at else 0.0)
+        if task.status in (Status.COMPLETED, Status.FAILED) and started and completed:
+            self.runs[queue].observe(completed - started)
+            if submitted and task.attempt == 1:
+                self.waits[queue].observe(started - submitted)
+        if task.cancel is not None and task.cancel.seconds is not None:
+            self.cancels[queue].observe(task.cancel.seconds)
+
+
+def _unix(moment: datetime | None) -> float:
+    return 0.0 if moment is None else moment.timestamp()

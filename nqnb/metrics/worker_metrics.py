@@ -1,0 +1,134 @@
+"""The metrics of one worker: what it has run, how long that took, and what it is running now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from nqnb.metrics.histogram import Histogram, QueueLabels
+from nqnb.protocol.status import Status
+from nqnb.version import __version__
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_OUTCOMES = {
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "cancelled",
+    Status.PENDING: "retried",
+    None: "dropped",
+}
+"""The outcome of a run, by the state that the worker has written."""
+
+
+class WorkerNow(NamedTuple):
+    """What a worker is doing at the moment of a scrape."""
+
+    worker: str = ""
+    connected: bool = False
+    concurrency: int = 0
+    running: Mapping[str, int] = {}
+    """The number of running tasks of each queue."""
+    malformed: int = 0
+
+
+class WorkerMetrics:
+    """The counters of one worker. The worker's loop increases them, and scrapes read them in another thread.
+
+    Args:
+        queues: the queues of the worker.
+        now: a function that returns what the worker is doing. It is called in another thread.
+    """
+
+    def __init__(self, queues: Iterable[str], now: Callable[[], WorkerNow]) -> None:
+        labels = QueueLabels()
+        self._label = {queue: labels.of(queue) for queue in queues}
+        shown = dict.fromkeys(self._label.values())
+        self._runs = Counter({(queue, outcome): 0 for queue in shown for outcome in _OUTCOMES.values()})
+        self._redeliveries = Counter(dict.fromkeys(shown, 0))
+        self._waits = {queue: Histogram() for queue in shown}
+        self._times = {queue: Histogram() for queue in shown}
+        self._cancels = {queue: Histogram() for queue in shown}
+        self._now = now
+
+    def ran(self, queue: str, status: Status | None, seconds: float | None, waited: float | None) -> None:
+        """Count a run that has ended.
+
+        Args:
+            queue: the task's queue.
+            status: the state that was written, or None if another worker owns the task or it will be redelivered.
+            seconds: how long the handler ran, or None if it did not run.
+            waited: how long the task waited before its first attempt, in seconds, or None if unknown.
+        """
+        queue = self._label[queue]
+        self._runs[queue, _OUTCOMES.get(status, "dropped")] += 1
+        if seconds is not None:
+            self._times[queue].observe(seconds)
+        if waited is not None:
+            self._waits[queue].observe(waited)
+
+    def cancelled(self, queue: str, seconds: float) -> None:
+        """Count a cancel that has stopped a run ``seconds`` after the request."""
+        self._cancels[self._label[queue]].observe(seconds)
+
+    def redelivered(self, queue: str) -> None:
+        """Count a delivery that was not the first delivery of its task."""
+        self._redeliveries[self._label[queue]] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the current metrics."""
+        from nqnb.metrics.families import counter, durations, gauge, one
+
+        now = self._now()
+        running = Counter(dict.fromkeys(self._label.values(), 0))
+        for queue, count in dict(now.running).items():
+            running[self._label[queue]] += count
+        return [
+            gauge(
+                "nqnb_worker_info",
+                "The worker's id and the version of nqnb; the value is always 1.",
+                {(now.worker, __version__): 1},
+                "worker",
+                "version",
+            ),
+            gauge("nqnb_worker_connected", "Whether the worker is connected to the server.", one(now.connected)),
+            gauge("nqnb_worker_concurrency", "The maximum number of tasks that run at once.", one(now.concurrency)),
+            gauge(
+                "nqnb_worker_running_tasks",
+                "The number of tasks that the worker is running.",
+                {(queue,): count for queue, count in running.items()},
+                "queue",
+            ),
+            counter(
+                "nqnb_worker_runs",
+                "Runs that have ended. Retried: the attempt failed, and another follows. "
+                "Dropped: the task was redelivered, or belongs to another worker.",
+                dict(self._runs),
+                "queue",
+                "outcome",
+            ),
+            counter(
+                "nqnb_worker_redeliveries",
+                "Deliveries of tasks that had been delivered before.",
+                {(queue,): count for queue, count in dict(self._redeliveries).items()},
+                "queue",
+            ),
+            counter(
+                "nqnb_worker_malformed_messages",
+                "Messages that were dropped because they were not tasks.",
+                one(now.malformed),
+            ),
+            durations(
+                "nqnb_worker_wait_seconds",
+                "The time from a task's submission, or its start time, to the start of its first attempt.",
+                self._waits,
+            ),
+            durations("nqnb_worker_run_seconds", "The time that the handler took.", self._times),
+            durations(
+                "nqnb_worker_cancel_seconds",
+                "The time from a cancel request until the running code had stopped.",
+                self._cancels,
+            ),
+        ]

@@ -1,0 +1,180 @@
+"""The metrics of a whole server: counted by one watch, correct after prunes and lost stores, with bounded labels."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from datetime import timedelta
+
+import pytest
+from helpers.command_line import NOBODY, Run, Start, ended, environment, run, start, until_said, url
+from helpers.scrape import Scrape, exporting, free_port, scrape, scrape_now
+from helpers.waiting import until, until_async
+
+import nqnb
+from nqnb.metrics import exporter as exporter_module
+from nqnb.metrics.task_tally import TaskTally
+from nqnb.records import TaskBatch
+
+pytestmark = pytest.mark.anyio
+__all__ = ["environment", "run", "start", "url"]
+
+
+async def scrape_until(port: int, name: str, value: float, **labels: str) -> Scrape:
+    """Scrape until a sample has the value."""
+
+    found = await scrape(port)
+
+    async def look() -> bool:
+        nonlocal found
+        found = await scrape(port)
+        return found.of(name, **labels) == value
+
+    await until_async(look, 15, f"{name} {labels} is {value}", pause=0.1)
+    return found
+
+
+async def test_a_scrape_shows_the_whole_server(settings: nqnb.Settings, nq: nqnb.Client) -> None:
+    old = await nq.submit("resize", "before the exporter")
+    await old.cancel()
+    async with exporting(nq) as port:
+        waiting = [await nq.submit("resize", "ok", retry=0) for _ in range(3)]
+        await nq.submit("resize", "later", process_at=timedelta(hours=1))
+        first = await scrape_until(port, "nqnb_tasks", 3, queue="resize", state="pending")
+        await asyncio.sleep(0.3)
+        later = await scrape(port)
+        worker = nqnb.Worker(settings)
+
+        @worker.handler("resize")
+        async def resize(job: nqnb.Job, payload: str) -> None:
+            await asyncio.sleep(60 if payload == "slow" else 0)
+            if payload == "bad":
+                raise ValueError
+
+        async with worker:
+            bad, slow = await nq.submit("resize", "bad", retry=0), await nq.submit("resize", "slow")
+            for task in (*waiting, bad):
+                await task.wait(10)
+            await scrape_until(port, "nqnb_tasks", 1, queue="resize", state="processing")
+            await slow.cancel(wait=10)
+            await waiting[0].fetch()
+            last = await scrape_until(port, "nqnb_tasks_ended_total", 1, queue="resize", state="cancelled")
+    assert first.of("nqnb_up") == 1
+    assert first.of("nqnb_tasks", queue="resize", state="scheduled") == 1
+    assert first.of("nqnb_tasks", queue="resize", state="deleted") == 1
+    assert first.of("nqnb_tasks_ended_total", queue="resize", state="deleted") == 0, "it ended before the exporter"
+    assert first.of("nqnb_queue_workers", queue="resize") == 0
+    assert first.of("nqnb_queue_pulls", queue="resize") == 0
+    oldest = [each.of("nqnb_oldest_pending_seconds", queue="resize") or 0 for each in (first, later)]
+    assert 0.2 < oldest[1] - oldest[0] < 10, "a task that is due later is not the oldest"
+    assert last.of("nqnb_tasks_ended_total", queue="resize", state="completed") == 3
+    assert last.of("nqnb_tasks_ended_total", queue="resize", state="failed") == 1
+    assert last.of("nqnb_tasks", queue="resize", state="completed") == 3
+    assert last.of("nqnb_oldest_pending_seconds", queue="resize") == 0
+    assert last.of("nqnb_task_run_seconds_count", queue="resize") == 4
+    assert last.of("nqnb_task_wait_seconds_count", queue="resize") == 4
+    assert last.of("nqnb_task_cancel_seconds_count", queue="resize") == 1
+    assert (last.of("nqnb_workers"), last.of("nqnb_queue_workers", queue="resize")) == (1, 1)
+    assert (last.of("nqnb_queue_deliveries_total", queue="resize") or 0) >= 5
+    assert (last.of("nqnb_bucket_bytes", bucket="nq-store") or 0) > 0
+    assert last.of("nqnb_bucket_messages", bucket="nq-store") == 7
+    assert (last.of("nqnb_jetstream_storage_bytes") or 0) > 0
+    assert last.of("nqnb_workers_lost_total") == 0
+
+
+async def test_a_worker_that_dies_is_lost_and_one_that_stops_is_not(settings: nqnb.Settings, nq: nqnb.Client) -> None:
+    def new_worker() -> nqnb.Worker:
+        worker = nqnb.Worker(settings)
+        worker.handler("q")(lambda payload: None)
+        return worker
+
+    async with exporting(nq) as port:
+        async with new_worker():
+            await scrape_until(port, "nqnb_workers", 1)
+        await scrape_until(port, "nqnb_workers", 0)
+        # A worker whose last heartbeat is never followed by another one.
+        silent = new_worker()
+        await nq.backend.presence.announce(silent.info([], 0.5))
+        await scrape_until(port, "nqnb_workers", 1)
+        lost = await scrape_until(port, "nqnb_workers", 0)
+        again = await scrape(port)
+    assert lost.of("nqnb_workers_lost_total") == 1
+    assert again.of("nqnb_workers_lost_total") == 1
+
+
+async def test_queues_beyond_the_limit_are_counted_as_other(nq: nqnb.Client) -> None:
+    for queue in ("a", "b", "c", "d"):
+        await nq.submit(queue, 1)
+    async with exporting(nq, max_queues=2) as port:
+        found = await scrape_until(port, "nqnb_tasks", 2, queue="other", state="pending")
+    queues = {label[1] for _, *labels in found.samples for label in labels if label[0] == "queue"}
+    assert len(queues) == 3
+    assert "other" in queues
+
+
+async def test_pruned_tasks_leave_the_counts_but_not_the_totals(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter_module, "_LISTING_PAUSE_SECONDS", 0.0)
+    async with exporting(nq) as port:
+        for _ in range(3):
+            await (await nq.submit("q", 1)).cancel()
+        await nq.submit("q", 1)
+        await scrape_until(port, "nqnb_tasks", 3, queue="q", state="deleted")
+        await asyncio.sleep(0.01)
+        await nq.prune(0.001)
+        found = await scrape_until(port, "nqnb_tasks", 0, queue="q", state="deleted")
+        assert found.of("nqnb_tasks", queue="q", state="pending") == 1
+        assert found.of("nqnb_tasks_ended_total", queue="q", state="deleted") == 3
+
+
+async def test_a_server_that_is_away_is_not_up_and_comes_back(server: nqnb.DevServer, nq: nqnb.Client) -> None:
+    await nq.submit("q", 1)
+    async with exporting(nq) as port:
+        await scrape_until(port, "nqnb_tasks", 1, queue="q", state="pending")
+        server.kill()
+        away = await scrape_until(port, "nqnb_up", 0)
+        assert "nqnb_tasks" not in away.families, "numbers that may be old are not shown"
+        server.restart()
+        await scrape_until(port, "nqnb_tasks", 1, queue="q", state="pending")
+
+
+async def test_a_scrape_does_not_list_the_tasks(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    await nq.submit_many("q", range(200))
+    async with exporting(nq) as port:
+        await scrape_until(port, "nqnb_tasks", 200, queue="q", state="pending")
+        received = nq.backend.connection.client.stats["in_bytes"]
+        await scrape(port)
+        assert nq.backend.connection.client.stats["in_bytes"] - received < 20_000
+
+
+async def test_a_store_that_is_lost_starts_the_counts_again(nq: nqnb.Client) -> None:
+    tally = TaskTally(str, nq.backend.now)
+    tasks = [await (await nq.submit("q", each)).fetch() for each in range(3)]
+    tally.begin()
+    tally.add(TaskBatch(tasks=tasks[:2], complete=True))
+    tally.add(TaskBatch(tasks=tasks[2:], gone=[tasks[0].id], complete=True))
+    assert len(tally) == 2
+    tally.add(TaskBatch(tasks=tasks[:1], complete=True, anew=True))
+    assert (len(tally), tally.waiting()["q"].due, tally.complete) == (1, 1, True)
+
+
+def test_the_command_serves_until_it_is_stopped(start: Start, url: str) -> None:
+    port = free_port()
+    process = start("exporter", "-u", url, "--metrics", f"127.0.0.1:{port}")
+    until_said(process, f"http://127.0.0.1:{port}/metrics")
+    until(lambda: scrape_now(port).of("nqnb_up") == 1, 10)
+    process.send_signal(signal.SIGTERM)
+    answer = ended(process)
+    assert (answer.code, answer.err) == (0, "")
+
+
+def test_the_command_reports_a_port_that_is_taken_and_a_missing_server(run: Run) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        answer = run("exporter", "--metrics", f"127.0.0.1:{taken.getsockname()[1]}")
+    assert answer.code == 1
+    assert "nqnb: metrics cannot be served on 127.0.0.1:" in answer.err
+    assert run("exporter", "-u", NOBODY).code == 3
+    assert run("exporter", "--metrics", "x:y").code == 2
