@@ -17,9 +17,11 @@ from nqnb.failures import FailureGroup, group_failures
 from nqnb.inputs import (
     Duration,
     Moment,
+    Past,
     check_callable,
     check_choice,
     check_flag,
+    check_past,
     check_seconds,
     check_statuses,
 )
@@ -425,19 +427,23 @@ class Client:
             raise await unknown_queue(self.backend, queue)
         return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
 
-    async def failures(self, queue: str | None = None) -> list[FailureGroup]:
+    async def failures(self, queue: str | None = None, since: Past = None) -> list[FailureGroup]:
         """Return the failed tasks, grouped by queue, error type, message pattern and line in the handler.
 
         The largest group comes first. To run the tasks of a group again, pass each id in ``ids`` to `requeue`.
 
         Args:
             queue: return only failures in this queue.
+            since: return only failures of tasks that were submitted after this time. Pass a datetime (a naive datetime
+                is local time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
             InvalidQueueName: the queue name is invalid.
+            BadInput: ``since`` is invalid.
         """
-        return group_failures(await self.tasks(queue, Status.FAILED))
+        start = check_past("since", since, self.backend.now())
+        return group_failures(submitted_after(start, await self.tasks(queue, Status.FAILED)))
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
         """Yield all tasks in the state bucket, in batches, and then yield changes as they happen, indefinitely.
@@ -714,6 +720,16 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )
+
+
+def submitted_after(start: float | None, infos: list[TaskInfo]) -> list[TaskInfo]:
+    """Return the tasks that were submitted after ``start``, in Unix seconds. If ``start`` is None, return all tasks."""
+    return infos if start is None else [info for info in infos if is_after(start, info)]
+
+
+def is_after(start: float, info: TaskInfo) -> bool:
+    """Return whether a task was submitted after ``start``. If the time is unknown, return False."""
+    return info.submitted_at is not None and info.submitted_at.timestamp() >= start
 
 
 def _user_and_host() -> str:

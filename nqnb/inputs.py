@@ -28,6 +28,8 @@ _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit i
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
 """A point in time: a datetime, or a timedelta relative to now. A datetime without a time zone is in local time."""
+Past = float | str | datetime | timedelta | None
+"""A point in time in the past: a datetime, or an age: a number of seconds, a timedelta, or a string like ``"10m"``."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
 """The start of 2262 in Unix seconds. NATS counts time in nanoseconds, which overflow in that year."""
 State = Status | Waiting

@@ -9,17 +9,18 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from nqnb.batch import Batch, IfExists, Item, check_group
-from nqnb.client import Client, Task, not_submitted
+from nqnb.client import Client, Task, not_submitted, submitted_after
 from nqnb.commands.command_records import CommandProgress
 from nqnb.error_text import hint, shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
 from nqnb.inputs import (
     Duration,
     Moment,
+    Past,
     check_choice,
     check_count,
     check_flag,
@@ -740,7 +741,7 @@ class Session:
         self,
         queue: str | None = None,
         status: Status | str | int | Iterable[Status | str | int] | None = None,
-        since: float | str | datetime | timedelta | None = None,
+        since: Past = None,
         *,
         cell: int | str | None = None,
         here: bool = False,
@@ -776,9 +777,7 @@ class Session:
         now = self.client.backend.now()
         start, chosen = check_past("since", since, now), self._submitted_by(cell, here)
         infos = self.call(self.client.tasks(queue, status))
-        if start is not None:
-            infos = [info for info in infos if info.submitted_at is not None and info.submitted_at.timestamp() >= start]
-        infos = list(filter(chosen, infos))
+        infos = list(filter(chosen, submitted_after(start, infos)))
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc), flat=flat)
 
     def here(self) -> TaskList:
@@ -806,7 +805,7 @@ class Session:
 
         return chosen
 
-    def failures(self, queue: str | None = None) -> pd.DataFrame:
+    def failures(self, queue: str | None = None, since: Past = None) -> pd.DataFrame:
         """Return a DataFrame of failed tasks, grouped by queue, error type, message pattern and line of code.
 
         The largest group comes first. To run the tasks of these groups again, pass the DataFrame or some of its rows to
@@ -814,14 +813,17 @@ class Session:
 
         Args:
             queue: return only failed tasks of this queue.
+            since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
+                time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
             InvalidQueueName: the queue name is invalid.
+            BadInput: ``since`` is invalid.
         """
         from nqnb.frames import failures_frame
 
-        return failures_frame(self.call(self.client.failures(queue)))
+        return failures_frame(self.call(self.client.failures(queue, since)))
 
     def watch(self, what: object = None) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row.
