@@ -26,7 +26,7 @@ from nqnb.client import Client, Task
 from nqnb.clock import elapsed
 from nqnb.decode import decode_value
 from nqnb.error_text import clause, exact_text, kind_of, shown
-from nqnb.errors import BadInput, ConnectionFailed, NqnbError, TaskError, WaitTimeout
+from nqnb.errors import BadInput, ConnectionFailed, NqnbError, TaskError, UnknownQueue, WaitTimeout
 from nqnb.failures import FAILURE_INDEX, FailureGroup, group_failures
 from nqnb.inputs import Duration, check_choice, check_flag, check_optional_flag, check_seconds
 from nqnb.notebook import task_list_card
@@ -34,6 +34,7 @@ from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
 from nqnb.notebook.wait_line import state_of, unserved_words
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
+from nqnb.protocol.cancel import unknown
 from nqnb.protocol.follow import watch
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
+MANY_TASKS = 2000
+"""The number of tasks above which all tasks of the queue are read at once, which is faster than reading each task."""
+_LISTED_PER_SECOND = 10_000
+"""The number of tasks for which the display of a long list waits another second."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _DISPLAY_SECONDS = 1.0
@@ -269,10 +274,23 @@ class TaskList(list[SessionTask]):
     @property
     def df(self) -> pd.DataFrame:
         """A DataFrame of the tasks that still exist, with the same columns as `Session.tasks`."""
+        return self.frame()
+
+    def frame(self, *, flat: bool = False) -> pd.DataFrame:
+        """Return a DataFrame of the tasks that still exist, with the same columns as `Session.tasks`.
+
+        Args:
+            flat: whether to replace payloads and results with a column for each field, such as ``path`` for a payload
+                and ``→ bytes`` for a result.
+
+        Raises:
+            BadInput: ``flat`` is invalid.
+        """
         from nqnb.frames import tasks_frame
 
-        infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
-        return tasks_frame(info for info in infos if isinstance(info, TaskInfo))
+        flat = check_flag("flat", flat)
+        infos = self._session.call(self._fetched())
+        return tasks_frame((info for info in infos if isinstance(info, TaskInfo)), flat=flat)
 
     def failures(self) -> pd.DataFrame:
         """Return a DataFrame of failed tasks, grouped by queue, error type, message pattern and line of code.
@@ -281,7 +299,7 @@ class TaskList(list[SessionTask]):
         """
         from nqnb.frames import failures_frame
 
-        infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
+        infos = self._session.call(self._fetched())
         return failures_frame(group_failures(info for info in infos if isinstance(info, TaskInfo)))
 
     def results(
@@ -446,7 +464,7 @@ class TaskList(list[SessionTask]):
     async def _latest(self) -> list[TaskInfo | NqnbError]:
         """Return the record of each task. If a task was requeued, return the record of its latest copy instead."""
         client = self._session.client
-        infos = await outcomes_of(self.ids, client.fetch, IN_FLIGHT)
+        infos = await self._fetched()
         ended = [info for info in infos if isinstance(info, TaskInfo) and info.status.terminal]
         if all(info.status is Status.COMPLETED for info in ended):
             return infos
@@ -460,7 +478,8 @@ class TaskList(list[SessionTask]):
     def _repr_html_(self) -> str:
         """Return a card with the number of tasks in each state, the rate, the time left, and groups of failures."""
         try:
-            outcomes, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
+            seconds = _DISPLAY_SECONDS + (len(self) / _LISTED_PER_SECOND if len(self) > MANY_TASKS else 0)
+            outcomes, unserved = self._session.call_within(self._summary(), seconds)
             now = self._session.client.backend.now()
         except NqnbError as error:
             return f"{len(self):,} tasks; {html.escape(str(error))}"
@@ -472,8 +491,16 @@ class TaskList(list[SessionTask]):
         waiting = {info.queue for info in outcomes if isinstance(info, TaskInfo) and info.status is Status.PENDING}
         return outcomes, await unserved_words(self._session.client, sorted(waiting))
 
-    async def _fetched(self) -> list[Any]:
-        return await outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT)
+    async def _fetched(self) -> list[TaskInfo | NqnbError]:
+        """Return the record of each task, or the error for a task that no longer exists."""
+        client = self._session.client
+        if len(self) <= MANY_TASKS:
+            return await outcomes_of(self.ids, client.fetch, IN_FLIGHT)
+        queues = {task.queue for task in self}
+        listed: dict[str, TaskInfo] = {}
+        with contextlib.suppress(UnknownQueue):
+            listed = {info.id: info for info in await client.tasks(queues.pop() or None if len(queues) == 1 else None)}
+        return [listed.get(task_id) or unknown(task_id) for task_id in self.ids]
 
     def _wait_for_each(self, ask: Callable[[str], Awaitable[Any]], cancel_on_interrupt: bool | None) -> list[Any]:
         cancel_on_interrupt = check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)

@@ -18,6 +18,7 @@ from IPython.display import display
 
 from nqnb.errors import NqnbError
 from nqnb.frames import tasks_frame
+from nqnb.inputs import check_flag
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskBatch
 from nqnb.widgets import jupyter_compat, snapshot
@@ -133,11 +134,24 @@ class TaskTable(anywidget.AnyWidget):
 
         If the table is still loading, this property waits a few seconds for the rows.
         """
+        return self.frame()
+
+    def frame(self, *, flat: bool = False) -> pd.DataFrame:
+        """Return all tasks in the table as a DataFrame, as `df` does.
+
+        Args:
+            flat: whether to replace payloads and results with a column for each field, such as ``path`` for a payload
+                and ``→ bytes`` for a result.
+
+        Raises:
+            BadInput: ``flat`` is invalid.
+        """
+        flat = check_flag("flat", flat)
         self.wait_until_loaded()
         with self._lock:
             self._drain()
             tasks = [self._rows.pending_cancels.recorded_in(task) for task in self._rows.tasks]
-        return tasks_frame(tasks)
+        return tasks_frame(tasks, flat=flat)
 
     @property
     def closed(self) -> bool:

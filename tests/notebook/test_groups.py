@@ -197,6 +197,35 @@ class TestCard:
         assert "tasks/s" not in tasks._repr_html_()
 
 
+class TestFrame:
+    def test_the_fields_of_payloads_and_results_are_columns_of_a_list_and_of_a_table(self, session: Session) -> None:
+        serve(session)
+        tasks = session.map("resize", images(3))
+        tasks.wait(20)
+        assert {"path", "width", "→ bytes"} <= {*tasks.frame(flat=True)}
+        assert tasks.frame(flat=True)["→ bytes"].tolist() == [512, 1024, 1536]
+        assert tasks.frame().equals(tasks.df)
+        assert "payload" in tasks.df
+        assert "→ bytes" in tasks.watch().frame(flat=True)
+        for frame in (tasks.frame, tasks.watch().frame):
+            with pytest.raises(nqnb.BadInput, match="flat="):
+                frame(flat="yes")  # type: ignore[arg-type]  # that is what is tested
+
+    def test_a_long_list_is_read_at_once(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+        serve(session, {512})
+        tasks = session.map("resize", images())
+        tasks.wait(20)
+        short = TaskList(session, [*tasks, SessionTask(session, "unknown", "resize")])
+        counts, frame, failures = short.counts(), short.df, short.failures()
+        monkeypatch.setattr("nqnb.notebook.tasks.MANY_TASKS", 3)
+        monkeypatch.setattr(session.client, "fetch", None)
+        assert short.counts() == counts == {"failed": 1, "completed": 5, "unknown": 1}
+        assert short.df.equals(frame)
+        assert short.failures().equals(failures)
+        assert "1 unknown" in short._repr_html_()
+        assert TaskList(session, [SessionTask(session, f"{n}", "nobody") for n in range(4)]).counts() == {"unknown": 4}
+
+
 class TestCompleted:
     def test_tasks_are_yielded_as_they_end_and_one_failure_hides_no_other(self, session: Session) -> None:
         @session.handler("sleep", concurrency=4)
