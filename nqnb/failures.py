@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -114,7 +114,7 @@ def group_failures(tasks: Iterable[TaskInfo]) -> list[FailureGroup]:
     for task in tasks:
         if task.status is Status.FAILED:
             groups.setdefault(_Reason.of(task), []).append(task)
-    made = [_group(reason, some) for reason, some in groups.items()]
+    made = list(map(group_of, groups.values()))
     return sorted(made, key=lambda group: (-group.count, group.queue, group.error))
 
 
@@ -142,9 +142,11 @@ def handler_line(traceback: str) -> str:
     return ""
 
 
-def _group(reason: _Reason, tasks: list[TaskInfo]) -> FailureGroup:
+def group_of(tasks: Sequence[TaskInfo]) -> FailureGroup:
+    """Return the group of failed tasks with the same `failure_id`, which are in the order of their last change."""
     ends = [task.completed_at for task in tasks if task.completed_at is not None]
     example = tasks[-1]
+    reason = _Reason.of(example)
     return FailureGroup(
         id=reason.id,
         queue=reason.queue,

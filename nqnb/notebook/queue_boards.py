@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nqnb.client import Client
 from nqnb.clock import elapsed
@@ -40,21 +40,34 @@ _SILENT_SHARE = 0.6
 
 def queue_board(client: Client) -> Board:
     """Return a live table of all queues."""
-    return _board("queues", client, _Queues(client))
+    return open_board("queues", _Queues(client))
 
 
 def worker_board(client: Client) -> Board:
     """Return a live table of all workers, including lost workers."""
-    return _board("workers", client, _Workers(client))
+    return open_board("workers", _Workers(client))
 
 
-def _board(title: str, client: Client, source: _Queues | _Workers) -> Board:
+class BoardSource(Protocol):
+    """The content and the actions of a board. The methods run on the loop; see `nqnb.widgets.board.Board`."""
+
+    async def read(self) -> BoardContent:
+        """Return the current content."""
+        ...
+
+    async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
+        """Perform an action, and return a message."""
+        ...
+
+
+def open_board(title: str, source: BoardSource, on_close: Callable[[], None] = lambda: None) -> Board:
+    """Return a live table of a source."""
     from nqnb.widgets.board import Board
 
     def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         LOOP.soon(lambda: spawn(work()))
 
-    return Board(title, LOOP.call(source.read()), source.read, source.act, start)
+    return Board(title, LOOP.call(source.read()), source.read, source.act, start, on_close)
 
 
 def queue_hints(info: QueueInfo, lost: Iterable[str], *, unserved: bool) -> list[str]:
@@ -159,7 +172,7 @@ class _Queues:
         ]
         return BoardContent(columns, rows, "no queues: a queue is created when its first task is submitted")
 
-    async def act(self, queue: str, action: str, show: Callable[[str], None]) -> str:
+    async def act(self, queue: str, action: str, upto: int, show: Callable[[str], None]) -> str:
         """Pause, resume or purge a queue, or cancel its tasks."""
         if action == "pause":
             await self._client.pause(queue)
@@ -177,23 +190,28 @@ class _Queues:
     async def _cancel_all(self, queue: str, show: Callable[[str], None]) -> str:
         show(f"cancelling the tasks of {queue}: reading the list of tasks")
         tasks = await self._client.tasks(queue, (Status.PENDING, Status.PROCESSING))
-        outcomes: dict[str, CancelReceipt | NqnbError] = {}
-        next_note = 0.0
+        return await cancel_listed(self._client, f"tasks of {queue}", [task.id for task in tasks], show)
 
-        def progress(done: int, total: int, what: str) -> None:
-            nonlocal next_note
-            if elapsed() >= next_note:
-                next_note = elapsed() + 0.2
-                show(f"cancelling the tasks of {queue}: {done:,} of {total:,} {what}")
 
-        await cancel_many(self._client, [task.id for task in tasks], None, outcomes, progress)
-        refused = sum(isinstance(outcome, NqnbError) for outcome in outcomes.values())
-        stopping = sum(isinstance(outcome, CancelReceipt) and outcome.stopping for outcome in outcomes.values())
-        return (
-            f"tasks of {queue}: {len(outcomes) - refused:,} cancelled"
-            + (f" ({stopping:,} still stopping)" if stopping else "")
-            + (f", {refused:,} not cancelled (already ended, or refused)" if refused else "")
-        )
+async def cancel_listed(client: Client, what: str, ids: Sequence[str], show: Callable[[str], None]) -> str:
+    """Cancel tasks, show the progress, and return a message about the outcome. ``what`` describes the tasks."""
+    outcomes: dict[str, CancelReceipt | NqnbError] = {}
+    next_note = 0.0
+
+    def progress(done: int, total: int, step: str) -> None:
+        nonlocal next_note
+        if elapsed() >= next_note:
+            next_note = elapsed() + 0.2
+            show(f"cancelling the {what}: {done:,} of {total:,} {step}")
+
+    await cancel_many(client, ids, None, outcomes, progress)
+    refused = sum(isinstance(outcome, NqnbError) for outcome in outcomes.values())
+    stopping = sum(isinstance(outcome, CancelReceipt) and outcome.stopping for outcome in outcomes.values())
+    return (
+        f"{what}: {len(outcomes) - refused:,} cancelled"
+        + (f" ({stopping:,} still stopping)" if stopping else "")
+        + (f", {refused:,} not cancelled (already ended, or refused)" if refused else "")
+    )
 
 
 def _queue_actions(info: QueueInfo) -> list[Any]:
@@ -253,7 +271,7 @@ class _Workers:
         ]
         return BoardContent(columns, rows, "no nqnb workers; Go workers are not listed, because they do not register")
 
-    async def act(self, key: str, action: str, show: Callable[[str], None]) -> str:
+    async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
         """Do nothing, because workers have no buttons."""
         return ""
 

@@ -885,6 +885,27 @@ class Session:
 
         return self._opened(queue_board(self.client))
 
+    def watch_failures(self, what: object = None, since: Past = None) -> Board:
+        """Return a live card of tasks: progress by state, rate, time left, and failed tasks grouped by error.
+
+        The groups are the same as those of `failures`. The buttons requeue one task, a group or all failed tasks, or
+        cancel all tasks that have not ended. Each button asks for confirmation. A task that was requeued is replaced
+        with its latest copy.
+
+        Args:
+            what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
+                queue. If None, the card shows all tasks.
+            since: show only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
+                time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
+
+        Raises:
+            BadInput: ``what`` is neither a queue name nor tasks, or ``since`` is invalid.
+        """
+        from nqnb.notebook.failure_board import failure_board
+
+        start = check_past("since", since, self.client.backend.now())
+        return self._opened(failure_board(self.client, self._feed, what, start))
+
     def watch_workers(self) -> Board:
         """Return a live table of all nqnb workers and their running tasks. Lost workers come first.
 

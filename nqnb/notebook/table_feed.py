@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -37,11 +37,24 @@ _BATCH_TASKS = 2000
 Wanted = Callable[[TaskInfo], bool]
 
 
+class FeedListener(Protocol):
+    """What receives the tasks of the feed, such as a `TaskTable`. The methods run on the loop thread."""
+
+    def update(self, batch: TaskBatch) -> None:
+        """Apply a batch of changes."""
+
+    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
+        """Show which workers are silent, and which queues have no worker."""
+
+    def refresh(self) -> None:
+        """Show what depends on the time."""
+
+
 @dataclass
 class _Subscriber:
     """A table, the filter for its tasks, and the last watch state that was sent to the table."""
 
-    table: TaskTable
+    table: FeedListener
     wanted: Wanted
     last_state: tuple[bool, bool] = (False, False)
 
@@ -112,6 +125,11 @@ class TableFeed:
         attach()
         return table
 
+    def follow(self, listener: FeedListener, wanted: Wanted) -> Callable[[], None]:
+        """Send the tasks that ``wanted`` accepts, and their changes, to a listener. Return a function that stops it."""
+        LOOP.soon(self._attach, _Subscriber(listener, wanted))
+        return lambda: LOOP.soon(self._detach, listener)
+
     def close_tables(self) -> None:
         """Freeze and close every open table."""
         tables, self._tables = self._tables, []
@@ -155,7 +173,7 @@ class TableFeed:
         for subscriber in list(self._subscribers):
             self._send(subscriber, TaskBatch(anew=True))
 
-    def _detach(self, table: TaskTable) -> None:
+    def _detach(self, table: FeedListener) -> None:
         self._subscribers = [subscriber for subscriber in self._subscribers if subscriber.table is not table]
         if not self._subscribers:
             self._stop_watch()

@@ -14,18 +14,9 @@ from nqnb.failures import group_failures
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.text import line, long_duration
+from nqnb.widgets.state_bar import bar_html, in_bar_order
 
-_COLOURS = {
-    "completed": "#2a9d43",
-    "failed": "#e5484d",
-    "cancelled": "#bf8700",
-    "deleted": "#9a6dd7",
-    "processing": "#3b82f6",
-    "pending": "rgba(128, 128, 128, .4)",
-    "unknown": "transparent",
-}
-"""The colour of each state, in the order of the bar. The colours are readable on light and dark pages."""
-_RECENT_SECONDS = 60.0
+RECENT_SECONDS = 60.0
 """The length of the recent period for which the rate is computed."""
 _MAX_FAILURES = 3
 """The maximum number of failure groups on the card."""
@@ -42,17 +33,12 @@ def html(outcomes: Sequence[Any], queues: Sequence[str], now: float, unserved: s
     """
     infos = [each for each in outcomes if isinstance(each, TaskInfo)]
     counts = counted(outcomes)
-    bar = "".join(
-        f'<span style="flex: {counts[label]}; background: {colour}" title="{counts[label]:,} {label}"></span>'
-        for label, colour in _COLOURS.items()
-        if counts.get(label)
-    )
     states = ", ".join(f"{count:,} {label}" for label, count in counts.items()) or "none"
     said = [states, *rate(infos, now), *([unserved] if unserved else [])]
     total = f"{len(outcomes):,} task{'' if len(outcomes) == 1 else 's'}"
     where = f" in {escape(line(', '.join(queues), 100))}" if queues else ""
     head = f"<div><b>{total}</b>{where}: {escape('; '.join(said))}</div>"
-    drawn = f'<div style="display: flex; height: 6px; max-width: 40em; margin: 4px 0">{bar}</div>' if bar else ""
+    drawn = bar_html(in_bar_order(counts))
     groups = group_failures(infos)
     failures = [
         f"{group.count:,} failed: {group.error}{f' at {group.where}' if group.where else ''}" for group in groups
@@ -74,16 +60,25 @@ def counted(outcomes: Sequence[Any]) -> dict[str, int]:
 
 
 def rate(infos: Sequence[TaskInfo], now: float) -> list[str]:
+    """Return phrases for the number of tasks that end per second and for the time left; see `rate_words`."""
+    left = sum(not info.status.terminal for info in infos)
+    ends = [info.completed_at.timestamp() for info in infos if info.completed_at]
+    began = min((info.started_at.timestamp() for info in infos if info.started_at), default=now)
+    return rate_words(left, sum(end > now - RECENT_SECONDS for end in ends), now - began)
+
+
+def rate_words(left: int, recent: int, seconds: float) -> list[str]:
     """Return phrases for the number of tasks that end per second and for the time left.
 
     If all tasks have ended, or no task has ended recently, the list is empty.
+
+    Args:
+        left: the number of tasks that have not ended.
+        recent: the number of tasks that ended in the last `RECENT_SECONDS` seconds.
+        seconds: the time since the first task was started, in seconds.
     """
-    left = sum(not info.status.terminal for info in infos)
-    ends = [info.completed_at.timestamp() for info in infos if info.completed_at]
-    recent = sum(end > now - _RECENT_SECONDS for end in ends)
     if not left or not recent:
         return []
-    began = min((info.started_at.timestamp() for info in infos if info.started_at), default=now)
-    speed = recent / max(1.0, min(_RECENT_SECONDS, now - began))
+    speed = recent / max(1.0, min(RECENT_SECONDS, seconds))
     each = f"{speed:,.0f} tasks/s" if speed >= 10 else f"{speed:.1f} tasks/s"
     return [each, f"about {long_duration(left / speed)} left"]

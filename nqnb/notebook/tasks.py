@@ -42,6 +42,7 @@ from nqnb.records import CancelReceipt, TaskInfo
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nqnb.widgets.board import Board
     from nqnb.widgets.table import TaskTable
 
 T = TypeVar("T")
@@ -71,6 +72,7 @@ class _TaskCalls(Protocol):
     def cancel_one(self, id: str, wait: Duration | None = None, *, queue: str | None = None) -> CancelReceipt: ...
     def requeue(self, what: str) -> SessionTask: ...
     def watch(self, what: object = None) -> TaskTable: ...
+    def watch_failures(self, what: object = None) -> Board: ...
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
     def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T: ...
     def wait_for_tasks(
@@ -501,6 +503,22 @@ class TaskList(list[SessionTask]):
         with contextlib.suppress(UnknownQueue):
             listed = {info.id: info for info in await client.tasks(queues.pop() or None if len(queues) == 1 else None)}
         return [listed.get(task_id) or unknown(task_id) for task_id in self.ids]
+
+    def card(self) -> Board:
+        """Return a live card of the tasks, as `Session.watch_failures` does. A cell shows this card for a list."""
+        return self._session.watch_failures(self)
+
+    def _ipython_display_(self, **kwargs: Any) -> None:
+        """Display the live card in a kernel, and the card of `_repr_html_` elsewhere."""
+        from nqnb.widgets import jupyter_compat
+
+        if not self or not jupyter_compat.in_a_kernel() or jupyter_compat.buttons_hang() or LOOP.here:
+            raise NotImplementedError
+        try:
+            card = self.card()
+        except NqnbError:
+            raise NotImplementedError from None
+        card._ipython_display_()
 
     def _wait_for_each(self, ask: Callable[[str], Awaitable[Any]], cancel_on_interrupt: bool | None) -> list[Any]:
         cancel_on_interrupt = check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)

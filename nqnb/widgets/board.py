@@ -20,8 +20,9 @@ import anywidget
 from IPython.display import display
 
 from nqnb.errors import NqnbError
-from nqnb.text import clock, line
+from nqnb.text import clean, clock, line
 from nqnb.widgets import jupyter_compat
+from nqnb.widgets.state_bar import bar_html
 
 _STATIC = Path(__file__).parent / "static"
 READ_SECONDS = 1.0
@@ -32,6 +33,8 @@ SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _CHARACTERS = 200
 """The maximum length of the text in a cell."""
+_LONGEST_DETAIL = 4000
+"""The maximum length of the detail of a row. The end of a longer detail is shown."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _CELL = "padding:4px 10px;white-space:nowrap;border-bottom:1px solid rgba(128,128,128,.3);unicode-bidi:isolate"
@@ -46,20 +49,29 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Action:
-    """A button. A click shows the question, and the action is performed only if the user confirms."""
+    """A button. A click shows the question, and the action is performed only if the user confirms.
+
+    The page sends ``upto`` back with the action: it is that of the question that the user has confirmed.
+    """
 
     name: str
     label: str
     question: str
+    upto: int = 0
 
 
 @dataclass(frozen=True)
 class BoardRow:
-    """A row. ``key`` identifies the row in messages from the page."""
+    """A row. ``key`` identifies the row in messages from the page.
+
+    ``detail`` is text of several lines, which is shown below the row after a click on ``detail_title``.
+    """
 
     key: str
     cells: list[Cell]
     actions: list[Action] = field(default_factory=list)
+    detail_title: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,10 @@ class BoardContent:
     rows: list[BoardRow]
     empty: str = ""
     """The text that is shown if there are no rows."""
+    summary: str = ""
+    """The text above the rows."""
+    shares: list[tuple[str, int]] = field(default_factory=list)
+    """The number of tasks in each state, which are shown as parts of a bar above the rows."""
 
 
 class Board(anywidget.AnyWidget):
@@ -79,10 +95,11 @@ class Board(anywidget.AnyWidget):
         title: the title.
         content: the initial content.
         read: a coroutine function that returns the current content.
-        act: a coroutine function that performs an action. The arguments are the row's key, the action's name and a
-            function that shows progress. The return value is the message to show.
+        act: a coroutine function that performs an action. The arguments are the row's key, the action's name, the
+            ``upto`` of the action, and a function that shows progress. The return value is the message to show.
         start: a function that schedules a coroutine function on the event loop, and returns at once. ``read`` and
             ``act`` are run through it.
+        on_close: a function that is called once when the board is closed.
     """
 
     _ended = True  # until __init__ has run: an incomplete board has nothing to close
@@ -94,8 +111,9 @@ class Board(anywidget.AnyWidget):
         title: str,
         content: BoardContent,
         read: Callable[[], Awaitable[BoardContent]],
-        act: Callable[[str, str, Callable[[str], None]], Awaitable[str]],
+        act: Callable[[str, str, int, Callable[[str], None]], Awaitable[str]],
         start: Callable[[Callable[[], Coroutine[Any, Any, None]]], None],
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         jupyter_compat.warn_if_buttons_hang()
         self._title = title
@@ -103,6 +121,7 @@ class Board(anywidget.AnyWidget):
         self._read = read
         self._act = act
         self._start = start
+        self._on_close = on_close
         self._note = self._trouble = ""
         self._at = datetime.now(timezone.utc)
         self._saved_at = self._seen_at = 0.0
@@ -127,6 +146,7 @@ class Board(anywidget.AnyWidget):
             return
         self._save()
         self._ended = True
+        self._on_close()
         self.send({"type": "over"})
         super().close()
         self.layout.close()  # a separate widget, which would otherwise stay open
@@ -169,8 +189,8 @@ class Board(anywidget.AnyWidget):
             case {"type": "hello"}:
                 self._publish()
                 self._start(self._keep_reading)
-            case {"type": "act", "key": str(key), "action": str(name)} if self._has(key, name):
-                self._start(lambda: self._perform(key, name))
+            case {"type": "act", "key": str(key), "action": str(name), "upto": int(upto)} if self._has(key, name):
+                self._start(lambda: self._perform(key, name, upto))
 
     def _has(self, key: str, name: str) -> bool:
         return any(row.key == key and any(each.name == name for each in row.actions) for row in self._content.rows)
@@ -198,13 +218,13 @@ class Board(anywidget.AnyWidget):
             if time.time() - self._saved_at > SAVE_SECONDS:
                 self._save()
 
-    async def _perform(self, key: str, name: str) -> None:
+    async def _perform(self, key: str, name: str, upto: int) -> None:
         def say(note: str) -> None:
             self._note = line(note, 300)
             self._publish()
 
         try:
-            say(await self._act(key, name, say))
+            say(await self._act(key, name, upto, say))
         except NqnbError as error:
             say(str(error))
         with contextlib.suppress(NqnbError):
@@ -218,6 +238,7 @@ class Board(anywidget.AnyWidget):
                 "key": row.key,
                 "cells": [(line(cell.text, _CHARACTERS), cell.tone) for cell in row.cells],
                 "actions": [asdict(action) for action in row.actions],
+                "detail": [line(row.detail_title, _CHARACTERS), _clipped(row.detail)] if row.detail else None,
             }
             for row in self._content.rows
         ]
@@ -228,6 +249,8 @@ class Board(anywidget.AnyWidget):
                 "columns": self._content.columns,
                 "rows": rows,
                 "empty": self._content.empty,
+                "summary": self._content.summary,
+                "shares": self._content.shares,
                 "note": self._note,
                 "trouble": self._trouble,
                 "snapshot": f"nq-{self._display_id}",
@@ -250,6 +273,7 @@ def html(title: str, content: BoardContent, at: datetime) -> str:
             for cell, side in zip(row.cells, sides, strict=True)
         )
         + "</tr>"
+        + _detail_html(row, len(content.columns))
         for row in content.rows
     )
     table = (
@@ -259,13 +283,30 @@ def html(title: str, content: BoardContent, at: datetime) -> str:
         else f"<div>{escape(content.empty)}</div>"
     )
     foot = f'<div style="padding:6px 0 2px;opacity:.8">as of {clock(at)}</div>'
-    return f'<div style="{_FONT}"><b>{escape(title)}</b>{table}{foot}</div>'
+    summary = f"<div>{escape(content.summary)}</div>{bar_html(content.shares)}" if content.summary else ""
+    return f'<div style="{_FONT}"><b>{escape(title)}</b>{summary}{table}{foot}</div>'
+
+
+def _detail_html(row: BoardRow, columns: int) -> str:
+    if not row.detail:
+        return ""
+    title, detail = escape(line(row.detail_title, _CHARACTERS)), escape(_clipped(row.detail))
+    return (
+        f'<tr><td colspan="{columns}" style="{_CELL};white-space:normal;text-align:left">'
+        f"<details><summary>{title}</summary><pre>{detail}</pre></details></td></tr>"
+    )
+
+
+def _clipped(detail: str) -> str:
+    return clean(detail[-_LONGEST_DETAIL:])
 
 
 def text(title: str, content: BoardContent) -> str:
     """Return a board as plain text."""
+    if content.summary:
+        title = f"{title}: {content.summary}"
     if not content.rows:
-        return f"{title}: {content.empty}"
+        return f"{title}: {content.empty}" if content.empty else title
     names = [name for name, _ in content.columns]
     lines = [names, *([line(cell.text, 60) for cell in row.cells] for row in content.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -28,9 +28,13 @@ def use_any_subshell(comm: Any) -> None:
 
 def warn_if_buttons_hang() -> None:
     """Warn if the installed version of ipykernel can hang when a widget sends a message."""
-    text = known_problem(getattr(sys.modules.get("ipykernel"), "__version__", ""))
-    if text:
+    if text := buttons_hang():
         warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def buttons_hang() -> str:
+    """Return a warning if buttons can hang with the installed version of ipykernel, or an empty string."""
+    return known_problem(getattr(sys.modules.get("ipykernel"), "__version__", ""))
 
 
 def known_problem(version: str) -> str:

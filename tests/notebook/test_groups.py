@@ -151,7 +151,7 @@ class TestResults:
         joined = session.map("resize", frame)
         joined.wait(20)
         assert joined.join(frame, flat=True)["→ bytes"].tolist() == (frame["width"] * 2).tolist()
-        with pytest.raises(nqnb.BadInput, match="the label 'a' twice"):
+        with pytest.raises(nqnb.BadInput, match="the label 'a' occurs more than once"):
             session.map("resize", frame, group="sweep-7")
 
     def test_a_requeued_row_is_joined_with_its_latest_copy(self, session: Session) -> None:

@@ -105,7 +105,7 @@ def test_a_quick_call_shows_nothing(cells: Kernel) -> None:
 def test_a_displayed_task_says_that_no_worker_serves_its_queue(cells: Kernel) -> None:
     (page,) = cells.run("lost").html
     assert "pending, no worker serves queue &#x27;nobody&#x27;" in page
-    (page,) = cells.run("tasks[:2] + [lost]").html
+    page, *_ = cells.run("tasks[:2] + [lost]").html
     assert "3 pending; no worker serves queue &#x27;nobody&#x27;" in page
     assert "no worker" not in "".join(cells.run("tasks").html + cells.run("running").html)
 

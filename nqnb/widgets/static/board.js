@@ -44,7 +44,7 @@ function render({ model, el }) {
   // Rows keep their elements: an element that is replaced between mouse press and release receives no click event.
   const rows = new Map();
   const fill = (row) => {
-    const known = rows.get(row.key) ?? { line: make("tr", { "data-key": row.key }), cells: [], acts: make("td"), drawn: "" };
+    const known = rows.get(row.key) ?? { line: make("tr", { "data-key": row.key }), cells: [], acts: make("td"), drawn: "", ...folded() };
     rows.set(row.key, known);
     row.cells.forEach(([text, tone], place) => {
       known.cells[place] ??= known.line.insertBefore(make("td", { "data-number": board.columns[place][1] ? "" : null, "data-column": board.columns[place][0] }), null);
@@ -57,16 +57,27 @@ function render({ model, el }) {
     known.drawn = drawn;
     known.acts.className = asked ? "nq-ask" : "";
     if (row.actions.length && !known.acts.isConnected) known.line.append(known.acts);
-    return known.line;
+    if (!row.detail) return [known.line];
+    const [title, text] = row.detail;
+    if (known.title.textContent !== title) known.title.textContent = title;
+    if (known.text.textContent !== text) known.text.textContent = text;
+    known.fold.firstChild.colSpan = board.columns.length + 1;
+    return [known.line, known.fold];
+  };
+  /** Return the elements of a row's detail, which is hidden until its title is clicked. */
+  const folded = () => {
+    const title = make("summary");
+    const text = make("pre");
+    return { title, text, fold: make("tr", { class: "nq-fold" }, make("td", {}, make("details", {}, title, text))) };
   };
   const question = (key, action) => {
     const yes = () => {
-      send({ type: "act", key, action: action.name });
+      send({ type: "act", key, action: action.name, upto: action.upto });
       ask(key, null);
     };
     return [
       make("span", {}, action.question),
-      button(`${key} yes`, action.label, action.question, yes, { "data-yes": "" }),
+      button(`${key} yes`, action.label.replace("…", ""), action.question, yes, { "data-yes": "" }),
       button(`${key} no`, "No", "No", () => ask(key, null), { "data-no": "" }),
     ];
   };
@@ -78,11 +89,20 @@ function render({ model, el }) {
   const caption = make("caption");
   const head = make("tr");
   const body = make("tbody");
+  const summary = make("p", { class: "nq-summary" });
+  const bar = make("div", { class: "nq-shares", "aria-hidden": "true" });
+  root.insertBefore(summary, wide);
+  root.insertBefore(bar, wide);
   wide.append(make("table", {}, caption, make("thead", {}, head), body));
   const draw = () => {
     if (!board) return;
     for (const each of [root, wide]) each.setAttribute("aria-label", board.title);
     caption.textContent = board.title;
+    if (summary.textContent !== board.summary) summary.textContent = board.summary;
+    const shares = board.shares.map(([label, count]) => make("span", { "data-status": label, style: `flex: ${count}`, title: `${count.toLocaleString()} ${label}` }));
+    if (bar.dataset.drawn !== JSON.stringify(board.shares)) bar.replaceChildren(...shares);
+    bar.dataset.drawn = JSON.stringify(board.shares);
+    head.parentElement.hidden = !board.rows.length && !!board.summary;
     const acts = board.rows.some((row) => row.actions.length);
     const names = [...board.columns, ...(acts ? [["actions", false]] : [])];
     if (headed !== JSON.stringify(names)) {
@@ -91,8 +111,8 @@ function render({ model, el }) {
       head.replaceChildren(...names.map(([name, number]) => make("th", { scope: "col", "data-number": number ? "" : null, "data-column": name }, name)));
     }
     for (const key of [...rows.keys()]) if (!board.rows.some((row) => row.key === key)) rows.delete(key);
-    const lines = board.rows.map(fill);
-    if (!lines.length) lines.push(make("tr", {}, make("td", { colspan: String(names.length) }, board.empty)));
+    const lines = board.rows.flatMap(fill);
+    if (!lines.length && board.empty) lines.push(make("tr", {}, make("td", { colspan: String(names.length) }, board.empty)));
     if (lines.length !== body.children.length || lines.some((each, place) => body.children[place] !== each)) body.replaceChildren(...lines);
     note.textContent = board.note;
     trouble.textContent = over ? "this table no longer changes" : board.trouble;

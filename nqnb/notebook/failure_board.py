@@ -1,0 +1,313 @@
+"""The live card of tasks: progress by state, rate and time left, and groups of failures that can be requeued.
+
+The card follows the same watch as the live tables. A change costs the same with 10 and with 100,000 tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nqnb.client import Client, is_after
+from nqnb.error_text import clause
+from nqnb.errors import ConnectionFailed, NqnbError
+from nqnb.failures import FailureGroup, failure_id, group_of
+from nqnb.notebook.loop import LOOP
+from nqnb.notebook.queue_boards import cancel_listed, open_board
+from nqnb.notebook.table_feed import TableFeed
+from nqnb.notebook.task_list_card import RECENT_SECONDS, rate_words
+from nqnb.notebook.tasks import MANY_TASKS, ids_of
+from nqnb.notebook.wait_line import unserved_words
+from nqnb.protocol import names
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
+from nqnb.protocol.status import Status
+from nqnb.records import TaskBatch, TaskInfo
+from nqnb.text import age, line, payload_text
+from nqnb.widgets.state_bar import in_bar_order
+
+if TYPE_CHECKING:
+    from nqnb.widgets.board import Board, BoardContent
+
+_KNOWN_SECONDS = 1.0
+"""How long the card of a few tasks waits for their records, before it waits for the feed."""
+_LOAD_SECONDS = 5.0
+"""How long the first read waits for the tasks."""
+_MAX_QUEUES = 10
+"""The maximum number of queues that are checked for workers."""
+_MAX_GROUPS = 50
+"""The maximum number of groups on the card."""
+_EXAMPLES = 3
+"""The maximum number of tasks that a question names."""
+_ALL = "all"
+"""The key of the row for all groups. The keys of the other rows are the ids of the groups."""
+
+
+def failure_board(client: Client, feed: TableFeed, what: object, start: float | None) -> Board:
+    """Return a live card.
+
+    Args:
+        client: the client of the session.
+        feed: the feed of the session's live tables.
+        what: a queue, tasks in any form that `Session.cancel` accepts, or None for all tasks.
+        start: show only tasks that were submitted after this time, in Unix seconds.
+    """
+    queue = names.check_queue(what) if isinstance(what, str) else None
+    ids = None if what is None or queue is not None else frozenset(ids_of(what))
+    families: set[str] = set()
+
+    def wanted(task: TaskInfo) -> bool:
+        if ids is None:
+            return queue in (None, task.queue) and (start is None or is_after(start, task))
+        # The copy of a requeued task takes the place of the task.
+        family = task.origin or task.id
+        if task.id in ids:
+            families.add(family)
+        return family in families and (start is None or is_after(start, task))
+
+    tasks = _Tasks(client, () if ids is None else ids)
+    if ids is not None and len(ids) <= MANY_TASKS:
+        # A few tasks are shown at once, even if the feed must first read many others.
+        known = LOOP.call(_known(client, ids))
+        tasks.update(TaskBatch(tasks=list(filter(wanted, known)), complete=bool(known)))
+    stop = feed.follow(tasks, wanted)
+    title = queue or ("all queues" if ids is None else "1 task" if len(ids) == 1 else f"{len(ids):,} tasks")
+    try:
+        return open_board(title, tasks, stop)
+    except BaseException:
+        stop()
+        raise
+
+
+class _Tasks:
+    """The tasks of a card. All methods run on the loop, except the first `update`, which precedes all others."""
+
+    def __init__(self, client: Client, ids: Collection[str]) -> None:
+        self._client = client
+        self._ids = frozenset(ids)
+        self._unseen = set(ids)
+        """The ids of the tasks of a list that have no record."""
+        self._tasks: dict[str, TaskInfo] = {}
+        """The tasks, without those that were requeued: their latest copies count instead."""
+        self._counts: Counter[tuple[str, Status]] = Counter()
+        """The number of tasks by queue and state."""
+        self._groups: dict[str, dict[str, TaskInfo]] = {}
+        """The failed tasks of each group, in the order of their failures, by the group's id."""
+        self._made: dict[str, FailureGroup] = {}
+        """The groups that have not changed since they were last shown."""
+        self._requeued: set[str] = set()
+        """The tasks that were requeued with a button, so that a second click does not requeue them again."""
+        self._ends: deque[float] = deque()
+        """The times at which tasks ended, in Unix seconds, for the rate."""
+        self._began: float | None = None
+        self._newest = 0
+        """The time at which the last task was submitted, in Unix milliseconds."""
+        self._complete = asyncio.Event()
+        self._lost = False
+
+    # Changes
+
+    def update(self, batch: TaskBatch) -> None:
+        """Apply a batch of changes."""
+        if batch.anew:
+            self._unseen = set(self._ids)
+            for each in (self._tasks, self._counts, self._groups, self._made, self._ends):
+                each.clear()
+        for task in batch.tasks:
+            self._unseen.discard(task.id)
+            before = self._remove(task.id)
+            if not task.requeued_as:
+                self._add(task, before)
+        for task_id in batch.gone:
+            self._remove(task_id)
+            self._unseen |= self._ids & {task_id}
+        self._lost = batch.lost
+        if batch.complete:
+            self._complete.set()
+
+    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
+        """Do nothing: `read` checks the queues itself."""
+
+    def refresh(self) -> None:
+        """Do nothing: the card is read once a second."""
+
+    def _add(self, task: TaskInfo, before: TaskInfo | None) -> None:
+        self._tasks[task.id] = task
+        self._counts[task.queue, task.status] += 1
+        if task.status is Status.FAILED:
+            group = failure_id(task)
+            self._groups.setdefault(group, {})[task.id] = task
+            self._made.pop(group, None)
+        self._newest = max(self._newest, _milliseconds(task))
+        if task.started_at is not None:
+            started = task.started_at.timestamp()
+            self._began = started if self._began is None else min(self._began, started)
+        if task.completed_at is not None and (before is None or not before.status.terminal):
+            self._ends.append(task.completed_at.timestamp())
+
+    def _remove(self, task_id: str) -> TaskInfo | None:
+        task = self._tasks.pop(task_id, None)
+        if task is None:
+            return None
+        self._counts[task.queue, task.status] -= 1
+        if task.status is Status.FAILED:
+            group = failure_id(task)
+            self._groups[group].pop(task_id)
+            self._made.pop(group, None)
+            if not self._groups[group]:
+                del self._groups[group]
+        return task
+
+    # Content
+
+    async def read(self) -> BoardContent:
+        """Return the current content. The first call waits a few seconds at most for the tasks."""
+        from nqnb.widgets.board import BoardContent, BoardRow, Cell
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._complete.wait(), _LOAD_SECONDS)
+        if self._lost:
+            raise ConnectionFailed(
+                "the card is not up to date: the connection to the server is lost. Wait until it is restored."
+            )
+        groups = sorted(map(self._group, self._groups), key=lambda group: (-group.count, group.queue, group.error))
+        several = len({group.queue for group in groups}) > 1
+        rows = [self._all_row()]
+        for group in groups[:_MAX_GROUPS]:
+            error = f"{group.queue}: {group.error}" if several else group.error
+            cells = [
+                Cell(f"{group.count:,}"),
+                Cell(error, "bad"),
+                Cell(group.where, "dim"),
+                Cell(age(group.last_at), "dim"),
+            ]
+            detail = group.traceback or group.error
+            rows.append(
+                BoardRow(group.id, cells, self._group_actions(group), f"traceback of task {group.example}", detail)
+            )
+        if len(groups) > _MAX_GROUPS:
+            more = groups[_MAX_GROUPS:]
+            count = f"{sum(group.count for group in more):,}"
+            text = f"in {len(more):,} more groups; `nq.failures()` lists all groups"
+            rows.append(BoardRow("more", [Cell(count), Cell(text), Cell(""), Cell("")]))
+        columns = [("failed", True), ("error", False), ("where", False), ("last", True)]
+        shown = rows if rows[0].actions or len(groups) > 1 else rows[1:]
+        return BoardContent(columns, shown, "", await self._summary(), in_bar_order(self._labels()))
+
+    def _group(self, group_id: str) -> FailureGroup:
+        made = self._made.get(group_id)
+        if made is None:
+            made = self._made[group_id] = group_of(list(self._groups[group_id].values()))
+        return made
+
+    def _labels(self) -> dict[str, int]:
+        counts = {status.label: count for status in Status if (count := self._count(status))}
+        return counts | ({"unknown": len(self._unseen)} if self._unseen and self._complete.is_set() else {})
+
+    async def _summary(self) -> str:
+        if not self._complete.is_set():
+            return "loading…"
+        now = self._client.backend.now()
+        while self._ends and self._ends[0] <= now - RECENT_SECONDS:
+            self._ends.popleft()
+        states = ", ".join(f"{count:,} {label}" for label, count in self._labels().items())
+        rate = rate_words(self._open, len(self._ends), now - (now if self._began is None else self._began))
+        waiting = {queue for (queue, status), count in self._counts.items() if count and status is Status.PENDING}
+        unserved = await unserved_words(self._client, sorted(waiting)[:_MAX_QUEUES])
+        return "; ".join([states or "no tasks", *rate, *([unserved] if unserved else [])])
+
+    def _count(self, status: Status) -> int:
+        return sum(count for (_, each), count in self._counts.items() if each is status)
+
+    @property
+    def _open(self) -> int:
+        """The number of tasks that have not ended."""
+        return sum(count for (_, status), count in self._counts.items() if not status.terminal)
+
+    # Actions
+
+    def _all_row(self) -> Any:
+        from nqnb.widgets.board import Action, BoardRow, Cell
+
+        failed, actions = self._count(Status.FAILED), []
+        if failed and len(self._groups) > 1:
+            question = f"Requeue {_tasks(failed)} of {len(self._groups):,} groups?"
+            upto = max(map(_latest, self._groups.values()))
+            actions.append(Action("requeue", f"Requeue all {failed:,}…", question, upto))
+        if self._open:
+            question = f"Cancel the {_tasks(self._open)} that {'has' if self._open == 1 else 'have'} not ended?"
+            actions.append(Action("cancel", f"Cancel {self._open:,}…", question, self._newest))
+        groups = len(self._groups)
+        what = f"in {groups:,} group{'s' if groups > 1 else ''}" if groups else "no failed tasks"
+        return BoardRow(_ALL, [Cell(f"{failed:,}" if failed else ""), Cell(what, "dim"), Cell(""), Cell("")], actions)
+
+    def _group_actions(self, group: FailureGroup) -> list[Any]:
+        from nqnb.widgets.board import Action
+
+        tasks = self._groups[group.id]
+        examples = [_named(tasks[each]) for each in group.ids[-_EXAMPLES:]]
+        rest = group.count - len(examples)
+        named = "\n".join([*examples, *([f"and {rest:,} more"] if rest else [])])
+        upto = _latest(tasks)
+        actions = [Action("requeue", f"Requeue {group.count:,}…", f"Requeue {_tasks(group.count)}?\n{named}", upto)]
+        if group.count > 1:
+            question = f"Requeue only this task?\n{examples[-1]}"
+            actions.append(Action("requeue-one", "Requeue one…", question, tasks[group.example].revision))
+        return actions
+
+    async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
+        """Requeue failed tasks, or cancel all tasks that have not ended.
+
+        Tasks that failed, or were submitted, after the question was asked are left alone. ``upto`` is the revision of
+        the last failed task, or the time at which the last task was submitted.
+        """
+        if action == "cancel":
+            some = (task for task in self._tasks.values() if not task.status.terminal)
+            ids = [task.id for task in some if _milliseconds(task) <= upto]
+            return await cancel_listed(self._client, "tasks", ids, show)
+        groups = self._groups.values() if key == _ALL else [self._groups.get(key, {})]
+        found = [task for group in groups for task in group.values() if task.revision <= upto]
+        if action == "requeue-one":
+            found = [task for task in found if task.revision == upto]
+        return await self._requeue([task.id for task in found if task.id not in self._requeued], show)
+
+    async def _requeue(self, ids: list[str], show: Callable[[str], None]) -> str:
+        show(f"requeuing {_tasks(len(ids))}")
+        self._requeued.update(ids)
+        outcomes = await outcomes_of(ids, self._client.requeue, IN_FLIGHT)
+        pairs = zip(ids, outcomes, strict=True)
+        refused = {task_id: each for task_id, each in pairs if isinstance(each, NqnbError)}
+        self._requeued.difference_update(refused)
+        first = next(iter(refused.values()), None)
+        done = len(ids) - len(refused)
+        return f"{_tasks(done)} {'was' if done == 1 else 'were'} requeued" + (
+            "" if first is None else f"; {len(refused):,} refused: {clause(first)}"
+        )
+
+
+async def _known(client: Client, ids: Collection[str]) -> list[TaskInfo]:
+    """Return the records of a few tasks, if the server answers quickly."""
+    with contextlib.suppress(NqnbError, asyncio.TimeoutError):
+        infos = await asyncio.wait_for(outcomes_of(ids, client.fetch, IN_FLIGHT), _KNOWN_SECONDS)
+        return [info for info in infos if isinstance(info, TaskInfo)]
+    return []
+
+
+def _named(task: TaskInfo) -> str:
+    """Return the start of the payload of a task, or the id of a task without a payload."""
+    return line(payload_text(task.payload[:400]), 80) or task.id
+
+
+def _milliseconds(task: TaskInfo) -> int:
+    """Return the time at which a task was submitted, in Unix milliseconds, or 0 if the time is unknown."""
+    return 0 if task.submitted_at is None else int(task.submitted_at.timestamp() * 1000)
+
+
+def _latest(tasks: Mapping[str, TaskInfo]) -> int:
+    return max(task.revision for task in tasks.values())
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
