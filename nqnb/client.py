@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import getpass
+import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nqnb.jetstream.backend import Backend
+
+log = logging.getLogger("nqnb.client")
 
 
 def connect(
@@ -217,6 +221,8 @@ class Client:
     ) -> list[Any]:
         """Submit many tasks to a queue, 256 at a time.
 
+        If the call is cancelled, a warning is logged, with the number of tasks that were submitted before.
+
         Args:
             queue: the queue; it is created if it does not exist.
             payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. If
@@ -261,10 +267,29 @@ class Client:
             process_at=process_at,
         )
 
-        async def submit_one(item: Item) -> Task:
-            return await self.submit_item(batch, item)
+        accepted = unsure = 0
 
-        made: list[Any] = await outcomes_of(batch, submit_one, 1 if ordered else IN_FLIGHT)
+        async def submit_one(item: Item) -> Task:
+            nonlocal accepted, unsure
+            unsure += 1
+            try:
+                task = await self.submit_item(batch, item)
+            except NqnbError:
+                unsure -= 1
+                raise
+            accepted, unsure = accepted + 1, unsure - 1
+            return task
+
+        try:
+            made: list[Any] = await outcomes_of(batch, submit_one, 1 if ordered else IN_FLIGHT)
+        except asyncio.CancelledError:
+            log.warning(
+                "submit_many to queue %r was cancelled: %s tasks were submitted, and up to %s more were sent",
+                batch.queue,
+                f"{accepted:,}",
+                f"{unsure:,}",
+            )
+            raise
         if batch.payloads.error is not None:
             raise not_submitted([*made, batch.payloads.refused(len(made))]) from batch.payloads.error
         failed = next((each for each in made if isinstance(each, NqnbError)), None)

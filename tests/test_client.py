@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import itertools
 import re
 import time
 from datetime import datetime, timedelta, timezone
@@ -281,6 +282,22 @@ async def test_submits_survive_a_server_that_restarts(nq: nqnb.Client, server: n
     assert {info.id for info in infos} == {task.id for task in tasks}
     (queue,) = await nq.queues()
     assert queue.pending == 3000
+
+
+async def test_a_cancelled_submission_logs_how_many_tasks_were_submitted(
+    nq: nqnb.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    submitting = asyncio.ensure_future(nq.submit_many("idle", itertools.count()))
+    while not (known := await nq.queues()) or known[0].pending < 1000:
+        await asyncio.sleep(0.05)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    found = re.search(r"cancelled: ([\d,]+) tasks were submitted, and up to ([\d,]+) more were sent", caplog.text)
+    assert found, caplog.text
+    sure, unsure = (int(each.replace(",", "")) for each in found.groups())
+    await asyncio.sleep(0.5)
+    assert 0 < sure <= (await nq.queues())[0].pending <= sure + unsure
 
 
 @pytest.mark.parametrize(
