@@ -53,6 +53,9 @@ def test_queues_and_workers_say_what_is_wrong(
         def row(board: Any, key: str) -> str:
             return str(board.locator("tbody tr", has_text=key).first.inner_text())
 
+        def paused() -> dict[str, bool]:
+            return {info.name: info.paused for info in look.call(look.client.queues)}
+
         page.until(lambda: "no worker is listening" in row(queues, "idle"), "the queue without workers says so")
         page.until(lambda: "live" in row(workers, f"/{first.pid}"), "the worker is live")
         page.until(lambda: "1/" in row(workers, f"/{first.pid}"), "the worker runs the task")
@@ -69,13 +72,16 @@ def test_queues_and_workers_say_what_is_wrong(
         shot(queues, "queue-question")
         idle.locator("[data-yes]").click()
         page.until(lambda: "paused: workers start no tasks" in row(queues, "idle"), "the queue is paused")
+        assert paused() == {"idle": True, "served": False}
         idle.get_by_role("button", name="Resume idle").click()
         idle.locator("[data-yes]").click()
         page.until(lambda: "paused" not in row(queues, "idle"), "the queue is resumed")
+        assert paused() == {"idle": False, "served": False}
         idle.get_by_role("button", name="Purge idle").click()
         assert "End the 4 waiting tasks of idle?" in idle.inner_text()
         idle.locator("[data-yes]").click()
         page.until(lambda: "idle was purged: 4 deleted" in queues.inner_text(), "the queue is purged")
+        assert look.counts("idle") == {"deleted": 4}
         page.interrupt()
         page.ended(3)
 
@@ -85,12 +91,15 @@ def test_queues_and_workers_say_what_is_wrong(
         first.kill()
         page.until(lambda: "lost for" in row(workers, f"/{first.pid}"), "the killed worker is lost")
         page.until(lambda: "now running on" in row(workers, f"/{first.pid}"), "its task runs elsewhere")
+        assert look.counts("served") == {"processing": 1}
+        page.until(lambda: "1/" in row(workers, f"/{others[0].pid}"), "the other worker shows it")
         page.until(lambda: "is lost" in row(queues, "served"), "the queue names the lost worker")
         shot(workers, "workers")
         served = queues.locator("tbody tr", has_text="served")
         served.get_by_role("button", name="Cancel all served").click()
         served.locator("[data-yes]").click()
         page.until(lambda: "tasks of served: 1 cancelled" in queues.inner_text(), "the tasks are cancelled")
+        page.until(lambda: look.counts("served") == {"cancelled": 1}, "its code has stopped")
 
         page.run(4)
         page.until(lambda: "idle" in page.output(4).locator(".nq-board").inner_text(), "the table of the magic")
