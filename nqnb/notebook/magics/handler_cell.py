@@ -50,7 +50,13 @@ def define(shell: Any, cell: str) -> str:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
     except BaseException as error:
         raised, inner = error, foreign_frames(_traceback_within(error.__traceback__, file))
-        replace_traceback(error, lambda: shell.InteractiveTB.structured_traceback(type(raised), raised, inner))
+
+        def render() -> list[str]:
+            # By default, IPython 8 leaves out the first frame, which is usually its own.
+            lines: list[str] = shell.InteractiveTB.structured_traceback(type(raised), raised, inner, tb_offset=0)
+            return lines
+
+        replace_traceback(error, render)
         raise
     return name
 
