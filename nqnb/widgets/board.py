@@ -283,8 +283,8 @@ def html(title: str, content: BoardContent, at: datetime) -> str:
         else f"<div>{escape(content.empty)}</div>"
     )
     foot = f'<div style="padding:6px 0 2px;opacity:.8">as of {clock(at)}</div>'
-    summary = f"<div>{escape(content.summary)}</div>{bar_html(content.shares)}" if content.summary else ""
-    return f'<div style="{_FONT}"><b>{escape(title)}</b>{summary}{table}{foot}</div>'
+    summary = f"{escape(content.summary)}{bar_html(content.shares)}" if content.summary else ""
+    return f'<div style="{_FONT}"><b>{escape(title)}</b> {summary}{table}{foot}</div>'
 
 
 def _detail_html(row: BoardRow, columns: int) -> str:

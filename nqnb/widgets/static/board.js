@@ -52,7 +52,7 @@ function render({ model, el }) {
       known.cells[place].dataset.tone = tone;
     });
     const asked = asking?.key === row.key ? asking.action : null;
-    const drawn = JSON.stringify([over, asked, row.actions.map(({ name, label }) => [name, label])]);
+    const drawn = JSON.stringify([over, asked ?? row.actions.map(({ name, label }) => [name, label])]);
     if (drawn !== known.drawn) known.acts.replaceChildren(...(asked ? question(row.key, asked) : buttons(row)));
     known.drawn = drawn;
     known.acts.className = asked ? "nq-ask" : "";
@@ -89,7 +89,9 @@ function render({ model, el }) {
   const caption = make("caption");
   const head = make("tr");
   const body = make("tbody");
-  const summary = make("p", { class: "nq-summary" });
+  const heading = make("b");
+  const said = make("span");
+  const summary = make("p", { class: "nq-summary" }, heading, " ", said);
   const bar = make("div", { class: "nq-shares", "aria-hidden": "true" });
   root.insertBefore(summary, wide);
   root.insertBefore(bar, wide);
@@ -98,7 +100,10 @@ function render({ model, el }) {
     if (!board) return;
     for (const each of [root, wide]) each.setAttribute("aria-label", board.title);
     caption.textContent = board.title;
-    if (summary.textContent !== board.summary) summary.textContent = board.summary;
+    heading.textContent = board.title;
+    said.textContent = board.summary;
+    summary.hidden = !board.summary;
+    caption.hidden = !!board.summary;
     const shares = board.shares.map(([label, count]) => make("span", { "data-status": label, style: `flex: ${count}`, title: `${count.toLocaleString()} ${label}` }));
     if (bar.dataset.drawn !== JSON.stringify(board.shares)) bar.replaceChildren(...shares);
     bar.dataset.drawn = JSON.stringify(board.shares);
