@@ -122,6 +122,7 @@ Examples:
   nqnb watch resize
   nqnb watch mic7JrVU1b6ZQ167o6RivY -o table
   nqnb watch --queues
+  nqnb watch resize --failures
 """,
 )
 @click.argument(
@@ -129,8 +130,9 @@ Examples:
 )
 @click.option("--queues", is_flag=True, help="Show a live table of all queues, with buttons to pause and purge queues")
 @click.option("--workers", is_flag=True, help="Show a live table of all workers and their tasks")
+@click.option("--failures", is_flag=True, help="Show a live card of the tasks, with buttons to requeue failed tasks")
 @click.pass_context
-def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool) -> TaskTable | Board:
+def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool, failures: bool) -> TaskTable | Board:
     """Show a live table of tasks, with a cancel button in each row.
 
     If you do not name a queue or a task, the table shows all tasks.
@@ -138,16 +140,16 @@ def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool
     front = _front(ctx)
     if front.json:
         raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` to list the tasks.")
-    if bool(what) + queues + workers > 1:
+    if bool(what or failures) + queues + workers > 1:
         raise click.UsageError(
             "a live table shows either tasks, queues or workers. Use only one of: QUEUE or ID, --queues, --workers."
         )
     session = front.session(options_of(ctx))
     if queues or workers:
         return session.watch_queues() if queues else session.watch_workers()
-    if len(what) == 1 and not _is_task(session, what[0]):
-        return session.watch(queue_name(what[0]))
-    return session.watch(list(what) or None)
+    one_queue = len(what) == 1 and not _is_task(session, what[0])
+    chosen = queue_name(what[0]) if one_queue else list(what) or None
+    return session.watch_failures(chosen) if failures else session.watch(chosen)
 
 
 def _is_task(session: Session, word: str) -> bool:
