@@ -29,13 +29,16 @@ _AREAS = {
     "errors": ("Errors", ("nqnb.errors",)),
 }
 """The file name and the heading of each page about the Python API, with the modules of its names."""
-_RETURNED = (
-    "nqnb.notebook.session.Session",
-    "nqnb.notebook.tasks.TaskList",
-    "nqnb.notebook.tasks.SessionTask",
-    "nqnb.widgets.table.TaskTable",
-)
-"""Classes that users never create, but whose methods they call. They are on the page about the notebook."""
+_RETURNED = {
+    "notebook": (
+        "nqnb.notebook.session.Session",
+        "nqnb.notebook.tasks.TaskList",
+        "nqnb.notebook.tasks.SessionTask",
+        "nqnb.widgets.table.TaskTable",
+    ),
+    "worker": ("nqnb.worker.typed_task.TaskFunction", "nqnb.worker.typed_task.TypedTask"),
+}
+"""Classes that users never create, but whose methods they call, by the file name of their page."""
 
 
 @event_priority(100)  # before the plugin that reads notebooks
@@ -92,8 +95,7 @@ def api_pages() -> dict[str, str]:
         names = [f"{module}.{name}" for name, module in left.items() if module.startswith(modules)]
         for name in names:
             del left[name.rpartition(".")[2]]
-        if file == "notebook":
-            names += _RETURNED
+        names += _RETURNED.get(file, ())
         pages[f"reference/{file}.md"] = "\n\n".join([f"# {heading}", *(f"::: {name}" for name in names)])
     if left:
         raise ValueError(f"no page documents {sorted(left)}; add their modules to _AREAS")

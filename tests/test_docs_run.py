@@ -27,7 +27,7 @@ RUN = {
     "README.md": 1,
     "docs/notebook.md": 1,
     "docs/client.md": 1,
-    "docs/worker.md": 5,
+    "docs/worker.md": 6,
     "docs/settings.md": 2,
     "docs/moving.md": 2,
 }

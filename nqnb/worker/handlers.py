@@ -279,6 +279,16 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
     return kind
 
 
+def result_type(function: Callable[..., Any]) -> Any:
+    """Return the annotated type of a function's result, or Any if it is missing or msgspec does not support it."""
+    try:
+        kind = _annotation(function, "return")
+        msgspec.json.Decoder(kind)
+    except (InvalidHandler, TypeError, ValueError):
+        return Any
+    return kind
+
+
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that defines the annotations of a callable."""
     while isinstance(function, functools.partial):

@@ -31,6 +31,7 @@ from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_de
 
 if TYPE_CHECKING:
     from nqnb.worker.runtime import Runtime
+    from nqnb.worker.typed_task import Register
 
 log = logging.getLogger("nqnb.worker")
 
@@ -191,6 +192,27 @@ class Worker:
             )
             return function
 
+        return register
+
+    def task(self, queue: str, **options: Any) -> Register:
+        """Register the decorated function as the handler of a queue, and return a task that can be submitted.
+
+        ``await resize.submit(nq, payload)`` submits a task. Type checkers compare the payload with the annotation of
+        the function's parameter, and know the type of the result. ``resize(job, payload)`` calls the function directly.
+
+        Args:
+            queue: the queue name.
+            **options: options of `handler`, such as ``isolation`` and ``backoff``.
+
+        Raises:
+            InvalidQueueName, InvalidHandler: see `handler`.
+        """
+        from nqnb.worker.typed_task import TaskFunction
+
+        def register(function: Callable[..., Any], /) -> Any:
+            return TaskFunction(queue, self.handler(queue, **options)(function))
+
+        check_decorated(queue, "@worker.task")
         return register
 
     def swap(self, handler: Handler, concurrency: int) -> None:

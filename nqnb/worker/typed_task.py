@@ -1,0 +1,120 @@
+"""Tasks with types: a handler that can be called directly and submitted, with types that type checkers verify.
+
+The decorator `Worker.task` creates a `TaskFunction`. Its method ``submit`` accepts only payloads of the annotated type.
+The result is converted to the annotated return type.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+import msgspec
+
+from nqnb.client import Client, Task
+from nqnb.errors import MalformedMessage
+from nqnb.inputs import Duration
+from nqnb.payload import encode_json
+from nqnb.worker.handlers import result_type
+from nqnb.worker.job import Job
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class TypedTask(Task, Generic[R]):
+    """The handle of one task, with a result of a known type. Awaiting the handle returns the result.
+
+    Args:
+        client: the client to use.
+        task: the task.
+        kind: the type to which the result is converted, or Any.
+    """
+
+    def __init__(self, client: Client, task: Task, kind: Any) -> None:
+        super().__init__(client, task.id, task.queue, attached=task.attached)
+        self._kind = kind
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.result().__await__()
+
+    async def result(self, timeout: Duration | None = None) -> R:
+        """Wait until the task has ended, and return its result.
+
+        Args:
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
+
+        Raises:
+            MalformedMessage: the result does not match the annotation of the function. An older version of the function
+                may have returned it.
+            TaskFailed, TaskCancelled, WaitTimeout, BadInput: see `nqnb.Task.result`.
+        """
+        value = await super().result(timeout)
+        if isinstance(value, bytes) or self._kind is Any:
+            return value  # type: ignore[no-any-return]  # the handler's annotation is trusted
+        try:
+            return msgspec.convert(value, self._kind, str_keys=True)  # type: ignore[no-any-return]  # as `kind` says
+        except msgspec.ValidationError as error:
+            raise MalformedMessage(
+                f"the result of task {self.id!r} does not match the annotation of the function: {error}. "
+                "Correct the annotation, or read the stored value with `nqnb.Client.result`.",
+                encode_json(value),
+            ) from None
+
+
+class TaskFunction(Generic[Arguments, Returned, P, R]):
+    """A handler that can be called directly, for example in a test, and submitted with `submit`.
+
+    Args:
+        queue: the queue.
+        function: the decorated function.
+    """
+
+    def __init__(self, queue: str, function: Callable[Arguments, Returned]) -> None:
+        self.queue = queue
+        self._function = function
+        self._kind = result_type(function)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        """Call the function directly, without a server."""
+        return self._function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<task {getattr(self._function, '__qualname__', self._function)} of queue {self.queue}>"
+
+    async def submit(self, nq: Client, payload: P, **options: Any) -> TypedTask[R]:
+        """Submit a task with this payload.
+
+        Args:
+            nq: the client.
+            payload: the payload, of the annotated type.
+            **options: options of `nqnb.Client.submit`, such as ``retry`` and ``timeout``.
+
+        Raises:
+            NqnbError: see `nqnb.Client.submit`.
+        """
+        return TypedTask(nq, await nq.submit(self.queue, payload, **options), self._kind)
+
+
+class Register(Protocol):
+    """The decorator that `nqnb.Worker.task` returns."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[Job, P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[[Job, P], Coroutine[Any, Any, R], P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[Job, P], R], /) -> TaskFunction[[Job, P], R, P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[[P], Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[[P], Coroutine[Any, Any, R], P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[P], R], /) -> TaskFunction[[P], R, P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        """Register the function as the handler of the queue."""

@@ -1,0 +1,98 @@
+"""Tasks with types: what runs on a server, and what mypy refuses.
+
+The lines with ``type: ignore[arg-type]`` are wrong on purpose: mypy fails if it accepts one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import nqnb
+import nqnb.testing
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Resize:
+    path: str
+    width: int = 800
+
+
+@dataclass
+class Image:
+    path: str
+    made_at: datetime
+
+
+def resize(job: nqnb.Job, payload: Resize) -> Image:
+    return Image(f"{payload.path}@{payload.width}", datetime(2026, 11, 29, tzinfo=timezone.utc))
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_a_result_has_the_annotated_type(nq: nqnb.Client, settings: nqnb.Settings, isolation: str) -> None:
+    worker = nqnb.Worker(settings)
+    task = worker.task("resize", isolation=isolation)(resize)
+    async with worker:
+        submitted = await task.submit(nq, Resize("a.png"), retry=1)
+        image = await submitted
+        if TYPE_CHECKING:
+            assert_type(image, Image)
+            assert_type(await submitted.result(5), Image)
+        assert image == await submitted.result(5) == Image("a.png@800", datetime(2026, 11, 29, tzinfo=timezone.utc))
+        assert (await submitted.status()).label == "completed"
+    assert task(nqnb.testing.job(), Resize("b.png", 5)).path == "b.png@5"
+    assert repr(task) == "<task resize of queue resize>"
+
+
+async def test_payloads_of_other_types_are_refused_by_mypy_and_by_the_worker(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.task("double")
+    async def double(payload: int) -> int:
+        return 2 * payload
+
+    direct = double(4)
+    if TYPE_CHECKING:
+        _ = assert_type(direct, Coroutine[Any, Any, int])
+    assert await direct == 8
+    async with worker:
+        assert await (await double.submit(nq, 21)) == 42
+        wrong = await double.submit(nq, "x")  # type: ignore[arg-type]  # that is what is tested
+        with pytest.raises(nqnb.TaskFailed, match="does not match the annotation"):
+            await wrong
+    with pytest.raises(TypeError):
+        await double("x", 1)  # type: ignore[call-arg,arg-type]  # that is what is tested
+
+
+async def test_a_result_of_another_type_is_reported(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.task("count")
+    def count(payload: str) -> int:
+        return "many"  # type: ignore[return-value]  # an older version of the function did so
+
+    async with worker:
+        task = await count.submit(nq, "a")
+        with pytest.raises(
+            nqnb.MalformedMessage, match=r"the result of task '\w+' does not match .*got `str`"
+        ) as caught:
+            await task
+        assert caught.value.data == b'"many"'
+        assert await nq.result(task.id) == "many"
+
+
+async def test_a_queue_without_a_name_is_refused() -> None:
+    worker = nqnb.Worker()
+    with pytest.raises(nqnb.InvalidHandler, match=r'Write @worker.task\("QUEUE"\)'):
+        worker.task(resize)  # type: ignore[arg-type]  # that is what is tested
