@@ -1,4 +1,4 @@
-"""Compatibility code for Jupyter kernels and front ends: clicks while a cell is running, and replaced outputs.
+"""Compatibility code for front ends and Jupyter kernels: clicks while a cell is running, and replaced outputs.
 
 A front end accepts an update of an output at any time. Programs that run a notebook without a front end, such as
 nbclient, nbconvert and papermill, accept an update only while a cell is running.
@@ -6,6 +6,7 @@ nbclient, nbconvert and papermill, accept an update only while a cell is running
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -89,6 +90,25 @@ def at_ends_of_cells(callback: Callable[[], bool]) -> None:
 def in_a_kernel() -> bool:
     """Return whether this process is a Jupyter kernel, as opposed to IPython in a terminal."""
     return InteractiveShell.initialized() and hasattr(InteractiveShell.instance(), "kernel")
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal in characters, or None if the output does not go to a terminal."""
+    in_terminal = not in_a_kernel() and sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if in_terminal else None
+
+
+def in_marimo(comm: Any) -> bool:
+    """Return whether a comm belongs to marimo, where a cell's output cannot be replaced after the cell has run."""
+    return getattr(comm, "kernel", None) == "marimo"
+
+
+def is_closed(comm: Any) -> bool:
+    """Return whether a comm was closed. marimo closes the comms of a cell that runs again, and does not notify widgets.
+
+    This function reads a private attribute, and returns False if the attribute does not exist.
+    """
+    return bool(getattr(comm, "_closed", False))
 
 
 def update(display_id: str, bundle: dict[str, str]) -> None:

@@ -32,6 +32,9 @@ DOTS = {
 }
 """The colours of the states. Each colour has a contrast ratio of at least 3:1 against both white and black."""
 
+_LEAST_CHARACTERS, _SHORT_CHARACTERS = 7, 24
+"""The minimum width of a shortened column in plain text, and the width below which other columns are left out first."""
+
 COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "payload", "note")
 
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
@@ -92,20 +95,44 @@ def text(
     state: str = "live",
     loaded: bool = True,
     at: float | None = None,
+    width: int | None = None,
 ) -> str:
-    """Return the first matching rows as plain text. The arguments are the same as for `html`."""
+    """Return the first matching rows as plain text. The arguments are the same as for `html`.
+
+    If ``width`` is not None, columns are left out and long cells are shortened so that the rows fit into this number of
+    characters. Ids and statuses are not shortened.
+    """
     at = time.time() if at is None else at
     names, found = _table(rows, most, at)
-    lines = [names, *([each[name] for name in names] for each in found)] if found else []
-    widths = [max(len(each[column]) for each in lines) for column in range(len(names))] if lines else []
+    widths = {name: max(len(name), *(len(each[name]) for each in found)) for name in names} if found else {}
+    if width is not None:
+        _fit(widths, width)
+    lines = [list(widths), *([line(each[name], most) for name, most in widths.items()] for each in found)]
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts().items() if count)
     return "\n".join(
         [
             f"{line(title, 100)}{': ' if counts else ''}{counts}",
-            *("  ".join(map(str.ljust, each, widths)).rstrip() for each in lines),
+            *("  ".join(map(str.ljust, each, widths.values())).rstrip() for each in lines if found),
             _foot(rows, found, state, at, loaded=loaded),
         ]
     )
+
+
+def _fit(widths: dict[str, int], total: int) -> None:
+    """Leave out columns and reduce widths, so that the columns and the spaces between them fit into ``total``."""
+
+    def excess() -> int:
+        return sum(widths.values()) + 2 * (len(widths) - 1) - total
+
+    for name in ("worker", "attempt", "run time"):
+        if excess() - sum(max(0, widths.get(each, 0) - _SHORT_CHARACTERS) for each in ("payload", "note")) > 0:
+            widths.pop(name, None)
+    shortened = [name for name in widths if name not in ("id", "status")]
+    while excess() > 0 and shortened:
+        longest = max(shortened, key=widths.__getitem__)
+        if widths[longest] <= _LEAST_CHARACTERS:
+            return
+        widths[longest] -= 1
 
 
 def _table(rows: Rows, most: int, at: float) -> tuple[list[str], list[dict[str, str]]]:

@@ -123,10 +123,12 @@ class TaskTable(anywidget.AnyWidget):
         self._save_throttle = Throttle(self._save, SAVE_SECONDS, "nqnb table snapshot")
         super().__init__()
         jupyter_compat.use_any_subshell(self.comm)
+        self._marimo = jupyter_compat.in_marimo(self.comm)
         self.on_msg(lambda _, content, buffers: self._receive(content))
 
     def __repr__(self) -> str:
-        return f"<TaskTable of {self._title}{', closed' if self._ended else ''}>"
+        with self._lock:
+            return self._snapshot()["text/plain"]
 
     @property
     def df(self) -> pd.DataFrame:
@@ -156,7 +158,7 @@ class TaskTable(anywidget.AnyWidget):
     @property
     def closed(self) -> bool:
         """Whether the table has been closed or frozen."""
-        return self._ended
+        return self._ended or self._state == "frozen" or jupyter_compat.is_closed(self.comm)
 
     def wait_until_loaded(self) -> None:
         """Wait up to `LOAD_SECONDS` for the rows to load. Stop waiting if the connection is lost."""
@@ -202,10 +204,16 @@ class TaskTable(anywidget.AnyWidget):
         self._later(lambda: None)
 
     def freeze(self) -> None:
-        """Replace the displayed table with a snapshot in plain HTML, and close the table."""
-        if self._ended:
+        """Replace the displayed table with a snapshot in plain HTML, and close the table.
+
+        In marimo, an output cannot be replaced later. There, the live view stays, and its rows no longer change.
+        """
+        if self.closed:
             return
         with self._lock:
+            if self._marimo:
+                self._freeze_view()
+                return
             self._freezing = True
             self._drain()
             if self._state != "loading" or self._saved is None:
@@ -228,6 +236,8 @@ class TaskTable(anywidget.AnyWidget):
             return
         if not self._freezing:
             self._save()
+        if self._marimo:
+            self.send({"type": "closed"})  # marimo does not tell the view that the comm was closed
         self._ended = True
         self._cancel_timer()
         self._throttle.close()
@@ -312,10 +322,12 @@ class TaskTable(anywidget.AnyWidget):
             "loaded": self._complete,
             "at": self._since if self._state == "lost" else self._stopped_at or time.time(),
         }
-        return {"text/html": snapshot.html(self._rows, **shown), "text/plain": snapshot.text(self._rows, **shown)}
+        text = snapshot.text(self._rows, **shown, width=jupyter_compat.terminal_width())
+        return {"text/html": snapshot.html(self._rows, **shown), "text/plain": text}
 
     # Messages from the page arrive on the main thread or on the thread of a subshell. All messages are queued, except
-    # that cancels are forwarded immediately.
+    # that cancels are forwarded immediately, and that polls are answered immediately: some front ends, such as Colab,
+    # deliver only messages that answer a message from the page.
 
     def _receive(self, message: Any) -> None:
         if not isinstance(message, dict) or self._ended:
@@ -330,6 +342,16 @@ class TaskTable(anywidget.AnyWidget):
                 with self._lock:
                     self._drain()
                     self._cancel_all_ids = self._rows.open_matching()
+            case {"type": "hello" | "poll"}:
+                with self._lock:
+                    self._drain()
+                    self._handle(message)
+                    self._resend = True
+                    self._show(polled=True)
+                    # The same rows again from another thread: the page then knows whether the front end delivers them.
+                    self._resend = message["type"] == "hello"
+                self._throttle.request()
+                return
         self._later(lambda: self._handle(message))
 
     def _press(self, ids: Iterable[str]) -> None:
@@ -359,6 +381,8 @@ class TaskTable(anywidget.AnyWidget):
                 self._inbox.popleft()()
 
     def _apply(self, batch: TaskBatch) -> None:
+        if self._state == "frozen":
+            return
         if batch.anew:
             self._rows.clear()
             self._page.reset()
@@ -382,11 +406,17 @@ class TaskTable(anywidget.AnyWidget):
                 self._call_after(PAUSE_AFTER_SECONDS, self._pause)
 
     def _work(self) -> None:
+        if jupyter_compat.is_closed(self.comm):
+            self.close()  # the cell ran again in marimo, which closes the comm without a message
+            return
         with self._lock:
             self._drain()
             if self._ended:
                 return
             if self._page.views:
+                self._show()
+            elif self._marimo:
+                self._resend = True  # the view may be waiting for its rows while a cell blocks its messages
                 self._show()
             if self._is_final():
                 self._freeze_soon()
@@ -394,7 +424,15 @@ class TaskTable(anywidget.AnyWidget):
     def _is_final(self) -> bool:
         return self._freezes and self._complete and self._state == "live" and self._rows.done
 
-    def _show(self) -> None:
+    def _freeze_view(self) -> None:
+        self._drain()
+        self._state, self._since = "frozen", time.time()
+        self._cancel_timer()
+        self._show()
+        self._stop_feed()
+
+    def _show(self, *, polled: bool = False) -> None:
+        """Send the rows to the page if they have changed. ``polled`` means that the message answers a poll."""
         if self._freezing:
             return
         body = {
@@ -410,7 +448,10 @@ class TaskTable(anywidget.AnyWidget):
             return
         self._last, self._resend = body, False
         rate, left = self._rows.pace()
-        self.send({"type": "rows", **body, "details": details, "rate": rate, "left": left, "now": time.time()})
+        now = time.time()
+        self.send(
+            {"type": "rows", **body, "details": details, "rate": rate, "left": left, "now": now, "polled": polled}
+        )
 
     def _freeze_soon(self) -> None:
         """Freeze the table after a short delay, unless the user is using the table at that time."""
@@ -432,7 +473,7 @@ class TaskTable(anywidget.AnyWidget):
         with self._lock:
             if self._page.views or self._ended:
                 return
-            if self._on_open is not None:
+            if self._on_open is not None and not self._marimo:  # in marimo, a view may come back at any time
                 self._call_after(CLOSE_AFTER_SECONDS, self.close)
         if self._on_open is None:
             self.close()
@@ -440,7 +481,7 @@ class TaskTable(anywidget.AnyWidget):
             self._stop_feed()
 
     def _start_feed(self) -> None:
-        if self._feeding or self._on_open is None:
+        if self._feeding or self._on_open is None or self._state == "frozen":
             return
         self._feeding, self._stopped_at = True, None
         self._loaded.clear()

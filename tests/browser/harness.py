@@ -46,13 +46,25 @@ class Bench:
         browser: the browser of Playwright.
         width: the width of the page in pixels; the table is 40 pixels narrower.
         dark: whether the system prefers dark pages.
+        rows: the rows of the table.
+        shadow: whether the table is in a shadow root, as in marimo.
+        deaf: whether messages of the page are kept back from the start; see `deaf`.
     """
 
-    def __init__(self, browser: Browser, *, width: int = 1200, dark: bool = False, rows: Rows | None = None) -> None:
+    def __init__(
+        self,
+        browser: Browser,
+        *,
+        width: int = 1200,
+        dark: bool = False,
+        rows: Rows | None = None,
+        shadow: bool = False,
+        deaf: bool = False,
+    ) -> None:
         self.cancelled: list[list[str]] = []
         self.heard: list[dict[str, Any]] = []
         self.errors: list[str] = []
-        self.deaf = False
+        self.deaf = deaf
         """Whether messages of the page are kept back, as by a busy kernel."""
         self._kept: list[dict[str, Any]] = []
         self._pushes: deque[dict[str, Any]] = deque()
@@ -65,10 +77,10 @@ class Bench:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.route("**/*", self._serve)
         self.page.expose_function("toKernel", self._hear)
-        self.page.goto(SITE)
+        self.page.goto(f"{SITE}#shadow" if shadow else SITE)
         self.until(lambda: self.page.evaluate("window.ready"), 30)
         # The kernel sends rows only to a page from which it has received a message.
-        self.until(lambda: self.heard, 30)
+        self.until(lambda: self.heard or self._kept, 30)
 
     def close(self) -> None:
         self.table.close()

@@ -102,3 +102,13 @@ def test_a_scheduled_task_is_counted_as_scheduled_until_it_is_due(session: Sessi
     assert time.time() - start >= 4
     assert pushed[-1]["counts"]["scheduled"] == 1
     table.close()
+
+
+def test_in_plain_python_a_table_is_text_with_the_current_rows(session: Session) -> None:
+    task = session.submit("q", {"path": "a.png"})
+    table = session.watch("q")
+    assert task.id in repr(table)
+    assert '{"path":"a.png"}' in repr(table)
+    session.cancel(task.id)
+    until(lambda: repr(table).startswith("q: 1 deleted"), 5)
+    assert repr(session.watch_queues()).startswith("queues")

@@ -132,8 +132,8 @@ def palette(selector: str) -> dict[str, str]:
     return dict(re.findall(r"--nq-([\w-]+): (?:var\(.*?)?(#[0-9a-f]{6})", block))
 
 
-GROUNDS = {"light": ["#ffffff"], "dark": ["#0d1117", "#111111", "#1f1f1f", "#1e1e1e"]}
-"""The backgrounds of the tables: our own, and those of the themes of JupyterLab and VS Code."""
+GROUNDS = {"light": ["#ffffff"], "dark": ["#0d1117", "#111111", "#1f1f1f", "#1e1e1e", "#181c1a"]}
+"""The backgrounds of the tables: our own, and those of the themes of JupyterLab, VS Code and marimo."""
 STATES = [state.label for state in rows_module.STATES]
 
 

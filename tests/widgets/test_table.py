@@ -106,10 +106,10 @@ def viewed(make: Callable[..., Table]) -> Table:
     return found
 
 
-def test_the_repr_names_the_table(viewed: Table) -> None:
-    assert repr(viewed.it) == "<TaskTable of resize>"
+def test_the_repr_is_the_table_as_text(viewed: Table) -> None:
+    assert repr(viewed.it).startswith("resize: 3 pending\nid ")
     viewed.it.close()
-    assert repr(viewed.it) == "<TaskTable of resize, closed>"
+    assert repr(viewed.it).startswith("resize: 3 pending\nid ")
 
 
 def test_a_page_that_says_hello_receives_the_rows(viewed: Table) -> None:
@@ -127,7 +127,7 @@ def test_no_message_is_sent_without_a_view_or_a_change(make: Callable[..., Table
     assert len(found.it.df) == 1
     assert not found.comm.pushes
     found.comm.page(type="hello", n=1)
-    until(lambda: found.shown() == ["a"])
+    until(lambda: len(found.comm.pushes) == 2)  # the answer, and the same rows from another thread
     count = len(found.comm.pushes)
     for _ in range(3):
         found.it.update(batch("a"))

@@ -13,7 +13,8 @@ function theme() {
   const { jpThemeLight, vscodeThemeKind, theme: marimo } = document.body.dataset;
   if (jpThemeLight) return jpThemeLight === "true" ? "light" : "dark";
   if (vscodeThemeKind) return vscodeThemeKind.endsWith("light") ? "light" : "dark";
-  if (marimo === "light" || marimo === "dark") return marimo;
+  const declared = marimo ?? document.documentElement.getAttribute("theme"); // the latter is Colab's
+  if (declared === "light" || declared === "dark") return declared;
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
@@ -137,9 +138,13 @@ function render({ model, el }) {
   };
   const hello = () => document.visibilityState === "visible" && send({ type: "hello" });
   const escape = (event) => event.key === "Escape" && asking && ask(asking.key, null);
-  const dress = () => root.setAttribute("data-theme", theme());
+  const dress = () => {
+    root.setAttribute("data-theme", theme());
+    root.toggleAttribute("data-marimo", Boolean(document.body.dataset.theme));
+  };
   const dresser = new MutationObserver(dress);
   dresser.observe(document.body, { attributes: true });
+  dresser.observe(document.documentElement, { attributes: true, attributeFilter: ["theme"] });
   const kernel = model.widget_manager?.kernel;
   const status = (_, now) => ["restarting", "autorestarting", "dead", "terminating"].includes(now) && end();
   kernel?.statusChanged?.connect(status);
@@ -149,11 +154,17 @@ function render({ model, el }) {
   root.addEventListener("keydown", escape);
   document.addEventListener("visibilitychange", hello);
   const signs = setInterval(hello, 10000);
+  const busy = setTimeout(() => {
+    if (!board) note.textContent = "the kernel is busy: the table appears when it answers";
+  }, 2000);
   dress();
   el.append(root);
+  // A front end with shadow roots removes the styles that it added when the kernel closes the model or the element moves.
+  if (el.getRootNode() instanceof ShadowRoot) root.prepend(make("style", {}, model.get("_css")));
   hello();
   return () => {
     clearInterval(signs);
+    clearTimeout(busy);
     dresser.disconnect();
     document.removeEventListener("visibilitychange", hello);
     kernel?.statusChanged?.disconnect(status);

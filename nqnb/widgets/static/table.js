@@ -14,8 +14,9 @@
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
  *   sort: string, down: boolean, queues: boolean, behind: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
- *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number,
- *   loaded: boolean, snapshot: string}} Rows  snapshot is the id of the element with the snapshot of the table
+ *   title: string, state: "loading"|"live"|"lost"|"frozen", since: number, rate: ?number, left: ?number, now: number,
+ *   loaded: boolean, snapshot: string, polled: boolean}} Rows  snapshot is the id of the element with the snapshot of the
+ *   table, and polled is whether the message answers a poll
  */
 
 const STATUSES = ["pending", "scheduled", "processing", "completed", "failed", "cancelled", "deleted"];
@@ -39,7 +40,10 @@ const COLUMNS = [
 ];
 const SIZES = [10, 20, 50, 100];
 const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows keeps their order fixed
-const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the button shows that the kernel is busy
+const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table shows that the kernel is busy
+// The time without a message after which a visible table asks the kernel for the rows: if the last answer had news, if the
+// front end has delivered only answers so far, and otherwise. A poll that is not answered is sent again after the last time.
+const POLL_SECONDS = { news: 1, answers: 10, idle: 60 };
 
 /** Create an element with properties and children; strings become text. */
 function make(tag, properties = {}, ...children) {
@@ -64,6 +68,8 @@ function mark(element, name, value) {
 }
 
 const number = (value) => value.toLocaleString("en-US");
+/** Return the parts of a message by which the kernel's answer to a poll is compared with the message before. */
+const content = ({ rows, counts, state }) => JSON.stringify([rows, counts, state]);
 const two = (value) => String(value).padStart(2, "0");
 
 /** Format a duration with a nearly constant width. */
@@ -92,12 +98,16 @@ const percent = (share) => `${Math.min(Math.round(share * 100), share < 1 ? 99 :
 
 /** Return the theme, light or dark, that the front end declares or, failing that, the system prefers. */
 function theme() {
-  const body = document.body;
-  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "true" ? "light" : "dark";
-  const kind = body.dataset.vscodeThemeKind;
-  if (kind) return kind.endsWith("light") ? "light" : "dark";
+  const { jpThemeLight, vscodeThemeKind, theme: marimo } = document.body.dataset;
+  if (jpThemeLight) return jpThemeLight === "true" ? "light" : "dark";
+  if (vscodeThemeKind) return vscodeThemeKind.endsWith("light") ? "light" : "dark";
+  const declared = marimo ?? document.documentElement.getAttribute("theme"); // the latter is Colab's
+  if (declared === "light" || declared === "dark") return declared;
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
+
+/** Return the element with the focus, which may be in the same shadow root as a node. */
+const focused = (node) => /** @type {any} */ (node.getRootNode()).activeElement ?? null;
 
 /** The rows of one task: the row itself, the reason for a refused cancel, and the details. */
 class Task {
@@ -199,7 +209,7 @@ class Task {
     const meaning = MEANINGS[row.status] ?? "";
     const full = extra || silent ? label + extra : "";
     mark(this.cells.status, "title", [full, meaning && `${row.status}: ${meaning}`].filter(Boolean).join("; ") || null);
-    if (!open && this.button.contains(document.activeElement)) this.line.focus({ preventScroll: true });
+    if (!open && this.button.contains(focused(this.button))) this.line.focus({ preventScroll: true });
     mark(this.body, "data-open", open ? "" : null);
     mark(this.button, "aria-disabled", cancelling || unsent || over ? "true" : null);
     let text = "Cancel";
@@ -280,9 +290,11 @@ function render({ model, el }) {
   let lookNumber = 0; // the number of the last message that changed the search, filter, order or page
   let holdNumber = 0; // the number of the last message that fixed or released the order
   let clockOffset = 0; // seconds by which the kernel's clock is ahead of the page's clock
-  let receivedAt = 0; // when the last message from the kernel arrived
+  let receivedAt = Date.now(); // when the last message from the kernel arrived
+  let polledAt = receivedAt; // when the last poll was sent; 0 if the poll was answered
+  let pollSeconds = POLL_SECONDS.answers;
   let over = false; // whether the kernel has closed the table, or has ended
-  let overAt = 0; // when that was, by the kernel's clock
+  let overAt = 0; // when that was, or when the table was frozen, by the kernel's clock
   let restarted = false; // whether the kernel has restarted
   /** @type {?Rows} */ let last = null;
   let current = ""; // the id of the row that the Tab key reaches
@@ -344,6 +356,7 @@ function render({ model, el }) {
   );
 
   const kernelNow = () => Date.now() / 1000 + clockOffset;
+  const fixed = () => over || last?.state === "frozen"; // whether the tasks no longer change
   const say = (text) => put(voice, text);
   const columns = () => [...head.children].filter((each) => getComputedStyle(each).display !== "none").length;
   const send = (message) => {
@@ -368,20 +381,21 @@ function render({ model, el }) {
       const sort = /** @type {HTMLElement} */ (heading.firstChild).dataset.sort;
       mark(heading, "aria-sort", sort !== look.sort ? null : look.down ? "descending" : "ascending");
     }
-    if (document.activeElement !== search && !typed) search.value = look.search;
+    if (focused(root) !== search && !typed) search.value = look.search;
     sizes.value = String(look.size);
     put(some, `Cancel selected (${number(selected.size)})`);
-    mark(some, "aria-disabled", selected.size === 0 || over ? "true" : null);
+    mark(some, "aria-disabled", selected.size === 0 || fixed() ? "true" : null);
     const open = last?.open ?? 0;
     put(every, `Cancel all (${number(open)})`);
-    mark(every, "aria-disabled", open === 0 || over ? "true" : null);
+    mark(every, "aria-disabled", open === 0 || fixed() ? "true" : null);
   }
 
   /** Draw the rows of the last message in place. */
   function rows(message, keepOrder) {
     const span = columns();
     const shown = keepOrder ? message.rows.filter((row) => tasks.has(row.id)) : message.rows;
-    const focus = /** @type {?HTMLElement} */ (root.contains(document.activeElement) ? document.activeElement : null);
+    const active = focused(root);
+    const focus = /** @type {?HTMLElement} */ (root.contains(active) ? active : null);
     if (!keepOrder) {
       const stay = new Set(shown.map((row) => row.id));
       for (const [id, task] of tasks)
@@ -409,7 +423,7 @@ function render({ model, el }) {
     }
     if (!tasks.has(current)) current = shown[0]?.id ?? "";
     reach();
-    if (focus && focus !== document.activeElement && root.contains(focus)) focus.focus({ preventScroll: true });
+    if (focus && focus !== focused(root) && root.contains(focus)) focus.focus({ preventScroll: true });
   }
 
   /** Make the Tab key reach the controls of only one row; the arrow keys move between rows. */
@@ -422,7 +436,7 @@ function render({ model, el }) {
   }
 
   function tick() {
-    const now = over ? overAt : kernelNow();
+    const now = fixed() ? overAt : kernelNow();
     const lost = last?.state === "lost" ? last.since : null;
     const at = Math.min(now, lost ?? now);
     const heard = last?.heard[view] ?? 0;
@@ -430,7 +444,7 @@ function render({ model, el }) {
     let chosen = 0;
     for (const [id, task] of tasks) {
       const press = pressed.get(id);
-      if (task.tick(now, { at, pressed: press?.at ?? null, heard: !press || heard >= press.n, lost, over })) {
+      if (task.tick(now, { at, pressed: press?.at ?? null, heard: !press || heard >= press.n, lost, over: fixed() })) {
         choosable += 1;
         if (selected.has(id)) chosen += 1;
       }
@@ -441,7 +455,9 @@ function render({ model, el }) {
     let text = "";
     if (restarted) text = "kernel restarted: run the cell again";
     else if (over) text = "disconnected; the rows no longer change";
+    else if (!last && Date.now() - receivedAt > KERNEL_ANSWER_SECONDS * 1000) text = "the kernel is busy: the rows appear when it answers";
     else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
+    else if (last.state === "frozen") text = last.open ? "frozen; the rows no longer change" : "";
     else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state at that time`;
     const idle = text === "" && last !== null && last.unserved.length > 0;
     if (idle) text = `no worker is serving ${last?.unserved.map((queue) => `"${queue}"`).join(", ")}; pending tasks wait`;
@@ -457,9 +473,14 @@ function render({ model, el }) {
   function show(message) {
     const heard = message.heard[view] ?? 0;
     const before = last;
+    if (!message.polled) pollSeconds = POLL_SECONDS.idle;
+    else if (before && content(before) !== content(message)) pollSeconds = POLL_SECONDS.news;
+    else pollSeconds = Math.max(pollSeconds, POLL_SECONDS.answers);
     over = restarted = false;
     last = message;
     receivedAt = Date.now();
+    polledAt = 0;
+    if (message.state === "frozen") overAt = message.since;
     clockOffset = message.now - receivedAt / 1000;
     put(title, message.title);
     put(hider, `#${message.snapshot}, .jp-OutputArea-child:has(> .jp-RenderedHTML > #${message.snapshot}) { display: none }`);
@@ -499,7 +520,7 @@ function render({ model, el }) {
   function press(ids) {
     const at = kernelNow();
     const open = ids.filter((id) => !pressed.has(id));
-    if (over || open.length === 0) return;
+    if (fixed() || open.length === 0) return;
     const n = send({ type: "cancel", ids: open });
     for (const id of open) {
       pressed.set(id, { at, n });
@@ -672,9 +693,13 @@ function render({ model, el }) {
   search.addEventListener("input", type);
   sizes.addEventListener("change", () => ask({ size: Number(sizes.value) }));
 
-  const dress = () => mark(root, "data-theme", theme());
+  const dress = () => {
+    mark(root, "data-theme", theme());
+    mark(root, "data-marimo", document.body.dataset.theme ? "" : null);
+  };
   const dresser = new MutationObserver(dress);
-  dresser.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "class"] });
+  dresser.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "data-theme", "class"] });
+  dresser.observe(document.documentElement, { attributes: true, attributeFilter: ["theme"] });
   const system = matchMedia("(prefers-color-scheme: dark)");
   system.addEventListener("change", dress);
   dress();
@@ -687,6 +712,7 @@ function render({ model, el }) {
   const hear = (message) => {
     if (message?.type === "rows") show(message);
     if (message?.type === "over") end(); // the table is about to be replaced: draw nothing, and send no goodbye
+    if (message?.type === "closed") closed(); // marimo sends no event
   };
   const end = () => {
     if (!over) overAt = kernelNow();
@@ -717,11 +743,24 @@ function render({ model, el }) {
   addEventListener("pagehide", leave);
   addEventListener("pageshow", arrive);
   const slow = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const ticking = setInterval(() => document.visibilityState === "visible" && tick(), slow ? 1000 : 200);
+  const poll = () => {
+    const now = Date.now();
+    if (now - receivedAt < pollSeconds * 1000 || now - polledAt < POLL_SECONDS.idle * 1000 || fixed()) return;
+    polledAt = now;
+    send({ type: "poll" });
+  };
+  const visit = () => {
+    if (document.visibilityState !== "visible") return;
+    tick();
+    poll();
+  };
+  const ticking = setInterval(visit, slow ? 1000 : 200);
 
   controls();
   tick();
   el.append(root);
+  // A front end with shadow roots removes the styles that it added when the kernel closes the model or the element moves.
+  if (el.getRootNode() instanceof ShadowRoot) root.prepend(make("style", {}, model.get("_css")));
   send({ type: "hello" });
 
   return () => {
