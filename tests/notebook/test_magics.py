@@ -366,7 +366,8 @@ class TestVariables:
             ("submit resize $kept.nobody", "cannot pass $kept.nobody: there is no such variable"),
             (
                 "submit resize $raw",
-                "cannot pass $raw: its value is bytes, not text (b'ab'). Call nq.submit(queue, raw)",
+                "cannot pass $raw: its value is bytes, not text (b'ab'). To submit the bytes, call "
+                "nq.submit(queue, raw)",
             ),
             ("submit resize {kept}", "%nq does not expand {kept}: write $kept to pass the value of the variable."),
             ("tasks {kept.id}", "%nq does not expand {kept.id}: write $kept.id to pass the value of the variable."),
