@@ -3,6 +3,8 @@
 from nqnb.client import Client as Client
 from nqnb.client import Task as Task
 from nqnb.client import connect as connect
+from nqnb.doctor.diagnosis import Diagnosis as Diagnosis
+from nqnb.doctor.diagnosis import Finding as Finding
 from nqnb.errors import BadInput as BadInput
 from nqnb.errors import ConnectionFailed as ConnectionFailed
 from nqnb.errors import DevServerError as DevServerError

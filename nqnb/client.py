@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from nqnb.batch import Batch, IfExists, Item
+from nqnb.doctor.diagnosis import Diagnosis, check_codes
+from nqnb.doctor.examination import examine
+from nqnb.doctor.treatment import treat
 from nqnb.error_text import kind_of
 from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, WaitTimeout
 from nqnb.failures import FailureGroup, group_failures
@@ -612,6 +615,33 @@ class Client:
             Unconfirmed: the server's answers were lost; some states may have been removed. Prune again.
         """
         return await prune(self.backend, older_than, queue, dry_run=dry_run)
+
+    async def doctor(
+        self, queue: str | None = None, *, fix: bool = False, ignore: str | Iterable[str] = ()
+    ) -> Diagnosis:
+        """Compare tasks, messages, workers and configuration, and explain what does not fit and what to do.
+
+        The page docs/doctor.md describes each finding. What looks wrong is read again through the leaders after a
+        second, so that tasks that are being submitted or that end during the call are not reported.
+
+        Args:
+            queue: the only queue to examine; None examines the whole server.
+            fix: whether to repair the findings for which this is safe (`Finding.fixable`), and to examine again.
+            ignore: codes that are not reported, such as ``["old-server"]``.
+
+        Returns:
+            The diagnosis. ``.ok`` is True if there are no findings, ``.findings`` has the findings, and ``.fixed`` the
+            findings that were repaired.
+
+        Raises:
+            BadInput: the queue name or a code is invalid.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
+            ServerRefused: the user has no permission to read the configuration or a queue.
+        """
+        queue = None if queue is None else names.check_queue(queue)
+        fix, codes = check_flag("fix", fix), check_codes(ignore)
+        found = await examine(self.backend, queue, codes)
+        return await treat(self.backend, found, self.name, queue, codes) if fix and found.fixable else found
 
     async def workers(self) -> list[WorkerInfo]:
         """Return all live nqnb workers. Go workers are not listed, because they do not register."""

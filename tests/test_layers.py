@@ -36,7 +36,7 @@ ROOMS = [
     "server.binary",
     "server",
     "jetstream protocol",
-    "batch",
+    "batch doctor",
     "client",
     "metrics",
     "worker",

@@ -9,11 +9,24 @@ import io
 from functools import singledispatch
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from nqnb.cli.boards import ChaosBoard, DemoBoard, WatchBoard, changes, chaos_report, demo_summary
-from nqnb.cli.tables import Column, Sheet, bar, due, fields, queue_state, run_duration, scheduled_column, stack, status
+from nqnb.cli.tables import (
+    Column,
+    Sentence,
+    Sheet,
+    bar,
+    due,
+    fields,
+    queue_state,
+    run_duration,
+    scheduled_column,
+    stack,
+    status,
+)
 from nqnb.commands.check_command import Health
 from nqnb.commands.command_records import (
     Cancelled,
@@ -38,6 +51,7 @@ from nqnb.commands.command_records import (
 )
 from nqnb.commands.watch_command import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
+from nqnb.doctor.diagnosis import Diagnosis
 from nqnb.protocol.wire import Status, parse_time
 from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
@@ -58,6 +72,8 @@ from nqnb.text import (
 
 _TEXT_WIDTH = 110
 """The maximum length of a line in the output of `as_text`."""
+
+_SEVERITY_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 _EXAMPLES = 3
 """The maximum number of failure groups for which an example traceback is shown."""
@@ -457,6 +473,20 @@ def _health(record: Health) -> RenderableType:
         for each in record.checks
     ]
     return Sheet([Column("check"), Column("state"), Column("found", least=20)], rows)
+
+
+@render.register
+def _(record: Diagnosis) -> RenderableType:
+    parts: list[RenderableType] = []
+    for each in record.findings:
+        name = f"{each.severity} {each.code}"
+        head = Text.assemble((name, _SEVERITY_STYLES[each.severity]), f"  {line(each.queue)}" if each.queue else "")
+        ids = [Text(clean(each.some_ids), style="dim")] if each.ids else []
+        body = Group(Sentence(each.problem), *ids, Sentence(f"→ {each.remedy}"))
+        parts += [head, Padding(body, (0, 0, 1, 2))]
+    fixes = [Text(clean(each), style="green") for each in record.fixes]
+    style = "bold green" if record.ok else "bold"
+    return stack(*parts, *fixes, Text(clean(record.summary), style=style))
 
 
 def _requeues(task: TaskInfo) -> list[str]:

@@ -6,6 +6,7 @@ wrap.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from nqnb.records import QueueInfo, TaskInfo
 from nqnb.text import age, clean, duration, line, seconds_since
 
 _GAP_CELLS = 2
+_COMMAND = re.compile("`[^`]+`")
+_UNBROKEN_SPACE = "\ue000"
+"""A stand-in for a space, at which rich does not break lines. A no-break space would stay in a copied command."""
 
 STYLES = {
     Status.PENDING: "",
@@ -100,6 +104,22 @@ class Sheet:
             excess -= cut
             widths[index] = natural[index] - cut
         return {index: widths[index] for index in stay}
+
+
+class Sentence:
+    """Text whose commands (in backticks) are bold, and are not broken over two lines if they fit into one line."""
+
+    def __init__(self, text: str) -> None:
+        self._text = clean(text)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbroken = _COMMAND.sub(lambda found: found[0].replace(" ", _UNBROKEN_SPACE), self._text)
+        text = Text(unbroken)
+        text.highlight_regex(_COMMAND, "bold")
+        for row in text.wrap(console, options.max_width):
+            row.plain = row.plain.replace(_UNBROKEN_SPACE, " ")
+            row.rstrip()
+            yield row
 
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:

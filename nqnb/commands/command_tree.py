@@ -7,6 +7,7 @@ import click
 from nqnb.commands import (
     check_command,
     diagnostic_commands,
+    doctor_command,
     exporter_command,
     queue_commands,
     server_commands,
@@ -58,6 +59,7 @@ for command in (
     queue_commands.list_queues,
     worker_commands.list_workers,
     check_command.check,
+    doctor_command.doctor,
     watch_command.watch,
     task_commands.cancel,
     task_commands.task,

@@ -31,12 +31,14 @@ from nqnb.jetstream.messages import (
     read_message,
     read_messages,
     remove_oldest,
+    scan_messages,
 )
 from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.queue_streams import (
     QueueStreams,
     delete_stream,
+    ensure_consumer,
     ensure_queue,
     find_stream,
     foreign_subjects,
@@ -48,6 +50,8 @@ from nqnb.jetstream.queue_streams import (
     service_of,
 )
 from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
+from nqnb.jetstream.server_errors import NOT_FOUND
+from nqnb.jetstream.server_facts import ServerFacts, read_facts
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
 from nqnb.records import QueueInfo, QueueService
@@ -370,6 +374,20 @@ class Backend:
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
 
+    async def server_facts(self, queue: str | None = None) -> ServerFacts:
+        """Return the facts about the server, and about one queue or all queues, that `nqnb.doctor` compares."""
+        return await read_facts(self.connection, queue)
+
+    async def recreate_queue(self, queue: str) -> None:
+        """Create the streams of a queue that do not exist."""
+        self._queues.pop(queue, None)
+        await self.ensure_queue(queue)
+
+    async def recreate_consumer(self, queue: str) -> None:
+        """Create the consumer that all workers of a queue share, as a worker does, if it does not exist."""
+        paused = await self.pauses.get(queue) is not None
+        await ensure_consumer(self.connection, await self.ensure_queue(queue), paused=paused)
+
     async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
         """Return the minimum and maximum number of messages ahead of a message.
 
@@ -460,6 +478,24 @@ class Backend:
     async def read_all_messages(self, stream: str) -> list[StreamMessage]:
         """Return every message of a stream; see `nqnb.jetstream.messages.read_all_messages`."""
         return await read_all_messages(self.connection, stream)
+
+    async def scan_messages(self, stream: str) -> AsyncGenerator[StreamMessage, None]:
+        """Yield the messages of a stream; see `nqnb.jetstream.messages.scan_messages`."""
+        async with contextlib.aclosing(scan_messages(self.connection, stream)) as messages:
+            async for message in messages:
+                yield message
+
+    async def stored_message(self, stream: str, sequence: int) -> bytes | None:
+        """Return the data of a message, as read from the stream's leader. Do not create the stream if it is missing.
+
+        The result is None if the message or the stream does not exist.
+        """
+        try:
+            return await read_message(self.connection, stream, sequence) if sequence else None
+        except ServerRefused as error:
+            if error.err_code not in NOT_FOUND:
+                raise
+            return None
 
     async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
         """Notify the workers of a cancel before the task's entry is read. Do not wait for the server.

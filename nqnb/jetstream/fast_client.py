@@ -116,10 +116,16 @@ class FastClient(NatsClient):
         self._unused = _Unused()
 
     @property
+    def server_info(self) -> Mapping[str, Any]:
+        """The INFO message of the server."""
+        # nats-py has no public member for the server's info.
+        info: Mapping[str, Any] = getattr(self, "_server_info", {})
+        return info
+
+    @property
     def clustered(self) -> bool:
         """Whether the server reports that it is part of a cluster."""
-        # nats-py has no public member for the server's info.
-        return bool(getattr(self, "_server_info", {}).get("cluster"))
+        return bool(self.server_info.get("cluster"))
 
     async def write(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> None:
         """Publish a message; see `put` for the arguments.

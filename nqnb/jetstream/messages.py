@@ -21,6 +21,8 @@ from nqnb.protocol.wire import parse_time
 
 _CONCURRENT_READS = 64
 """The number of parts into which a stream is divided for concurrent reads."""
+_BATCH = 5000
+"""The number of messages that `scan_messages` requests at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,30 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
     return [message for part in (*parts, await read(max(end, 1), None)) for message in part]
 
 
+async def scan_messages(connection: Connection, stream: str) -> AsyncGenerator[StreamMessage, None]:
+    """Yield the messages that a stream has at the start of the call, oldest first, with few requests.
+
+    Any server that has a copy of the stream may reply, so the newest messages may be missing. If the server is older
+    than 2.11 or the stream does not allow direct reads, the messages are read one by one from the leader.
+    """
+    info = await connection.find(f"STREAM.INFO.{stream}")
+    if info is None:
+        return
+    if not info["config"].get("allow_direct") or connection.server_before(2, 11):
+        for message in await read_all_messages(connection, stream):
+            yield message
+        return
+    start, last = int(info["state"]["first_seq"]), int(info["state"]["last_seq"])
+    while start <= last and (batch := await _read_batch(connection, stream, start, _BATCH)):
+        for found in batch:
+            yield _direct_message(found)
+        start = _sequence(batch[-1]) + 1
+    # The server sent nothing more.
+    async with contextlib.aclosing(read_messages(connection, stream, start=start, end=last + 1)) as rest:
+        async for message in rest:
+            yield message
+
+
 async def oldest_messages(
     connection: Connection, stream: str, sequences: Collection[int]
 ) -> tuple[str, dict[int, bytes]]:
@@ -107,7 +133,8 @@ async def oldest_messages(
     first = int(info["state"]["first_seq"])
     if first not in sequences:
         return "", {}
-    messages = await _read_batch(connection, stream, first, len(sequences))
+    batch = await _read_batch(connection, stream, first, len(sequences))
+    messages = ((_sequence(message), message.data) for message in batch)
     return str(info["created"]), dict(itertools.takewhile(lambda message: message[0] in sequences, messages))
 
 
@@ -129,14 +156,14 @@ async def remove_oldest(connection: Connection, stream: str, sequence: int, crea
     return True
 
 
-async def _read_batch(connection: Connection, stream: str, start: int, count: int) -> list[tuple[int, bytes]]:
-    """Return the sequences and data of up to ``count`` consecutive messages, beginning at ``start`` (NATS ADR-31).
+async def _read_batch(connection: Connection, stream: str, start: int, count: int) -> list[Message]:
+    """Return up to ``count`` consecutive messages, as replies to a direct read that begins at ``start`` (NATS ADR-31).
 
     If the connection is lost or the server is too slow, only the messages received so far are returned.
     """
-    subject, found = f"$JS.API.DIRECT.GET.{stream}", list[tuple[int, bytes]]()
+    subject, found = f"$JS.API.DIRECT.GET.{stream}", list[Message]()
     # Only a request with a single reply reports that the user has no permission, or that there is no responder.
-    whole = await connection.request(subject, msgspec.json.encode({"seq": start}))
+    whole = await connection.request(subject, msgspec.json.encode({"seq": start, "next_by_subj": ">"}))
     if not whole.header("Nats-Sequence"):
         return []
     arrived, ended, left = asyncio.Event(), False, -1
@@ -148,7 +175,7 @@ async def _read_batch(connection: Connection, stream: str, start: int, count: in
             ended = True
         else:
             left = int(pending)
-            found.append((int(sequence), message.data))
+            found.append(message)
         arrived.set()
 
     inbox, losses = connection.client.new_inbox(), connection.losses
@@ -165,6 +192,22 @@ async def _read_batch(connection: Connection, stream: str, start: int, count: in
         with contextlib.suppress(nats.errors.Error):
             await subscription.unsubscribe()
     return found
+
+
+def _sequence(reply: Message) -> int:
+    """Return the sequence of the message in the reply to a direct read."""
+    return int(reply.header("Nats-Sequence"))
+
+
+def _direct_message(reply: Message) -> StreamMessage:
+    """Return the message in the reply to a direct read."""
+    return StreamMessage(
+        sequence=_sequence(reply),
+        subject=reply.header("Nats-Subject"),
+        data=reply.data,
+        ours=reply.carries(names.CLIENT_HEADER),
+        stored=parse_time(reply.header("Nats-Time-Stamp")),
+    )
 
 
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:

@@ -125,17 +125,29 @@ class Presence:
         """
         asked = elapsed()
         entry = await self._store.get(worker)
-        if entry is None and lease:
-            return await self._young_for(lease)
+        if entry is None:
+            return await self._young_for(lease) if lease else 0.0
         try:
-            info = None if entry is None else decode_presence(entry)
+            info = decode_presence(entry)
         except MalformedMessage:
-            info = None
-        if entry is None or info is None or not (info.runs(task_id) or written > entry.created):
             return 0.0
         await self._read_clock_quietly()
-        ttl = info.ttl_of(queue)
-        return min(ttl, max(0.0, ttl - self._age(max(entry.created, written), asked)))
+        return SeenWorker(info, entry.created, self._clock.earliest(asked)).rest(queue, task_id, written)
+
+    async def roll_call(self) -> tuple[dict[str, SeenWorker], dict[str, str]]:
+        """Return all workers that have an entry, by id, and the reason for each entry that is invalid, by key."""
+        asked = elapsed()
+        entries = [entry async for entry in self.entries()]
+        await self._read_clock_quietly()
+        now = self._clock.earliest(asked)
+        found: dict[str, SeenWorker] = {}
+        unreadable: dict[str, str] = {}
+        for entry in entries:
+            try:
+                found[entry.key] = SeenWorker(decode_presence(entry), entry.created, now)
+            except MalformedMessage as error:
+                unreadable[entry.key] = str(error)
+        return found, unreadable
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """Yield the workers that are alive."""
@@ -271,6 +283,33 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
     def ttl_of(self, queue: str) -> float:
         """Return the TTL in seconds for a queue's tasks; see `ttls`."""
         return min(self.ttl, max(0.0, self.ttls.get(queue, self.ttl)))
+
+
+class SeenWorker(NamedTuple):
+    """A worker's presence entry, the time at which the worker wrote it, and the time at which it was read.
+
+    Both times are in Unix seconds by the server's clock. ``read`` is a lower bound, so that no worker counts as dead
+    too early.
+    """
+
+    info: PresenceEntry
+    written: float
+    read: float
+
+    @property
+    def age(self) -> float:
+        """The minimum age of the entry in seconds."""
+        return self.read - self.written
+
+    def rest(self, queue: str, task_id: str, claimed: float) -> float:
+        """Return the number of seconds for which the worker counts as running a task; see `Presence.rest`.
+
+        ``claimed`` is the time at which the worker wrote the task's entry, by the server's clock.
+        """
+        if not (self.info.runs(task_id) or claimed > self.written):
+            return 0.0
+        ttl = self.info.ttl_of(queue)
+        return min(ttl, max(0.0, ttl - (self.read - max(self.written, claimed))))
 
 
 _decoder = msgspec.json.Decoder(PresenceEntry)

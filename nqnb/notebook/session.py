@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from nqnb.batch import Batch, IfExists, Item, check_group
 from nqnb.client import Client, Task, not_submitted, submitted_after
 from nqnb.commands.command_records import CommandProgress
+from nqnb.doctor.diagnosis import Diagnosis
 from nqnb.error_text import hint, shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
 from nqnb.inputs import (
@@ -1023,6 +1024,20 @@ class Session:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
         """
         return self.call(self.client.prune(older_than, queue, dry_run=dry_run))
+
+    def doctor(self, queue: str | None = None, *, fix: bool = False, ignore: str | Iterable[str] = ()) -> Diagnosis:
+        """Compare tasks, messages, workers and configuration, and explain what does not fit and what to do.
+
+        Args:
+            queue: the only queue to examine; None examines the whole server.
+            fix: whether to repair the findings for which this is safe, and to examine again.
+            ignore: codes that are not reported, such as ``["old-server"]``.
+
+        Raises:
+            BadInput: the queue name or a code is invalid.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
+        """
+        return self.call(self.client.doctor(queue, fix=fix, ignore=ignore))
 
     def handler(
         self,

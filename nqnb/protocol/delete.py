@@ -86,11 +86,18 @@ async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str)
     ]
 
 
-async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) -> Status:
+async def stop_task(
+    backend: TaskBackend,
+    task_id: str,
+    by: str,
+    *,
+    late: bool,
+    how: str = "cancelled with its queue, while no worker was running it",
+) -> Status:
     """End a cancelled task if no worker will end it, and return the task's state.
 
-    ``by`` is the name of the user who deletes the queue, for the receipt. ``late`` is True if the task's worker has had
-    enough time to end the task.
+    ``by`` is the name of the user who ends the task, and ``how`` says how the task ended, for the receipt. ``late`` is
+    True if the task's worker has had enough time to end the task.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
@@ -103,7 +110,6 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
     if lifecycle.stop(task, owner_alive=rest > 0, late=late) is not StopStep.END:
         return task.Status
     record = await read_intent(backend, task_id) or new_record(backend, by)
-    how = "cancelled with its queue, while no worker was running it"
     done = ended_by_cancel(task, lifecycle.end_of(task), record, backend.now(), how)
     try:
         await write_once(backend, write_end(backend, done).task, seen.revision)

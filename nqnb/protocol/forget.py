@@ -55,7 +55,7 @@ async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
     If the stream was deleted and recreated, another task's message may have the same sequence.
     """
     data = await backend.read_task_message(task.Queue, task.Sequence) if task.Sequence else None
-    return data is not None and _id_of(data) == task.ID
+    return data is not None and id_of(data) == task.ID
 
 
 async def remove_messages(backend: TaskBackend, queue: str, tasks: list[TaskMessage]) -> list[NqnbError | None]:
@@ -89,7 +89,7 @@ async def _remove_oldest(backend: TaskBackend, queue: str, tasks: list[TaskMessa
     try:
         created, messages = await backend.oldest_messages(queue, ids)
         for sequence, data in messages.items():
-            if _id_of(data) != ids.get(sequence):
+            if id_of(data) != ids.get(sequence):
                 break
             last = sequence
         if last and not await backend.remove_oldest_messages(queue, last, created):
@@ -108,7 +108,8 @@ def _removal(backend: TaskBackend, queue: str) -> Together[TaskMessage]:
     return removal
 
 
-def _id_of(data: bytes) -> str | None:
+def id_of(data: bytes) -> str | None:
+    """Return the task id in the data of a message, or None if the message is malformed."""
     try:
         return TaskMessage.decode(data).ID
     except MalformedMessage:

@@ -372,6 +372,10 @@ class QueueBackend(TaskBackend, Protocol):
         """Yield the task messages in a queue's stream, excluding schedules."""
         ...
 
+    async def stored_message(self, stream: str, sequence: int) -> bytes | None:
+        """Return the data of a message in a stream, or None if the message or the stream does not exist."""
+        ...
+
     async def read_all_messages(self, stream: str) -> Sequence[StoredMessage]:
         """Return all messages in a stream, including schedules."""
         ...

@@ -149,6 +149,9 @@ class SimulatedBackend:
         data: bytes | None = await Call("read_message", (sequence,))
         return data
 
+    async def stored_message(self, stream: str, sequence: int) -> bytes | None:
+        return await self.read_task_message(QUEUE, sequence)
+
     async def delete_task_message(self, queue: str, sequence: int) -> None:
         if sequence:
             await self.insist(lambda: Call("delete_message", (sequence,)))

@@ -134,6 +134,15 @@ class TestResults:
         assert nq(cells, f"queue delete {queue} --yes").removed
         assert isinstance(nq(cells, "prune --older-than 7d --dry-run"), PruneReceipt)
 
+    def test_the_doctor_explains_and_repairs(self, cells: Shell, queue: str) -> None:
+        nq(cells, f"submit {queue} 1")
+        ran = cells.run(f"%nq doctor {queue} --ignore old-server")
+        assert [finding.code for finding in ran.value.findings] == ["no-worker"]
+        assert "no worker is serving the queue.\n  Remedy: Start a worker with `nqnb worker " in ran.out
+        assert "queues with `%nq workers`" in ran.out
+        nq(cells, f"queue purge {queue} --yes")
+        assert nq(cells, f"doctor {queue} --ignore old-server --fix").ok
+
     def test_an_empty_result_is_a_sentence(self, cells: Shell, queue: str) -> None:
         nq(cells, f"cancel {nq(cells, f'submit {queue} 1').id}")
         for line, said in {

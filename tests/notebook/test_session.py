@@ -291,6 +291,7 @@ class TestCalls:
         session.local.stop("resize")
         assert session.delete_queue("resize").left == 0
         assert session.prune(3600, dry_run=True).entries == 0
+        assert session.doctor(ignore="old-server").ok
 
     def test_the_calls_raise_the_clients_errors(self, session: Session) -> None:
         with pytest.raises(nqnb.InvalidQueueName):
@@ -815,6 +816,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "connected",
             "delete_queue",
             "detached",
+            "doctor",
             "down",
             "failures",
             "fetch",

@@ -1,0 +1,295 @@
+"""Reads entries, messages, presence and configuration, and reports what does not fit.
+
+A busy server changes while it is read. For example, a task that is being submitted has a message but no entry for a
+moment, and a task that ends between two reads seems to have no message. Therefore the examination looks twice. The
+first look reads everything with few requests, and finds suspects. After a pause, each suspect is read again through the
+leaders, and only what is still wrong becomes a finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from nqnb.doctor import findings
+from nqnb.doctor.diagnosis import CODES, SEVERITIES, Diagnosis, Finding
+from nqnb.doctor.first_look import FirstLook, FoundMessage, OpenTask
+from nqnb.protocol import names
+from nqnb.protocol.attempt import PRESENCE_SHARE
+from nqnb.protocol.bulk import AT_ONCE, each_in, unknown_queue
+from nqnb.protocol.forget import id_of
+from nqnb.protocol.lifecycle import UNWRITTEN_SECONDS
+from nqnb.protocol.transition import read_entry
+from nqnb.protocol.wire import Status
+from nqnb.records import QueueService
+
+if TYPE_CHECKING:
+    from nqnb.jetstream.backend import Backend
+    from nqnb.jetstream.server_facts import QueueFacts
+
+T = TypeVar("T")
+Q = TypeVar("Q", OpenTask, FoundMessage)
+
+LOOK_AGAIN_SECONDS = 1.0
+"""The pause before the suspects are read again, in seconds."""
+OWN_UNWRITTEN_SECONDS = 5.0
+"""The age at which a message of nqnb without an entry is a finding, in seconds. The entry usually follows at once."""
+
+
+async def examine(backend: Backend, queue: str | None = None, ignore: Collection[str] = ()) -> Diagnosis:
+    """Return what does not fit on the server, or in one queue; see `Client.doctor`.
+
+    Args:
+        backend: the backend to use.
+        queue: the only queue to examine; None examines the whole server.
+        ignore: the codes that are not reported.
+    """
+    started = time.monotonic()
+    seen = await FirstLook.take(backend, queue)
+    if queue is not None and queue not in seen.facts.queues and not seen.count:
+        raise await unknown_queue(backend, queue)
+    found = [each for each in await _Examination(backend, seen, queue).run() if each.code not in ignore]
+    codes = list(CODES)
+    found.sort(key=lambda each: (SEVERITIES.index(each.severity), codes.index(each.code), each.queue))
+    return Diagnosis(
+        server=backend.server_version,
+        queues=len(seen.facts.queues),
+        tasks=seen.count,
+        messages=len(seen.messages),
+        seconds=time.monotonic() - started,
+        findings=found,
+    )
+
+
+class _Examination:
+    """The second look at the suspects that the first look has found."""
+
+    def __init__(self, backend: Backend, seen: FirstLook, queue: str | None) -> None:
+        self._backend = backend
+        self._seen = seen
+        self._facts = seen.facts
+        self._queue = queue
+        self._ids: dict[str, asyncio.Task[set[str]]] = {}
+        """The ids of all messages of each stream, as read from the stream's leader."""
+
+    async def run(self) -> list[Finding]:
+        backend, seen = self._backend, self._seen
+        open_tasks = [task for tasks in seen.tasks.values() for task in tasks]
+        now = await backend.read_now()
+        unowned = [task for task in open_tasks if not seen.has_live_owner(task)]
+        without_message = [task for task in unowned if task.id not in seen.messages]
+        orphans = [
+            each
+            for each in seen.messages.values()
+            if each.id not in seen.known
+            and now - each.stored >= (OWN_UNWRITTEN_SECONDS if each.ours else UNWRITTEN_SECONDS)
+        ]
+        abandoned = [
+            task for task in unowned if task.id in seen.messages and task.status is Status.PROCESSING and task.worker
+        ]
+        bad_keys = seen.unreadable_keys(self._queue)
+        idle = [name for name in seen.facts.queues if seen.tasks.get(name) and not seen.live_workers(name)]
+        services = await self._services(idle)
+        unserved = [name for name in idle if findings.waiting_unserved(seen.tasks[name], services[name], backend.now())]
+        broken = [each for each in seen.facts.queues.values() if self._is_broken(each)]
+        if any((without_message, orphans, abandoned, bad_keys, unserved, broken)):
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            self._facts = await backend.server_facts(self._queue)
+        services |= await self._services({*unserved, *(task.queue for task in abandoned)})
+        stuck = await self._without_message(without_message)
+        return [
+            *(findings.no_message(queue, tasks) for queue, tasks in _by_queue(stuck)),
+            *(findings.no_entry(queue, each) for queue, each in _by_queue(await self._without_entry(orphans))),
+            *await self._bad_entries(bad_keys),
+            *(
+                self._lost(queue, tasks, services[queue])
+                for queue, tasks in _by_queue(await self._without_owner(abandoned))
+            ),
+            *await self._no_worker(unserved, services, {task.id for task in stuck}),
+            *await self._paused(),
+            *self._broken_queues({each.name for each in broken}),
+            *self._short_ack_waits(now),
+            *findings.about_server(self._facts, seen, self._ahead()),
+        ]
+
+    # Tasks.
+
+    async def _without_message(self, suspects: list[OpenTask]) -> list[OpenTask]:
+        """Return the tasks that have no message and that no live worker is running.
+
+        A task's message is removed only after the final entry was written. So an entry that is the same before and
+        after the search for its message really has no message.
+        """
+        found = await _only(await self._unchanged(suspects), self._has_no_message)
+        return await self._unchanged(found)
+
+    async def _has_no_message(self, task: OpenTask) -> bool:
+        age = self._backend.now() - task.written
+        if (not task.marked and age < UNWRITTEN_SECONDS) or await self._has_owner(task):
+            # A Go worker acks before it writes the final entry.
+            return False
+        stream = self._stream(task.queue)
+        if stream is None:
+            return True
+        data = await self._backend.stored_message(stream, task.sequence)
+        if data is not None and id_of(data) == task.id:
+            return False
+        # A message that a schedule has published has another sequence.
+        return not (task.due or not task.sequence) or task.id not in await self._ids_in(stream)
+
+    async def _without_entry(self, suspects: list[FoundMessage]) -> list[FoundMessage]:
+        """Return the messages that still exist and still have no entry."""
+
+        async def is_orphan(message: FoundMessage) -> bool:
+            data = await self._backend.stored_message(message.stream, message.sequence)
+            if data is None or id_of(data) != message.id:
+                return False
+            return not (await read_entry(self._backend, message.id)).revision
+
+        return await _only(suspects, is_orphan)
+
+    async def _without_owner(self, suspects: list[OpenTask]) -> list[OpenTask]:
+        """Return the tasks whose worker is not alive, or is no longer running the task."""
+
+        async def is_abandoned(task: OpenTask) -> bool:
+            return not await self._has_owner(task)
+
+        return await self._unchanged(await _only(await self._unchanged(suspects), is_abandoned))
+
+    async def _has_owner(self, task: OpenTask) -> bool:
+        if task.status is not Status.PROCESSING or not task.worker:
+            return False
+        lease = PRESENCE_SHARE * self._ack_wait(task.queue)
+        return await self._backend.presence.rest(task.worker, task.queue, task.id, task.written, lease) > 0
+
+    async def _unchanged(self, tasks: list[OpenTask]) -> list[OpenTask]:
+        """Return the tasks whose entries still have the same revision."""
+
+        async def is_unchanged(task: OpenTask) -> bool:
+            return (await read_entry(self._backend, task.id)).revision == task.revision
+
+        return await _only(tasks, is_unchanged)
+
+    async def _bad_entries(self, keys: list[str]) -> list[Finding]:
+        async def is_bad(key: str) -> bool:
+            # A server also stores keys with wildcards, which cannot be read.
+            return not names.is_key(key) or (await read_entry(self._backend, key)).malformed is not None
+
+        found, settings = [], self._backend.settings
+        if keys := await _only(keys, is_bad):
+            found.append(findings.bad_entry(settings.state_bucket, keys, self._seen.unreadable[keys[0]]))
+        workers = self._seen.unreadable_workers if self._queue is None else {}
+        if workers:
+            found.append(findings.bad_entry(settings.worker_bucket, list(workers), next(iter(workers.values()))))
+        return found
+
+    def _lost(self, queue: str, tasks: Sequence[OpenTask], service: QueueService) -> Finding:
+        ack_wait = self._ack_wait(queue)
+        workers = [self._seen.workers.get(task.worker) for task in tasks]
+        rest = max(ack_wait - (0 if worker is None else worker.age) for worker in workers)
+        return findings.lost_worker(queue, tasks, rest, served=bool(service.workers or service.pulls))
+
+    # Queues.
+
+    async def _no_worker(
+        self, unserved: Iterable[str], services: dict[str, QueueService], stuck: Collection[str]
+    ) -> list[Finding]:
+        found = []
+        for name in unserved:
+            tasks = [task for task in self._seen.tasks[name] if task.id not in stuck]
+            waiting = findings.waiting_unserved(tasks, services[name], self._backend.now())
+            if waiting and await self._any_unchanged(waiting):
+                found.append(findings.no_worker(name, len(waiting)))
+        return found
+
+    async def _any_unchanged(self, tasks: list[OpenTask]) -> bool:
+        """Return whether the entry of at least one of the tasks still has the same revision."""
+        for start in range(0, len(tasks), AT_ONCE):
+            if await self._unchanged(tasks[start : start + AT_ONCE]):
+                return True
+        return False
+
+    async def _paused(self) -> list[Finding]:
+        noted = {entry.key async for entry in self._backend.pauses.entries()}
+        return [
+            findings.paused(each.name, len(tasks))
+            for each in self._facts.queues.values()
+            if (tasks := self._seen.tasks.get(each.name))
+            and (each.name in noted or (each.consumer is not None and each.consumer.paused))
+        ]
+
+    def _is_broken(self, queue: QueueFacts) -> bool:
+        return queue.cancels is None or self._lacks_consumer(queue)
+
+    def _lacks_consumer(self, queue: QueueFacts) -> bool:
+        """Return whether the consumer is missing although a worker needs it now, or its tasks are waiting for it."""
+        seen = self._seen
+        stopped = queue.name in seen.served and bool(seen.tasks.get(queue.name))
+        return queue.consumer is None and (stopped or seen.live_workers(queue.name) > 0)
+
+    def _broken_queues(self, suspects: Collection[str]) -> Iterable[Finding]:
+        for each in self._facts.queues.values():
+            if each.name in suspects and each.cancels is None:
+                yield findings.no_cancel_stream(each.name)
+            if each.name in suspects and self._lacks_consumer(each):
+                yield findings.no_consumer(each.name)
+
+    def _short_ack_waits(self, now: float) -> Iterable[Finding]:
+        for each in self._facts.queues.values():
+            if each.name not in self._seen.go_queues or each.consumer is None:
+                continue
+            ack_wait = each.consumer.ack_wait
+            tasks = self._seen.tasks.get(each.name, [])
+            late = [task for task in tasks if task.runs_in_go and now - task.written > ack_wait]
+            if late or ack_wait < findings.GO_ACK_WAIT_SECONDS:
+                yield findings.short_ack_wait(each, late, ack_wait)
+
+    # Facts.
+
+    async def _services(self, queues: Iterable[str]) -> dict[str, QueueService]:
+        return {name: await self._backend.service_of(name) for name in queues}
+
+    def _stream(self, queue: str) -> str | None:
+        facts = self._facts.queues.get(queue)
+        return None if facts is None or facts.tasks is None else facts.tasks.name
+
+    def _ack_wait(self, queue: str) -> float:
+        facts = self._facts.queues.get(queue)
+        consumer = None if facts is None else facts.consumer
+        return self._backend.settings.ack_wait if consumer is None else consumer.ack_wait
+
+    def _ahead(self) -> tuple[float, float]:
+        """Return the minimum and maximum number of seconds by which this machine's clock is ahead of the server's."""
+        now = time.time()
+        return now - self._backend.latest_now(), now - self._backend.earliest_now()
+
+    async def _ids_in(self, stream: str) -> set[str]:
+        async def read() -> set[str]:
+            messages = await self._backend.read_all_messages(stream)
+            return {task_id for message in messages if (task_id := id_of(message.data))}
+
+        if stream not in self._ids:
+            self._ids[stream] = asyncio.ensure_future(read())
+        return await self._ids[stream]
+
+
+async def _only(things: list[T], is_wanted: Callable[[T], Awaitable[bool]]) -> list[T]:
+    """Return the things for which an async function returns True, in the same order."""
+    wanted: set[int] = set()
+
+    async def look(pair: tuple[int, T]) -> None:
+        if await is_wanted(pair[1]):
+            wanted.add(pair[0])
+
+    await each_in(list(enumerate(things)), look)
+    return [thing for index, thing in enumerate(things) if index in wanted]
+
+
+def _by_queue(things: Iterable[Q]) -> Iterable[tuple[str, list[Q]]]:
+    groups: dict[str, list[Q]] = defaultdict(list)
+    for thing in things:
+        groups[thing.queue].append(thing)
+    return groups.items()

@@ -1,0 +1,292 @@
+"""Creates the findings: for each kind, the conditions, the problem in a sentence, and the remedy."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nqnb.doctor.diagnosis import Finding
+from nqnb.doctor.first_look import FirstLook, FoundMessage, OpenTask
+from nqnb.protocol import names
+from nqnb.protocol.wire import Status
+from nqnb.records import QueueService
+from nqnb.text import duration, size
+
+if TYPE_CHECKING:
+    from nqnb.jetstream.server_facts import QueueFacts, ServerFacts, StreamFacts, Usage
+
+GO_ACK_WAIT_SECONDS = 30.0
+"""The ack wait that Go NQ expects, in seconds."""
+NEAR_SHARE = 0.8
+"""The share of a limit from which the limit counts as near."""
+SKEW_SECONDS = 2.0
+"""The difference from which two clocks count as different, in seconds."""
+CLUSTER_SERVERS = 3
+"""The number of servers from which a cluster can keep three copies of each stream."""
+GAPS = {
+    (2, 12): "schedules (a task that waits for long is redelivered at least once an hour, and counts as unacked)",
+    (2, 11): "states that expire (run `nqnb prune` regularly) and paused consumers (a pause does not stop Go workers)",
+    (2, 10): "TLS handshake first",
+}
+"""What the servers before each version lack, and the consequence; see docs/versions.md."""
+
+
+def no_message(queue: str, tasks: Sequence[OpenTask]) -> Finding:
+    """Return the finding about tasks without a message."""
+    them = _count(len(tasks), "task has", "tasks have")
+    return Finding(
+        code="no-message",
+        queue=queue,
+        ids=[each.id for each in tasks],
+        problem=f"{them} a state that says pending or processing, but no message in the queue: the real state is "
+        "unknown, and no worker will ever run the task.",
+        remedy=f"Run `nqnb doctor {queue} --fix` to mark the tasks as ended, and `nqnb task requeue {tasks[0].id}` for "
+        "each task that must still run.",
+    )
+
+
+def no_entry(queue: str, messages: Sequence[FoundMessage]) -> Finding:
+    """Return the finding about messages without an entry."""
+    them = _count(len(messages), "message has", "messages have")
+    return Finding(
+        code="no-entry",
+        queue=queue,
+        ids=[each.id for each in messages],
+        problem=f"{them} no state, because the submitter died or the state was removed: a worker will run the task, "
+        "but until then the task is not listed and cannot be cancelled.",
+        remedy=f"Run `nqnb doctor {queue} --fix` to record the tasks as pending.",
+    )
+
+
+def bad_entry(bucket: str, keys: Sequence[str], reason: str) -> Finding:
+    """Return the finding about entries of a bucket that cannot be decoded. ``reason`` is the error of the first."""
+    key = shlex.quote(keys[0]) if names.is_key(keys[0]) else "KEY"
+    count, them = _count(len(keys), "entry", "entries"), "it" if len(keys) == 1 else "them"
+    return Finding(
+        code="bad-entry",
+        ids=list(keys),
+        problem=f"{count} of bucket {bucket} cannot be read, so lists skip {them}: {reason.partition('. Check')[0]}.",
+        remedy=f"Find the program that wrote {them}. To delete an entry that is not needed, run "
+        f"`nats kv del {shlex.quote(bucket)} {key}`.",
+    )
+
+
+def lost_worker(queue: str, tasks: Sequence[OpenTask], seconds: float, *, served: bool) -> Finding:
+    """Return the finding about tasks whose worker is gone.
+
+    Args:
+        queue: the queue.
+        tasks: the tasks.
+        seconds: the maximum number of seconds until the server redelivers the tasks.
+        served: whether another worker serves the queue.
+    """
+    when = f"in at most {duration(seconds, gap=' ')}" if seconds > 0 else "as soon as a worker is free"
+    them = _count(len(tasks), "task is", "tasks are")
+    return Finding(
+        code="lost-worker",
+        queue=queue,
+        ids=[each.id for each in tasks],
+        problem=f"{them} processing, but no live worker is running the code: the worker died or lost its connection.",
+        remedy=f"Wait: the server redelivers the tasks to another worker {when}."
+        if served
+        else "No worker serves the queue. Start one with `nqnb worker MODULE:WORKER`; the server redelivers the tasks "
+        f"{when}.",
+    )
+
+
+def no_worker(queue: str, waiting: int) -> Finding:
+    """Return the finding about a queue with due tasks and no worker."""
+    return Finding(
+        code="no-worker",
+        queue=queue,
+        problem=f"{_count(waiting, 'task is', 'tasks are')} waiting, but no worker is serving the queue.",
+        remedy="Start a worker with `nqnb worker MODULE:WORKER`. If a worker is running, check its server and its "
+        "queues with `nqnb workers`.",
+    )
+
+
+def paused(queue: str, waiting: int) -> Finding:
+    """Return the finding about a paused queue with tasks."""
+    return Finding(
+        code="paused",
+        queue=queue,
+        problem=f"The queue is paused, so workers start no tasks, and {_count(waiting, 'task is', 'tasks are')} open.",
+        remedy=f"Run `nqnb queue resume {queue}` when the tasks may run.",
+    )
+
+
+def no_consumer(queue: str) -> Finding:
+    """Return the finding about a queue without its consumer."""
+    return Finding(
+        code="no-consumer",
+        queue=queue,
+        problem=f"The consumer {names.CONSUMER} is missing, so no task is delivered. A Go worker that stops deletes "
+        "it, and an nqnb worker creates it again.",
+        remedy=f"Run `nqnb doctor {queue} --fix`, or start a worker. If the consumer is missing again, check the "
+        "permissions of the workers.",
+    )
+
+
+def no_cancel_stream(queue: str) -> Finding:
+    """Return the finding about a queue without its stream of cancels."""
+    return Finding(
+        code="no-cancel-stream",
+        queue=queue,
+        problem="The stream of cancels is missing: Go programs cannot send or receive cancels, and workers of nqnb may "
+        "receive them later.",
+        remedy=f"Run `nqnb doctor {queue} --fix` to create the stream.",
+    )
+
+
+def short_ack_wait(queue: QueueFacts, tasks: Sequence[OpenTask], ack_wait: float) -> Finding:
+    """Return the finding about an ack wait that is too short for Go workers. ``tasks`` ran longer than the ack wait."""
+    late = f" {_count(len(tasks), 'task has', 'tasks have')} already run for longer." if tasks else ""
+    stream = shlex.quote(queue.tasks.name) if queue.tasks else queue.name
+    longer = max(GO_ACK_WAIT_SECONDS, 2 * ack_wait if tasks else 0)
+    return Finding(
+        code="short-ack-wait",
+        queue=queue.name,
+        ids=[each.id for each in tasks],
+        problem="Go workers serve the queue and do not renew their leases, so a task that runs for longer than the "
+        f"ack wait of {duration(ack_wait, gap=' ')} runs twice.{late}",
+        remedy=f"Run `nats consumer edit {stream} {names.CONSUMER} --wait {longer:g}s` with a time that is longer than "
+        "any task, then restart the workers.",
+    )
+
+
+def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> Iterator[Finding]:
+    """Yield the findings about the server's configuration.
+
+    Args:
+        facts: the configuration.
+        seen: the first look, which has the workers.
+        ahead: the minimum and maximum number of seconds by which this machine's clock is ahead of the server's clock.
+    """
+    yield from _replicas(facts)
+    yield from _limits(facts)
+    yield from _clocks(facts, seen, ahead)
+    lacks = [text for version, text in GAPS.items() if facts.version is not None and facts.version < version]
+    if lacks:
+        yield Finding(
+            code="old-server",
+            problem=f"The server lacks {'; '.join(lacks)}.",
+            remedy=f"Upgrade nats-server to {'.'.join(map(str, max(GAPS)))} or later.",
+        )
+
+
+def _replicas(facts: ServerFacts) -> Iterator[Finding]:
+    single = [stream.name for stream in facts.streams if stream.replicas == 1]
+    if facts.servers >= CLUSTER_SERVERS and single:
+        yield Finding(
+            code="one-replica",
+            ids=single,
+            problem=f"{_count(len(single), 'stream has', 'streams have')} one replica in a cluster of three or more "
+            "servers: if the server that stores the replica fails, tasks stop, and may be lost.",
+            remedy=f"Run `nats stream edit {shlex.quote(single[0])} --replicas 3 --force` for each stream, and set "
+            "`replicas=3` in the settings of clients and workers, which create new streams.",
+        )
+
+
+def _limits(facts: ServerFacts) -> Iterator[Finding]:
+    for stream in facts.streams:
+        for usage in filter(is_near, stream.usages):
+            yield _near_stream_limit(stream, usage)
+    for queue in facts.queues.values():
+        if queue.tasks and queue.consumer and is_near(queue.consumer.unacked):
+            usage = queue.consumer.unacked
+            yield Finding(
+                code="near-limit",
+                queue=queue.name,
+                problem=f"{_used(usage)} of consumer {names.CONSUMER}: at the limit, no more tasks are delivered.",
+                remedy=f"Run `nats consumer edit {shlex.quote(queue.tasks.name)} {names.CONSUMER} --max-pending "
+                f"{4 * usage.limit}`.",
+            )
+    for usage in filter(is_near, facts.account):
+        yield Finding(
+            code="near-limit",
+            problem=f"{_used(usage)} of the account: at the limit, the server refuses new "
+            f"{'streams and consumers' if usage.unit in ('streams', 'consumers') else 'tasks and states'}.",
+            remedy="Raise the limit of the account"
+            + (", or free space with `nqnb prune --older-than 1d`." if usage.unit == "bytes of storage" else "."),
+        )
+
+
+def _near_stream_limit(stream: StreamFacts, usage: Usage) -> Finding:
+    full = "the oldest tasks are dropped without running" if stream.drops_oldest else "new tasks and states are refused"
+    option = "--max-bytes" if usage.unit == "bytes" else "--max-msgs"
+    return Finding(
+        code="near-limit",
+        ids=[stream.name],
+        problem=f"{_used(usage)} of stream {stream.name}: when the stream is full, {full}.",
+        remedy=f"Run `nats stream edit {shlex.quote(stream.name)} {option} {2 * usage.limit} --force`, or free space "
+        "with `nqnb prune --older-than 1d`.",
+    )
+
+
+def is_near(usage: Usage) -> bool:
+    """Return whether a limit is nearly reached."""
+    return 0 < usage.limit <= usage.used / NEAR_SHARE
+
+
+def _used(usage: Usage) -> str:
+    if usage.unit.startswith("bytes"):
+        return f"{size(usage.used)} of {size(usage.limit)}{usage.unit.removeprefix('bytes')} are used"
+    return f"{usage.used:,} of {usage.limit:,} {usage.unit} are used"
+
+
+def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> Iterator[Finding]:
+    synchronize = "Synchronize the clocks, for example with chrony: run `chronyc tracking` on each machine."
+    least, most = ahead
+    if least > SKEW_SECONDS or most < -SKEW_SECONDS:
+        by = f"{duration(abs(least + most) / 2, gap=' ')} {'ahead of' if least > 0 else 'behind'}"
+        yield Finding(
+            code="clock-skew",
+            problem=f"The clock of this machine is {by} the server's clock: dates such as process_at and deadline mean "
+            "other times here.",
+            remedy=synchronize,
+        )
+    fast = [
+        (each.info.started_at.timestamp() - each.written, name)
+        for name, each in seen.workers.items()
+        if each.info.started_at.timestamp() - each.written > SKEW_SECONDS
+    ]
+    if fast:
+        most_ahead, _ = max(fast)
+        yield Finding(
+            code="clock-skew",
+            ids=[name for _, name in fast],
+            problem=f"The clock of {_count(len(fast), 'worker is', 'workers are')} at least "
+            f"{duration(most_ahead, gap=' ')} ahead of the server's clock: a handler that reads the time sees another "
+            "time than the server.",
+            remedy=synchronize,
+        )
+    if len(facts.clocks) > 1:
+        fastest = max(facts.clocks, key=lambda name: facts.clocks[name][0])
+        slowest = min(facts.clocks, key=lambda name: facts.clocks[name][1])
+        apart = facts.clocks[fastest][0] - facts.clocks[slowest][1]
+        if apart > SKEW_SECONDS:
+            yield Finding(
+                code="clock-skew",
+                ids=[fastest, slowest],
+                problem=f"The clocks of two servers are at least {duration(apart, gap=' ')} apart: a live worker may "
+                "count as dead, and start times may be wrong.",
+                remedy=synchronize,
+            )
+
+
+def waiting_unserved(tasks: Collection[OpenTask], service: QueueService, now: float) -> list[OpenTask]:
+    """Return the due tasks of a queue if no worker serves the queue, or an empty list if a worker does.
+
+    ``now`` is the server's time in Unix seconds.
+    """
+    if service.workers or service.pulls:
+        return []
+    # A busy Go worker sends no pull requests, but has leased its tasks.
+    if service.leased and any(each.runs_in_go for each in tasks):
+        return []
+    return [each for each in tasks if each.status is Status.PROCESSING or each.due <= now]
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"1 {one}" if number == 1 else f"{number:,} {many}"
