@@ -96,7 +96,7 @@ def old_kernel(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.full
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("app", ["lab", "notebook"])
+@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
 def test_clicks_on_an_older_ipykernel(
     app: App, old_kernel: str, sheet: Callable[..., Sheet], lab: Lab, server: nqnb.DevServer, look: Bucket
 ) -> None:
@@ -117,7 +117,7 @@ def test_clicks_on_an_older_ipykernel(
 
 @pytest.mark.full
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("app", ["lab", "notebook"])
+@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
 def test_run_all_on_an_older_ipykernel_keeps_the_cells_that_wait(
     app: App, old_kernel: str, sheet: Callable[..., Sheet], lab: Lab, server: nqnb.DevServer, look: Bucket
 ) -> None:

@@ -29,7 +29,7 @@ WATCH = 'table = nq.watch("resize")\ntable'
 FRAME = "print(len(table.df), sorted(table.df.status.value_counts()[lambda n: n > 0].items()))"
 
 
-@pytest.mark.parametrize("app", ["lab", "notebook"])
+@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
 def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket) -> None:
     page = sheet(app, LOAD, UP, HANDLER, SUBMIT, WATCH, FRAME)
     page.run(0)

@@ -90,7 +90,7 @@ def test_saved_outputs_need_no_kernel(path: Path) -> None:
 @pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
 @pytest.mark.parametrize(
     "path",
-    [*NOTEBOOKS[:2], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[2:])],
+    [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[1:])],
     ids=NAMES,
 )
 @pytest.mark.usefixtures("plots")

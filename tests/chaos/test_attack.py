@@ -47,14 +47,14 @@ def test_the_same_seed_plans_the_same_attack() -> None:
 
 
 def test_a_short_attack_breaks_no_rule(seed: int) -> None:
-    answer = chaos("--tasks", "150", "--seed", str(seed), "--json")
+    answer = chaos("--tasks", "100", "--seed", str(seed), "--json")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     report = json.loads(answer.stdout)
     assert report["ok"]
     assert report["breaches"] == []
-    assert report["submitted"] == 150
+    assert report["submitted"] == 100
     assert set(report["faults"]) == set(DEFAULT_FAULTS)
-    assert sum(sum(ends.values()) for ends in report["cancels"].values()) > 50
+    assert sum(sum(ends.values()) for ends in report["cancels"].values()) > 30
     assert report["submit_to_ack"]["count"] == report["acknowledged"]
 
 
