@@ -71,7 +71,7 @@ def test_requeued_failures_are_not_counted(url: str, run: Run) -> None:
     first, _ = fail(url, "ill", ["bad", "worse"])
     answer = run("check", "ill", "--max-failed", "1")
     assert (answer.code, one_line(answer.err)) == (1, True)
-    assert answer.err.endswith(". See `nqnb tasks ill -s failed --not-requeued`\n")
+    assert answer.err.endswith(". See `nqnb tasks ill -s failed --not-requeued`.\n")
     run("task", "requeue", first)
     answer = run("check", "ill", "--max-failed", "1")
     assert re.search(r"failed +ok +1 task \(at most 1\)", answer.out)
