@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, environment, run, start, until_said, url
@@ -12,6 +13,8 @@ from helpers.scrape import Scrape, exporting, free_port, scrape, scrape_now
 from helpers.waiting import until, until_async
 
 import nqnb
+from nqnb.jetstream import bucket_reader
+from nqnb.jetstream.connection import Connection
 from nqnb.metrics import exporter as exporter_module
 from nqnb.metrics.task_tally import TaskTally
 from nqnb.records import TaskBatch
@@ -140,12 +143,22 @@ async def test_a_server_that_is_away_is_not_up_and_comes_back(server: nqnb.DevSe
 
 
 async def test_a_scrape_does_not_list_the_tasks(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    make_consumer = bucket_reader.make_consumer
+
+    async def spy(connection: Connection, bucket: str, **options: Any) -> Any:
+        listed.append(bucket)
+        return await make_consumer(connection, bucket, **options)
+
+    monkeypatch.setattr(bucket_reader, "make_consumer", spy)
     await nq.submit_many("q", range(200))
     async with exporting(nq) as port:
         await scrape_until(port, "nqnb_tasks", 200, queue="q", state="pending")
-        received = nq.backend.connection.client.stats["in_bytes"]
-        await scrape(port)
-        assert nq.backend.connection.client.stats["in_bytes"] - received < 20_000
+        assert listed.count("nq-store") == 1, "the watch"
+        for _ in range(3):
+            await scrape(port)
+    assert listed.count("nq-store") == 1
+    assert "nq-workers" in listed
 
 
 async def test_a_store_that_is_lost_starts_the_counts_again(nq: nqnb.Client) -> None:

@@ -61,14 +61,11 @@ def test_each_line_names_the_task_that_it_concerns(start: Start, run: Run, url: 
     assert found[-1]["worker"] == worker, found[-1]
 
 
-def test_errors_that_end_the_command_are_lines_too(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "jobs.py").write_text(JOBS)
-    answer = ended(start("worker", "jobs:worker", "-u", NOBODY, "--log-format", "json", cwd=tmp_path))
-    (error,) = lines(answer.err)
-    assert (answer.code, error["level"]) == (3, "error")
+def test_an_error_that_ends_the_command_is_a_line_too(start: Start, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     answer = ended(start("worker", "broken:worker", "-u", NOBODY, "--log-format", "json", cwd=tmp_path))
     (error,) = lines(answer.err)
+    assert (answer.code, error["level"]) == (1, "error")
     assert "ZeroDivisionError" in error["error"]
 
 
