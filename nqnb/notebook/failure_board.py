@@ -127,7 +127,7 @@ class _Tasks:
         if batch.complete:
             self._complete.set()
 
-    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
+    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str]) -> None:
         """Do nothing: `read` checks the queues itself."""
 
     def refresh(self) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nqnb.widgets.board import Board
+    from nqnb.widgets.columns import ValueFormat
     from nqnb.widgets.table import TaskTable
     from nqnb.widgets.timeline import Timeline
 
@@ -826,7 +827,13 @@ class Session:
 
         return failures_frame(self.call(self.client.failures(queue, since)))
 
-    def watch(self, what: object = None) -> TaskTable:
+    def watch(
+        self,
+        what: object = None,
+        *,
+        columns: Iterable[str] | None = None,
+        format: Mapping[str, ValueFormat] | None = None,
+    ) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row.
 
         The table's ``df`` attribute is a DataFrame of the same tasks. The call waits a few seconds at most for the rows
@@ -835,23 +842,31 @@ class Session:
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
                 queue. If None, the table shows all tasks.
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``: the names of the
+                table's own columns, of payload fields, and of result fields with ``"→ "`` before the name. If None, the
+                table selects the columns.
+            format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
+                function that receives the value and returns the text. If it raises an exception, the plain value is
+                shown.
 
         Raises:
-            BadInput: ``what`` is neither a queue name nor tasks.
+            BadInput: ``what`` is neither a queue name nor tasks, or ``columns`` or ``format`` is invalid.
         """
+        from nqnb.widgets.columns import Columns
         from nqnb.widgets.rows import Rows
 
         self.client  # noqa: B018  raises if the session is closed
+        look = Columns(columns, format)
         if isinstance(what, str):
             queue = names.check_queue(what)
-            table = self._feed.open(Rows(queue=queue), queue, lambda task: task.queue == queue)
+            table = self._feed.open(Rows(queue=queue, columns=look), queue, lambda task: task.queue == queue)
         elif what is None:
-            table = self._feed.open(Rows(), "all queues", lambda task: True)
+            table = self._feed.open(Rows(columns=look), "all queues", lambda task: True)
         else:
             ids = ids_of(what)
             shown_ids = frozenset(ids)
             title = "1 task" if len(ids) == 1 else f"{len(ids):,} tasks"
-            table = self._feed.open(Rows(ids=ids), title, lambda task: task.id in shown_ids)
+            table = self._feed.open(Rows(ids=ids, columns=look), title, lambda task: task.id in shown_ids)
         # The tasks arrive on the loop's thread, which must not wait for them.
         if not LOOP.here:
             table.wait_until_loaded()

@@ -43,8 +43,8 @@ class FeedListener(Protocol):
     def update(self, batch: TaskBatch) -> None:
         """Apply a batch of changes."""
 
-    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
-        """Show which workers are silent, and which queues have no worker."""
+    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str]) -> None:
+        """Show which workers are silent, which queues have no worker, and the names of workers."""
 
     def refresh(self) -> None:
         """Show what depends on the time."""
@@ -102,6 +102,8 @@ class TableFeed:
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
         self._check: asyncio.Task[Any] | None = None
+        self._worker_names: dict[str, str] = {}
+        """The names of workers as ``host/process``, by worker id. Ids without a presence entry are mapped to the id."""
         self._silent: dict[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self._unserved: frozenset[str] = frozenset()
@@ -157,7 +159,7 @@ class TableFeed:
             self._restart_watch()
         known = [task for task in self._tasks.values() if subscriber.wanted(task)]
         self._subscribers.append(subscriber)
-        subscriber.table.show_workers(self._silent, self._unserved)
+        subscriber.table.show_workers(self._silent, self._unserved, self._worker_names)
         for start in range(0, len(known), _BATCH_TASKS):
             more = start + _BATCH_TASKS < len(known)
             self._send(
@@ -206,13 +208,14 @@ class TableFeed:
             if self._complete and not self._lost:
                 try:
                     silent, unserved = await self._silent_workers(), await self._unserved_queues()
+                    named = await self._name_workers()
                 except NqnbError as error:
                     log.debug("cannot check the workers: %s", error)
                 else:
-                    if (silent, unserved) != (self._silent, self._unserved):
+                    if named or (silent, unserved) != (self._silent, self._unserved):
                         self._silent, self._unserved = silent, unserved
                         for subscriber in list(self._subscribers):
-                            subscriber.table.show_workers(silent, unserved)
+                            subscriber.table.show_workers(silent, unserved, dict(self._worker_names))
             for subscriber in list(self._subscribers):
                 subscriber.table.refresh()
             await asyncio.sleep(_CHECK_SECONDS)
@@ -223,6 +226,14 @@ class TableFeed:
         now = time.time()
         # Keep the first value, because a later check may compute a slightly different time.
         return {worker: self._silent.get(worker, now - age) for worker, age in ages.items() if worker in running}
+
+    async def _name_workers(self) -> bool:
+        """Look up the names of workers that are new, and return whether there are any."""
+        new = {task.worker for task in self._tasks.values() if task.worker} - self._worker_names.keys()
+        if new:
+            found = {info.id: f"{info.host}/{info.pid}" for info, _ in await self._client.backend.presence.seen()}
+            self._worker_names |= {worker: found.get(worker, worker) for worker in new}
+        return bool(new)
 
     async def _unserved_queues(self) -> frozenset[str]:
         now = datetime.now(timezone.utc)

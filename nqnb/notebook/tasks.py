@@ -16,6 +16,7 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from datetime import datetime, timezone
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from nqnb.widgets.board import Board
+    from nqnb.widgets.columns import ValueFormat
     from nqnb.widgets.table import TaskTable
 
 T = TypeVar("T")
@@ -71,8 +73,14 @@ class _TaskCalls(Protocol):
     def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame: ...
     def cancel_one(self, id: str, wait: Duration | None = None, *, queue: str | None = None) -> CancelReceipt: ...
     def requeue(self, what: str) -> SessionTask: ...
-    def watch(self, what: object = None) -> TaskTable: ...
     def watch_failures(self, what: object = None) -> Board: ...
+    def watch(
+        self,
+        what: object = None,
+        *,
+        columns: Iterable[str] | None = None,
+        format: Mapping[str, ValueFormat] | None = None,
+    ) -> TaskTable: ...
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
     def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T: ...
     def wait_for_tasks(
@@ -449,9 +457,23 @@ class TaskList(list[SessionTask]):
         """
         return self._session.cancel(self, wait)
 
-    def watch(self) -> TaskTable:
-        """Return a live table of the tasks, with a cancel button in each row. The table's ``df`` is a DataFrame."""
-        return self._session.watch(self)
+    def watch(
+        self, *, columns: Iterable[str] | None = None, format: Mapping[str, ValueFormat] | None = None
+    ) -> TaskTable:
+        """Return a live table of the tasks, with a cancel button in each row. The table's ``df`` is a DataFrame.
+
+        Args:
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``: the names of the
+                table's own columns, of payload fields, and of result fields with ``"→ "`` before the name. If None, the
+                table selects the columns.
+            format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
+                function that receives the value and returns the text. If it raises an exception, the plain value is
+                shown.
+
+        Raises:
+            BadInput: ``columns`` or ``format`` is invalid.
+        """
+        return self._session.watch(self, columns=columns, format=format)
 
     def counts(self) -> dict[str, int]:
         """Return the current number of tasks in each state. Tasks that no longer exist are counted as ``unknown``."""

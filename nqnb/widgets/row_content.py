@@ -43,21 +43,21 @@ def row(task: TaskInfo) -> dict[str, Any]:
         "worker": line(task.worker, 60),
         "share": share(progress) if task.status in (Status.PROCESSING, Status.FAILED, Status.CANCELLED) else None,
         "words": words if task.status is Status.PROCESSING else "",
-        "payload": preview(task.payload, 120),
+        "error": line(task.failure, 160) if task.status in (Status.FAILED, Status.PENDING) else "",
         "requeued": line(task.requeued_as, 100),
         "overtaken": overtaken(task),
         "stopping": stamp(cancel.requested_at) or 0 if cancel and not task.status.terminal else None,
     }
 
 
-def detail(task: TaskInfo) -> list[dict[str, str]]:
-    """Return the parts of an expanded row.
+def detail(task: TaskInfo, worker_name: str = "") -> list[dict[str, str]]:
+    """Return the parts of an expanded row. ``worker_name`` is the readable name of the task's worker.
 
     Each part has a ``name``, a ``text`` and a ``kind``, which is ``facts``, ``error``, ``data`` or ``log``.
     """
     parts: list[dict[str, str]] = []
     if task.error:
-        worker = f" · worker {line(task.worker, 80)}" if task.worker else ""
+        worker = f" · worker {line(worker_name or task.worker, 80)}" if task.worker else ""
         head = f"error · attempt {task.attempt} of {max(task.attempt, task.max_retry + 1)}{worker}"
         trace = task.error.traceback.rstrip()
         what = task.failure
@@ -76,17 +76,18 @@ def detail(task: TaskInfo) -> list[dict[str, str]]:
     if task.log:
         text = cut("\n".join(task.log[-200:]))
         parts.append({"name": f"log · {len(task.log):,} line{'s' * (len(task.log) != 1)}", "kind": "log", "text": text})
-    parts.append({"name": "task", "kind": "facts", "text": _facts(task)})
+    parts.append({"name": "task", "kind": "facts", "text": _facts(task, worker_name)})
     return parts
 
 
-def search_text(task: TaskInfo) -> str:
+def search_text(task: TaskInfo, worker_name: str = "") -> str:
     """Return the text that a search covers: the id, the queue, the worker, and the start of the error and payload.
 
     The text is casefolded.
     """
+    worker = f"{task.worker} {worker_name}" if worker_name != task.worker else task.worker
     payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
-    return "\n".join((task.id, task.queue, task.worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
+    return "\n".join((task.id, task.queue, worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
 
 
 def overtaken(task: TaskInfo) -> bool:
@@ -121,7 +122,7 @@ def _data(data: bytes) -> str:
     return payload_text(data, pretty=len(data) > MAX_ONE_LINE_BYTES)
 
 
-def _facts(task: TaskInfo) -> str:
+def _facts(task: TaskInfo, worker_name: str) -> str:
     pairs = [
         ("id", task.id),
         ("queue", task.queue),
@@ -132,7 +133,7 @@ def _facts(task: TaskInfo) -> str:
         ("ended", _when(task.completed_at)),
         ("deadline", _when(task.deadline)),
         ("timeout", f"{task.timeout} s" if task.timeout else ""),
-        ("worker", task.worker),
+        ("worker", f"{worker_name} ({task.worker})" if worker_name not in ("", task.worker) else task.worker),
         ("last progress" if task.status.terminal else "progress", _progress(task)),
         ("requeued from", task.origin),
         ("requeued as", task.requeued_as),

@@ -17,6 +17,7 @@ from nqnb.protocol.status import Status, Waiting
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.text import line
 from nqnb.widgets import row_content
+from nqnb.widgets.columns import MAX_FILTER_CHARACTERS, Columns, TableColumn, is_key
 
 State = Status | Waiting
 STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status if each is not Status.PENDING))
@@ -34,6 +35,7 @@ class Rows:
     Args:
         queue: the queue whose tasks are accepted, or None for all queues.
         ids: the ids of the tasks that are accepted, or None for all tasks.
+        columns: the columns of the table, or None for the default columns.
         clock: a function that returns the time in seconds. The throughput is measured with this clock.
         now: a function that returns the current time in Unix seconds. This time is compared with due times.
     """
@@ -43,12 +45,17 @@ class Rows:
         *,
         queue: str | None = None,
         ids: Iterable[str] | None = None,
+        columns: Columns | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.queue = queue
         self.ids = None if ids is None else frozenset(ids)
+        self.columns = Columns() if columns is None else columns
         self.search = ""
+        self.filters: dict[str, str] = {}
+        """The filter of each filtered column; see `Columns.matcher`."""
+        self._matchers: list[Callable[[TaskInfo], bool]] = []
         self.statuses: frozenset[State] = frozenset()
         self.pending_cancels = PendingCancels()
         self.silent: Mapping[str, float] = {}
@@ -60,7 +67,8 @@ class Rows:
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
         self._found: dict[str, State] = {}
-        """The ids of the tasks that match the search, mapped to the states in which these tasks are counted."""
+        """The ids of the tasks that match the search and the filters of columns, mapped to the states in which these
+        tasks are counted."""
         self._counts = dict.fromkeys(STATES, 0)
         self._due: list[tuple[float, str]] = []
         """A heap with the due time (in Unix seconds) and the id of each scheduled task."""
@@ -116,6 +124,7 @@ class Rows:
         for task_id in list(self._tasks):
             self._drop(task_id)
         self._gone.clear()
+        self.columns.clear()
 
     def find(self, text: str) -> None:
         """Search for tasks whose text contains every word of ``text``, ignoring case; see `row_content.search_text`."""
@@ -125,12 +134,17 @@ class Rows:
         narrower = self.search and text.startswith(self.search)
         among = [self._tasks[task_id] for task_id in self._found] if narrower else list(self._tasks.values())
         self.search = text
-        words = text.split()
-        self._found = {task.id: self.state(task) for task in among if not words or self._has(task, words)}
-        self._counts = dict.fromkeys(STATES, 0)
-        for status in self._found.values():
-            self._counts[status] += 1
-        self._rebuild = True
+        self._find_among(among)
+
+    def filter(self, filters: Mapping[str, str]) -> None:
+        """Set the filters of columns, by the columns' keys; see `Columns.matcher`. Empty filters are ignored."""
+        filters = {key: text.strip()[:MAX_FILTER_CHARACTERS] for key, text in filters.items() if is_key(key)}
+        filters = {key: text for key, text in filters.items() if text}
+        if filters == self.filters:
+            return
+        self.filters = filters
+        self._matchers = [self.columns.matcher(key, text) for key, text in filters.items()]
+        self._find_among(list(self._tasks.values()))
 
     def only(self, statuses: Iterable[State]) -> None:
         """Set the filter to tasks in the given states. If ``statuses`` is empty, remove the filter."""
@@ -138,15 +152,28 @@ class Rows:
         self._rebuild = True
 
     def sort(self, column: str, *, down: bool = False) -> None:
-        """Sort by a column of `COLUMNS`.
+        """Sort by a column of `COLUMNS` or by another column; see `Columns.sort_key`.
 
         Raises:
             KeyError: the column does not exist.
         """
-        COLUMNS[column]
+        if not is_key(column):
+            COLUMNS[column]
         if (column, down) != (self._order.column, self._order.down):
-            self._order = Order(column, down=down)
+            named = column == "worker" or column not in COLUMNS
+            self._order = Order(column, down=down, key=self.columns.sort_key(column) if named else None)
             self._rebuild = True
+
+    def name_workers(self, names: Mapping[str, str]) -> None:
+        """Set the readable names of workers, by their ids."""
+        if names != self.columns.workers:
+            self.columns.workers = dict(names)
+            self._texts.clear()
+            self._find_among(list(self._tasks.values()))
+
+    def available_columns(self) -> list[TableColumn]:
+        """Return the columns that the page can show; see `Columns.available`."""
+        return self.columns.available(self._tasks.values(), self._queues)
 
     def counts(self) -> dict[str, int]:
         """Return the number of tasks that match the search, by the label of their state."""
@@ -161,7 +188,7 @@ class Rows:
     def open_matching(self) -> list[str]:
         """Return the ids of the matching tasks that have not ended. The "Cancel all" button cancels these tasks."""
         order = self._refreshed()
-        if not self.search and not self.statuses:
+        if not self.search and not self.statuses and not self.filters:
             return list(self._open)
         return [task_id for task_id in self._open if task_id in order]
 
@@ -202,15 +229,26 @@ class Rows:
         """Return whether a task is in these rows and has not ended."""
         return task_id in self._open
 
-    def row(self, task_id: str) -> dict[str, Any]:
-        """Return the fields of a task's row, including those for its pending cancel; see `row_content.row`."""
+    def row(self, task_id: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+        """Return the fields of a task's row, including those for its pending cancel; see `row_content.row`.
+
+        ``fields`` contains the texts of the columns in ``keys``.
+        """
         task = self._tasks[task_id]
-        notes = {**self.pending_cancels.of(task_id), "silent": self.silent_since(task)}
-        return {**row_content.row(task), "status": self.state(task).label, **notes}
+        return {
+            **row_content.row(task),
+            "status": self.state(task).label,
+            "worker": line(self.columns.worker(task.worker), 60),
+            "payload": self.columns.payload(task),
+            "fields": self.columns.texts(keys, task),
+            **self.pending_cancels.of(task_id),
+            "silent": self.silent_since(task),
+        }
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
         """Return the details of a task's expanded row; see `row_content.detail`."""
-        return row_content.detail(self.pending_cancels.recorded_in(self._tasks[task_id]))
+        task = self.pending_cancels.recorded_in(self._tasks[task_id])
+        return row_content.detail(task, self.columns.worker(task.worker))
 
     def note_late_presses(self, ids: Iterable[str], at: float) -> None:
         """Record each task whose cancel button was pressed after the task had completed or failed."""
@@ -259,7 +297,8 @@ class Rows:
             heapq.heappush(self._due, (task.due_at.timestamp(), task.id))
         (self._running.add if task.status is Status.PROCESSING else self._running.discard)(task.id)
         self._texts.pop(task.id, None)
-        self._recount(task.id, task if not self.search or self._has(task, self.search.split()) else None)
+        self.columns.note(task)
+        self._recount(task.id, task if self._wanted(task, self.search.split()) else None)
 
     def _drop(self, task_id: str) -> None:
         if self.ids is not None and task_id in self.ids:
@@ -297,10 +336,22 @@ class Rows:
         if after is not None:
             self._queues[after.queue] = self._queues.get(after.queue, 0) + 1
 
+    def _find_among(self, among: Iterable[TaskInfo]) -> None:
+        words = self.search.split()
+        self._found = {task.id: self.state(task) for task in among if self._wanted(task, words)}
+        self._counts = dict.fromkeys(STATES, 0)
+        for status in self._found.values():
+            self._counts[status] += 1
+        self._rebuild = True
+
+    def _wanted(self, task: TaskInfo, words: list[str]) -> bool:
+        """Return whether a task matches the search and the filters of columns."""
+        return (not words or self._has(task, words)) and all(matches(task) for matches in self._matchers)
+
     def _has(self, task: TaskInfo, words: list[str]) -> bool:
         text = self._texts.get(task.id)
         if text is None:
-            text = self._texts[task.id] = row_content.search_text(task)
+            text = self._texts[task.id] = row_content.search_text(task, self.columns.worker(task.worker))
         return all(word in text for word in words)
 
     def _matches(self, task_id: str) -> bool:
@@ -310,9 +361,14 @@ class Rows:
     def _refreshed(self) -> Order:
         """Apply all changes to the order, and return the order."""
         self._pass_due_times()
-        if self._order.column == "run" and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes
+        by_run_time = self._order.column == "run" or "run" in self.filters
+        if by_run_time and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes
             self._run_sorted_at = self._clock()
             self._changed |= self._running
+            if "run" in self.filters:
+                for task_id in self._running:
+                    task = self._tasks[task_id]
+                    self._recount(task_id, task if self._wanted(task, self.search.split()) else None)
         if self._rebuild or len(self._changed) > 1000 + len(self._order) // 10:
             self._order.build(self._tasks[task_id] for task_id in self._found if self._matches(task_id))
         else:
@@ -420,19 +476,25 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
     "progress": lambda task, now: share(task.progress),
     "payload": lambda task, now: line(task.payload[:80].decode("utf-8", "replace")) or None,
 }
-"""The sort key of each column. Tasks whose key is None are last in both directions."""
+"""The sort keys of columns. Tasks whose key is None are last in both directions."""
 
 
 class Order:
-    """A list of task ids, sorted by one column.
+    """A list of task ids, sorted by one column, whose sort key is ``key`` or that of `COLUMNS`.
 
     Adding or moving a task takes a binary search and an insertion into the list. `build` takes a full sort.
     """
 
-    def __init__(self, column: str = "activity", *, down: bool = False) -> None:
+    def __init__(
+        self,
+        column: str = "activity",
+        *,
+        down: bool = False,
+        key: Callable[[TaskInfo, datetime], Any] | None = None,
+    ) -> None:
         self.column = column
         self.down = down
-        self._key = COLUMNS[column]
+        self._key = COLUMNS[column] if key is None else key
         self._sorted: list[Key] = []
         self._keys: dict[str, Key] = {}
 

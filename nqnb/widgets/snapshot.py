@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from html import escape
 
-from nqnb.frames import preview, run_time, share
+from nqnb.frames import run_time, share
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.text import line, long_duration
+from nqnb.widgets.columns import STANDARD, heading
 from nqnb.widgets.row_content import attempt, overtaken
 from nqnb.widgets.rows import Rows
 
@@ -67,7 +69,7 @@ def html(
     """
     at = time.time() if at is None else at
     names, lines = _table(rows, most, at)
-    head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{name}</th>' for name in names)
+    head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{escape(name)}</th>' for name in names.values())
     body = "".join(f"<tr>{''.join(_html_cell(name, each[name]) for name in names)}</tr>" for each in lines)
     chips = "".join(
         f'<span style="margin-right:12px;white-space:nowrap">{_dot(name)}{name} <b>{count:,}</b></span>'
@@ -104,10 +106,11 @@ def text(
     """
     at = time.time() if at is None else at
     names, found = _table(rows, most, at)
-    widths = {name: max(len(name), *(len(each[name]) for each in found)) for name in names} if found else {}
+    widths = {key: max(len(name), *(len(each[key]) for each in found)) for key, name in names.items()} if found else {}
     if width is not None:
         _fit(widths, width)
-    lines = [list(widths), *([line(each[name], most) for name, most in widths.items()] for each in found)]
+    head = [line(names[key], most) for key, most in widths.items()]
+    lines = [head, *([line(each[key], most) for key, most in widths.items()] for each in found)]
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts().items() if count)
     return "\n".join(
         [
@@ -124,8 +127,9 @@ def _fit(widths: dict[str, int], total: int) -> None:
     def excess() -> int:
         return sum(widths.values()) + 2 * (len(widths) - 1) - total
 
+    long = [key for key in widths if key not in ("id", "queue", "status", "attempt", "run time", "worker")]
     for name in ("worker", "attempt", "run time"):
-        if excess() - sum(max(0, widths.get(each, 0) - _SHORT_CHARACTERS) for each in ("payload", "note")) > 0:
+        if excess() - sum(max(0, widths.get(each, 0) - _SHORT_CHARACTERS) for each in long) > 0:
             widths.pop(name, None)
     shortened = [name for name in widths if name not in ("id", "status")]
     while excess() > 0 and shortened:
@@ -135,17 +139,23 @@ def _fit(widths: dict[str, int], total: int) -> None:
         widths[longest] -= 1
 
 
-def _table(rows: Rows, most: int, at: float) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the names of the non-empty columns, and the cells of each row."""
+def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return the headings of the columns, by their keys, and the cells of each row. Empty columns are omitted."""
     now = datetime.fromtimestamp(at, timezone.utc)
-    lines = [_cells(rows.task(task_id), now, rows) for task_id in rows.first(most)]
-    empty = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
+    shown = {column.key: column.name for column in rows.available_columns() if column.shown}
+    fields = {key: name for key, name in shown.items() if key not in STANDARD}
+    lines = [_cells(rows.task(task_id), now, rows, fields) for task_id in rows.first(most)]
+    omitted = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
     if not rows.many_queues:
-        empty.add("queue")
-    return [name for name in COLUMNS if name not in empty], lines
+        omitted.add("queue")
+    if "payload" not in shown:
+        omitted.add("payload")
+    names: dict[str, str] = {name: name for name in COLUMNS if name not in omitted}
+    tail: dict[str, str] = {name: names.pop(name) for name in ("payload", "note") if name in names}
+    return {**names, **fields, **tail}, lines
 
 
-def _cells(task: TaskInfo, now: datetime, rows: Rows) -> dict[str, str]:
+def _cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> dict[str, str]:
     ran = run_time(task, now)
     done = share(task.progress) if task.status is Status.PROCESSING else None
     note = task.failure or ("" if done is None else f"{done:.0%}")
@@ -162,8 +172,9 @@ def _cells(task: TaskInfo, now: datetime, rows: Rows) -> dict[str, str]:
         "status": rows.state(task).label,
         "attempt": attempt(task),
         "run time": "" if ran is None else long_duration(ran.total_seconds()),
-        "worker": line(task.worker, 30),
-        "payload": preview(task.payload, 48),
+        "worker": line(rows.columns.worker(task.worker), 30),
+        "payload": line(rows.columns.payload(task), 48),
+        **{key: line(text, 48) for key, text in rows.columns.texts(fields, task).items()},
         "note": line(note, 80),
     }
 
@@ -197,7 +208,8 @@ def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loa
     if not total:
         return f"no tasks, {when}"
     labels = sorted(status.label for status in rows.statuses)
-    chosen = ", ".join([*labels, *([f'"{line(rows.search, 60)}"'] if rows.search else [])])
+    filters = [f"{line(heading(key), 30)}: {line(text, 60)}" for key, text in rows.filters.items()]
+    chosen = ", ".join([*labels, *([f'"{line(rows.search, 60)}"'] if rows.search else []), *filters])
     filtered = f" (filter: {chosen})" if chosen else ""
     left = matching - len(lines)
     if not left:

@@ -183,16 +183,21 @@ class TaskTable(anywidget.AnyWidget):
         at = time.time()
         self._later(lambda: self._rows.pending_cancels.come_too_late(task_id, status, at))
 
-    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
+    def show_workers(
+        self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str] | None = None
+    ) -> None:
         """Mark the running tasks of silent workers, and list queues without workers above the rows.
 
         Args:
             silent: the time of the last heartbeat of each silent worker, in Unix seconds.
             unserved: the queues that no worker is serving.
+            names: the readable names of workers, such as ``gpu-3/811``, by their ids. None means no change.
         """
 
         def show() -> None:
             self._rows.silent, self._rows.unserved = silent, unserved
+            if names is not None:
+                self._rows.name_workers(names)
             self._changes += 1
             if self._state != "loading":
                 self._save_throttle.request()

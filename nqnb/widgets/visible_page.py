@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 from nqnb.text import line
+from nqnb.widgets.columns import EXTRA, STANDARD, is_key
 from nqnb.widgets.rows import COLUMNS, STATES, Rows
 
 PAGE_SIZES = (10, 20, 50, 100)
 """The numbers of rows per page from which the user can choose."""
+_MAX_COLUMNS = 100
 STATUSES = {state.label: state for state in STATES}
 
 
@@ -34,6 +36,8 @@ class VisiblePage:
         self._shown: list[str] = []
         self._detailed: dict[str, int] = {}
         self._heard: dict[str, int] = {}
+        self._wanted: dict[str, list[str]] = {}
+        """The keys of the columns that each view shows."""
 
     @property
     def in_use(self) -> bool:
@@ -53,10 +57,13 @@ class VisiblePage:
             case {"type": "bye", "view": str(view)}:
                 self.views.discard(view)
                 self._heard.pop(view, None)
+                self._wanted.pop(view, None)
                 self._hold = False
                 self.hidden = message.get("why") == "hidden"
             case {"type": "look"}:
                 self._look(message)
+            case {"type": "columns", "view": str(view), "keys": list(keys)} if view in self.views:
+                self._wanted[view] = sorted(filter(is_key, _texts(keys)))[:_MAX_COLUMNS]
             case {"type": "hold", "on": bool(on)}:
                 self._hold = on
             case {"type": "open", "ids": list(ids)}:
@@ -86,8 +93,15 @@ class VisiblePage:
         self._shown = ids
         ended = sorted(task_id for task_id in self.selected if not rows.is_open(task_id))
         self.selected.difference_update(ended)
+        columns = rows.available_columns()
+        shown = dict.fromkeys(column.key for column in columns if column.shown)
+        for wanted in self._wanted.values():
+            shown.update(dict.fromkeys(wanted))
+        keys = [key for key in shown if key not in STANDARD or key in EXTRA]
         return {
-            "rows": [rows.row(task_id) for task_id in ids],
+            "rows": [rows.row(task_id, keys) for task_id in ids],
+            "columns": columns,
+            "filters": rows.filters,
             "counts": rows.counts(),
             "total": len(rows),
             "matching": matching,
@@ -125,7 +139,11 @@ class VisiblePage:
             case {"statuses": list(names)}:
                 self.rows.only(STATUSES[name] for name in _texts(names) if name in STATUSES)
         match message:
-            case {"sort": str(column), "down": bool(down)} if column in COLUMNS:
+            case {"filters": dict(filters)}:
+                pairs = ((key, text) for key, text in filters.items() if isinstance(key, str) and isinstance(text, str))
+                self.rows.filter(dict(pairs))
+        match message:
+            case {"sort": str(column), "down": bool(down)} if column in COLUMNS or is_key(column):
                 self.rows.sort(column, down=down)
         match message:
             case {"size": int(size)} if size in PAGE_SIZES:

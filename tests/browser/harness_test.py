@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 from browser.harness import Bench, task
 
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status
-from nqnb.records import TaskBatch
+from nqnb.records import TaskBatch, TaskInfo
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -223,7 +224,7 @@ def test_filter_search_sort_and_page(bench: Bench) -> None:
     bench.until(lambda: bench.ids[0] == "x29")
     assert page.locator("th.nq-id").get_attribute("aria-sort") == "descending"
     page.fill("input[type=search]", "nothing at all")
-    bench.until(lambda: text(bench, ".nq-empty") == "No matching tasks.")
+    bench.until(lambda: text(bench, ".nq-empty span") == "No task matches.")
     page.fill("input[type=search]", "")
     # A user who continues at once has typed it all the same.
     page.locator("[data-sort=id]").click()
@@ -370,22 +371,25 @@ def test_whatever_comes_from_a_queue_is_text_and_the_layout_holds(make: Callable
     bench = make(width=width)
     plain = task("plain", Status.FAILED, error=ErrorInfo("E", "m", "t"))
     bench.feed(plain)
-    columns = "[...document.querySelectorAll('th')].map(each => each.getBoundingClientRect().x)"
+    bench.until(lambda: bench.ids == ["plain"])
     height = "document.querySelector('.nq-row').getBoundingClientRect().height"
-    before = bench.page.evaluate(f"[{columns}, {height}]")
+    before = bench.page.evaluate(height)
     title = bench.page.title()
     for place, found in enumerate(HOSTILE):
         error = ErrorInfo(found, found, found)
         progress = Progress(1, 2, found)
-        hostile = task(
-            f"{place}{found[:300]}", Status.FAILED, Payload=found.encode(), worker=found, error=error, log=[found]
-        )
+        payload = found.encode() if place % 2 else json.dumps({found[:3000]: found[:3000]}).encode()
+        hostile = task(f"{place}{found[:300]}", Status.FAILED, Payload=payload, worker=found, error=error, log=[found])
         bench.feed(hostile, task(f"r{place}", Status.PROCESSING, worker=found, progress=progress))
+    bench.page.locator("[data-act=menu]").click()
+    bench.page.locator("[data-act=filters]").click()
+    for box in bench.page.locator("[data-act=pick]").all():
+        box.check()
     for opener in bench.page.locator("tbody[data-status=failed] [data-act=open]").all():
         opener.click()
     bench.table.cancel_outcome("r1", HOSTILE[0] + HOSTILE[5], refused=True)
     bench.settle(0.5)
-    assert bench.page.evaluate(f"[{columns}, {height}]") == before
+    assert bench.page.evaluate(height) == before
     assert bench.page.title() == title
     assert bench.page.locator("#table script, #table img").count() == 0
     assert bench.page.evaluate("document.documentElement.scrollWidth") == width
@@ -421,3 +425,162 @@ def test_a_view_that_is_removed_says_so_and_ticks_no_more(bench: Bench) -> None:
     bench.settle()
     assert bench.heard[-1]["type"] == "bye"
     assert bench.heard[-1]["why"] == "removed"
+
+
+def resized(count: int = 12, **fields: Any) -> list[TaskInfo]:
+    """Return completed tasks with fields in their payloads and results, one failed task, and one that runs."""
+    payload = [json.dumps({"path": f"photos/{each:04}.png", "width": each * 100}).encode() for each in range(count)]
+    done = [
+        task(
+            f"t{each:02}", Status.COMPLETED, Payload=payload[each], result=msgspec.Raw(b'{"bytes": %d}' % (each * 1000))
+        )
+        for each in range(count - 2)
+    ]
+    error = ErrorInfo("UnidentifiedImageError", "cannot identify image file 'x.png'", "t")
+    failed = task("failed", Status.FAILED, Payload=payload[-2], error=error)
+    return [*done, failed, task("runs", Status.PROCESSING, Payload=payload[-1], progress=Progress(62, 100), **fields)]
+
+
+def headings(bench: Bench) -> list[str]:
+    """Return the headings from left to right."""
+    return [str(each) for each in bench.page.locator("th[data-key]").all_inner_texts()]
+
+
+def cell(bench: Bench, task_id: str, heading: str) -> str:
+    at = headings(bench).index(heading)
+    return bench.row(task_id).locator("td").nth(1 + at).inner_text()
+
+
+def test_fields_are_columns_and_empty_columns_take_no_room(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    bench.feed(*resized())
+    bench.settle()
+    assert headings(bench) == ["id", "status", "age", "run time", "progress, error", "path", "width", "→ bytes"]
+    assert cell(bench, "t03", "path") == "photos/0003.png"
+    assert cell(bench, "t03", "→ bytes") == "3000"
+    assert cell(bench, "failed", "progress, error").startswith("UnidentifiedImageError: cannot identify")
+    assert cell(bench, "runs", "progress, error").strip() == "62 %"
+    cut = "[...document.querySelectorAll('td.nq-field')].filter(each => each.scrollWidth > each.clientWidth).length"
+    assert bench.page.evaluate(cut) == 0
+    bench.page.locator('[data-sort="→ bytes"]').click()
+    bench.page.locator('[data-sort="→ bytes"]').click()
+    bench.until(lambda: bench.ids[:2] == ["t09", "t08"])
+    assert bench.page.locator("th", has_text="→ bytes").get_attribute("aria-sort") == "descending"
+
+
+def test_a_filter_for_each_column_and_show_all(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    bench.feed(*resized(), task("other", Status.PROCESSING, worker="gpu-9/1", Payload=b'{"path": "x"}'))
+    page = bench.page
+    assert not page.locator(".nq-filters").is_visible()
+    page.locator("[data-act=filters]").click()
+    page.get_by_label("Filter: width").fill("> 500")
+    bench.until(lambda: "t05" not in bench.ids and "t06" in bench.ids)
+    page.get_by_label("Filter: path").fill("PHOTOS/0007")
+    bench.until(lambda: bench.ids == ["t07"])
+    assert text(bench, "[data-act=filters]") == "filter (2)"
+    assert page.locator(".nq-active bdi").all_inner_texts() == ["width: > 500", "path: PHOTOS/0007"]
+    assert page.locator("th[data-filtered]").count() == 2
+    page.locator("[data-act=filters]").click()
+    assert page.locator(".nq-active").is_visible(), "the filters still hold"
+    page.get_by_label("Remove the filter path").click()
+    bench.until(lambda: len(bench.ids) == 6)
+    page.fill("input[type=search]", "nothing")
+    bench.until(lambda: text(bench, ".nq-empty span") == "No task matches.")
+    page.locator(".nq-empty [data-act=show-all]").click()
+    bench.until(lambda: len(bench.ids) == 13)
+    assert page.input_value("input[type=search]") == ""
+    assert not page.locator(".nq-active").is_visible()
+    page.locator("[data-act=filters]").click()
+    assert page.get_by_label("Filter: width").input_value() == ""
+    page.get_by_label("Filter: worker").select_option("gpu-9/1")
+    bench.until(lambda: bench.ids == ["other"])
+    page.locator(".nq-active [data-act=show-all]").click()
+    page.get_by_label("Filter: status").select_option("failed")
+    bench.until(lambda: bench.ids == ["failed"])
+
+
+def test_columns_are_hidden_shown_and_moved_and_the_browser_remembers(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    bench.feed(*resized())
+    page = bench.page
+    page.locator("[data-act=menu]").click()
+    page.locator("[data-act=pick][data-key=age]").uncheck()
+    page.locator("[data-act=pick][data-key=error]").check()
+    bench.until(lambda: cell(bench, "failed", "error").startswith("UnidentifiedImageError"))
+    assert "age" not in headings(bench)
+    page.locator('[data-act=earlier][data-key="→ bytes"]').press("Enter")
+    assert headings(bench).index("→ bytes") == headings(bench).index("width") - 1
+    assert page.evaluate("document.activeElement.dataset.act") == "earlier", "the key can be pressed again"
+    start, end = (page.locator(f"th[data-key='{key}']").bounding_box() for key in ("payload.path", "id"))
+    assert start is not None
+    assert end is not None
+    page.mouse.move(start["x"] + 20, start["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(end["x"] + 60, end["y"] + 8, steps=5)
+    page.mouse.move(end["x"] + 5, end["y"] + 8)
+    page.mouse.up()
+    bench.settle()
+    assert headings(bench)[0] == "path"
+    assert page.locator("th[aria-sort]").count() == 0, "a drag does not sort"
+    before = headings(bench)
+    page.evaluate("window.again()")
+    bench.until(lambda: headings(bench) == before)
+    bench.until(lambda: cell(bench, "failed", "error").startswith("UnidentifiedImageError"))
+    page.locator("[data-act=menu]").click()
+    page.locator("[data-act=reset]").click()
+    assert headings(bench)[:3] == ["id", "status", "age"]
+
+
+def test_a_column_is_resized_by_its_edge_and_a_double_click_fits_it(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    bench.feed(*resized())
+    bench.settle()
+    page = bench.page
+    heading = page.locator("th[data-key='payload.path']")
+
+    def width() -> float:
+        box = heading.bounding_box()
+        assert box is not None
+        return box["width"]
+
+    box = heading.locator(".nq-grip").bounding_box()
+    assert box is not None
+    x, y = box["x"] + 4, box["y"] + 8
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 900, y, steps=3)
+    page.mouse.up()
+    assert width() == 40
+    page.evaluate("window.again()")
+    bench.settle()
+    assert width() == 40
+    heading.locator(".nq-grip").dblclick()
+    assert 90 < width() < 160
+    cells = page.locator("td.nq-field[data-column='payload.path']")
+    assert cells.evaluate_all("cells => cells.every(each => each.scrollWidth <= each.clientWidth)")
+
+
+def test_a_table_without_a_store_keeps_its_columns_while_the_page_lives(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    refuse = "Storage.prototype.setItem = Storage.prototype.getItem = () => { throw new Error('refused'); }"
+    bench.page.evaluate(f"() => {{ {refuse} }}")
+    bench.feed(*resized())
+    bench.page.locator("[data-act=menu]").click()
+    bench.page.locator("[data-act=pick][data-key=run]").uncheck()
+    bench.page.evaluate("window.again()")
+    bench.settle()
+    assert "run time" not in headings(bench)
+
+
+def test_status_and_progress_are_readable_in_a_narrow_table(make: Callable[..., Bench]) -> None:
+    bench = make(width=500)
+    bench.feed(*resized())
+    bench.settle()
+    assert headings(bench) == ["id", "status", "run time"]
+    assert text(bench, '[data-id="runs"] td.nq-status') == "processing 62 %"
+    assert text(bench, '[data-id="failed"] td.nq-status').startswith("failed · UnidentifiedImageError")
+    whole = "cell => cell.scrollWidth <= cell.clientWidth"
+    assert bench.row("runs").locator("td.nq-status").evaluate(whole)
+    bench.button("runs").click()
+    assert bench.row("runs").inner_text().count("cancelling…") == 1

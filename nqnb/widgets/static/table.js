@@ -6,14 +6,18 @@
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
- *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string,
+ *   error: string, fields: Record<string, string>, stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string,
  *   overtaken: boolean}} Row
  *   times are Unix seconds of the kernel's clock; silent is the time of the last heartbeat of the task's worker, if the
  *   worker is silent
+ * @typedef {[string, string, "text"|"number"|"choice"|"status"|"", 0|1|2, string[]]} Offer  a column: its key, its
+ *   heading, the kind of its filter, whether it is hidden, shown by default or chosen by the caller, and the choices
+ * @typedef {{key: string, name: string, kind: string, shown: number, choices: string[]}} Column
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
- *   sort: string, down: boolean, queues: boolean, behind: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
+ *   columns: Offer[], filters: Record<string, string>, sort: string, down: boolean, queues: boolean, behind: boolean,
+ *   unserved: string[], ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost"|"frozen", since: number, rate: ?number, left: ?number, now: number,
  *   loaded: boolean, snapshot: string, polled: boolean}} Rows  snapshot is the id of the element with the snapshot of the
  *   table, and polled is whether the message answers a poll
@@ -26,18 +30,22 @@ const MEANINGS = {
   cancelled: "cancelled after it had started, or while waiting for a retry",
   deleted: "cancelled before it started",
 };
-/** The class, the heading and the sort column of each column. */
-const COLUMNS = [
-  ["id", "id", "id"],
-  ["queue", "queue", "queue"],
-  ["status", "status", "status"],
-  ["attempt", "attempt", "attempt"],
-  ["age", "age", "age"],
-  ["run", "run time", "run"],
-  ["worker", "worker", "worker"],
-  ["progress", "progress", "progress"],
-  ["payload", "payload", "payload"],
-];
+/** The minimum width and the usual width, in pixels, of columns whose cells have a fixed structure. */
+const WIDTHS = {
+  id: [88, 118], queue: [70, 70], status: [116, 116], attempt: [68, 68], age: [72, 76], run: [76, 76], worker: [80, 80],
+  progress: [110, 110], payload: [110, 110], error: [110, 110], result: [90, 90], source: [90, 90], group: [80, 80],
+};
+/** The columns whose cells exist in each row, even if they are not shown. */
+const DRAWN = new Set(["id", "queue", "status", "attempt", "age", "run", "worker", "progress", "payload"]);
+/** The columns that are omitted first, in this order, if others would be cut. A narrow table omits further columns. */
+const OMITTED_FIRST = ["source", "group", "attempt", "queue", "worker", "age"];
+const OMITTED_LAST = ["payload", "result", "error", "progress", "run"];
+const COMFORTABLE_WIDTH = 160;
+const LEAST_WIDTH = 40;
+/** The kinds of filters that are typed: a short example, and a description. */
+const HINTS = { number: ["> 100", "a number or a range, such as > 100 or 10..20"], text: ["contains…", "text, or = and the exact text"] };
+/** The layouts of tables, if the browser refuses to store them. */
+const LAYOUTS = new Map();
 const SIZES = [10, 20, 50, 100];
 const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows keeps their order fixed
 const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table shows that the kernel is busy
@@ -115,7 +123,8 @@ class Task {
     this.id = id;
     /** @type {Row} */ this.row = /** @type {any} */ (null);
     this.cells = {};
-    for (const [name] of COLUMNS) this.cells[name] = make("td", { className: `nq-${name}` });
+    /** @type {Column[]} */ this.columns = [];
+    for (const name of DRAWN) this.cells[name] = make("td", { className: `nq-${name}` });
     this.opener = make("button", { type: "button", className: "nq-opener", "data-act": "open" });
     this.box = make("input", { type: "checkbox", "data-act": "select" });
     this.code = make("code", {});
@@ -126,23 +135,51 @@ class Task {
     this.track = make("span", { className: "nq-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
     this.share = make("span", { className: "nq-share" });
     this.words = make("span", { className: "nq-words" });
+    this.fault = make("span", { className: "nq-fault" });
     this.payload = make("code", {});
     this.button = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel" });
     this.cells.id.append(this.copy);
     this.cells.status.append(make("span", { className: "nq-dot" }), this.label, this.extra);
-    this.cells.progress.append(this.track, this.share, this.words);
+    this.cells.progress.append(this.track, this.share, this.words, this.fault);
     this.cells.payload.append(this.payload);
-    const act = make("td", { className: "nq-act" }, this.button);
-    const select = make("td", { className: "nq-select" }, this.opener, this.box);
-    this.line = make("tr", { className: "nq-row", tabIndex: -1 }, select, ...Object.values(this.cells), act);
+    this.act = make("td", { className: "nq-act" }, this.button);
+    this.select = make("td", { className: "nq-select" }, this.opener, this.box);
+    this.line = make("tr", { className: "nq-row", tabIndex: -1 }, this.select, this.act);
     this.body = make("tbody", { "data-id": id }, this.line);
     this.controls = [this.opener, this.box, this.copy, this.button];
     this.why = this.more = this.reason = null;
   }
 
+  /** Show these columns, in this order. */
+  arrange(/** @type {Column[]} */ columns) {
+    if (columns === this.columns) return;
+    this.columns = columns;
+    for (const { key, kind } of columns) {
+      this.cells[key] ??= make("td", { className: "nq-field", "data-column": key });
+      mark(this.cells[key], "data-kind", kind);
+    }
+    this.line.replaceChildren(this.select, ...columns.map(({ key }) => this.cells[key]), this.act);
+    for (const each of [this.why, this.more]) if (each) each.firstChild.colSpan = columns.length + 2;
+    this.hasBar = columns.some(({ key }) => key === "progress");
+    this.hasFault = columns.some(({ key }) => key === "error");
+    if (this.row) this.fields();
+  }
+
+  /** Draw the cells of fields. */
+  fields() {
+    for (const { key } of this.columns) {
+      if (DRAWN.has(key)) continue;
+      put(this.cells[key], this.row.fields[key] ?? "");
+      mark(this.cells[key], "title", this.row.fields[key] || null);
+    }
+  }
+
   /** Draw the parts that change only with a message. */
-  draw(row, { selected, opened, details, span: columns }) {
+  draw(row, { selected, opened, details, visible }) {
     this.row = row;
+    this.arrange(visible);
+    this.fields();
+    const columns = visible.length + 2;
     mark(this.body, "data-status", row.status);
     put(this.code, row.name.length > 12 ? `${row.name.slice(0, 11)}…` : row.name);
     mark(this.copy, "title", `${row.name} · click to copy`);
@@ -153,12 +190,14 @@ class Task {
     this.box.checked = selected;
     mark(this.line, "aria-selected", selected);
     put(this.cells.queue, row.queue);
-    put(this.cells.attempt, row.attempt);
+    put(this.cells.attempt, row.attempt === "0" ? "–" : row.attempt);
     put(this.cells.worker, row.worker || "–");
     mark(this.cells.worker, "title", row.worker || null);
     put(this.payload, row.payload);
     mark(this.cells.payload, "title", row.payload || null);
-    const known = row.share !== null;
+    const fault = this.hasFault ? "" : row.error;
+    put(this.fault, fault);
+    const known = row.share !== null && !fault;
     this.track.hidden = !known;
     if (known) {
       this.bar.style.width = `${(row.share * 100).toFixed(1)}%`;
@@ -167,7 +206,7 @@ class Task {
     }
     put(this.share, known ? percent(row.share) : "");
     put(this.words, row.words);
-    mark(this.cells.progress, "title", row.words || null);
+    mark(this.cells.progress, "title", fault || row.words || null);
     this.explain(row.refused ? `Not cancelled: ${row.refused}` : row.late, columns, !row.refused);
     this.open(opened, details, columns);
   }
@@ -201,11 +240,12 @@ class Task {
     let extra = "";
     if (!cancelling && row.status === "scheduled" && wait > 0)
       extra = ` · ${/^[01]\b/.test(row.attempt) ? "in" : "retry in"} ${roughly(wait)}`;
-    else if (!cancelling && !silent && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
+    else if (!this.hasBar && !cancelling && !silent && row.status === "processing" && row.share !== null)
+      extra = ` ${percent(row.share)}`;
     else if (row.requeued) extra = ` · requeued as ${row.requeued}`;
     else if (row.overtaken) extra = " · cancel came too late";
+    else if (row.error && open === false && !this.hasBar && !this.hasFault) extra = ` · ${row.error}`;
     put(this.extra, extra);
-    mark(this.extra, "class", row.status === "processing" ? "nq-extra nq-narrow" : "nq-extra");
     const meaning = MEANINGS[row.status] ?? "";
     const full = extra || silent ? label + extra : "";
     mark(this.cells.status, "title", [full, meaning && `${row.status}: ${meaning}`].filter(Boolean).join("; ") || null);
@@ -213,13 +253,13 @@ class Task {
     mark(this.body, "data-open", open ? "" : null);
     mark(this.button, "aria-disabled", cancelling || unsent || over ? "true" : null);
     let text = "Cancel";
-    if (cancelling) text = row.status === "processing" && taken !== null && taken > 1 ? "still running" : "cancelling…";
+    if (cancelling) text = row.status === "processing" && taken !== null && taken > 1 ? "still running" : "";
     if (cancelling && row.silent !== null) text = "worker silent";
     if (cancelling && !heard && taken !== null && taken > KERNEL_ANSWER_SECONDS) text = "kernel busy…";
     if (unsent) text = asked >= (lost ?? 0) ? "not sent yet" : "unconfirmed";
     put(this.button, text);
     mark(this.button, "title", unsent ? "the connection to the server is lost" : null);
-    mark(this.button, "aria-label", `${text} ${row.name}`);
+    mark(this.button, "aria-label", `${text || "cancelling"} ${row.name}`);
     this.box.disabled = !open || over;
     return open && !cancelling && !unsent && !over;
   }
@@ -298,18 +338,25 @@ function render({ model, el }) {
   let restarted = false; // whether the kernel has restarted
   /** @type {?Rows} */ let last = null;
   let current = ""; // the id of the row that the Tab key reaches
+  let offered = /** @type {Column[]} */ ([]); // the columns that the kernel offers
+  let wanted = /** @type {Column[]} */ ([]); // the columns that the user and the kernel have chosen
+  let visible = /** @type {Column[]} */ ([]); // the columns that are shown: the others do not fit
+  let layout = /** @type {?{order: string[], shown: Record<string, boolean>, widths: Record<string, number>}} */ (null);
+  let askedColumns = ""; // the keys of the columns that the kernel was asked for
+  const needs = /** @type {Map<string, number>} */ (new Map()); // the widths of the contents, in pixels
   const tasks = /** @type {Map<string, Task>} */ (new Map());
   const selected = new Set();
   const opened = new Set();
   const details = new Map();
   const pressed = /** @type {Map<string, {at: number, n: number}>} */ (new Map());
-  const look = { search: "", statuses: /** @type {string[]} */ ([]), sort: "activity", down: false, page: 0, size: 20 };
+  const look = { search: "", statuses: /** @type {string[]} */ ([]), filters: /** @type {Record<string, string>} */ ({}), sort: "activity", down: false, page: 0, size: 20 };
 
   const root = make("div", { className: "nq", role: "region" });
   const title = make("span", { className: "nq-title" });
   const state = make("span", { className: "nq-state" });
   const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
   let typed = 0; // the timer of a search that was typed but not sent yet
+  let filtering = 0; // the timer of a filter that was typed but not sent yet
   const search = make("input", {
     type: "search", placeholder: "id, payload, error…", "aria-label": "Search tasks", spellcheck: false,
   });
@@ -324,15 +371,23 @@ function render({ model, el }) {
   };
   const counts = new Map(["", ...STATUSES].map((name) => [name, chip(name)]));
   const all = make("input", { type: "checkbox", "data-act": "select-all", "aria-label": "Select all open tasks on this page" });
-  const headings = COLUMNS.map(([name, text, sort]) => {
-    const button = make("button", { type: "button", "data-act": "sort", "data-sort": sort }, text);
-    return make("th", { className: `nq-${name}`, scope: "col" }, button);
-  });
-  const head = make("tr", {}, make("th", { className: "nq-select", scope: "col" }, all), ...headings);
-  head.append(make("th", { className: "nq-act", scope: "col", "aria-label": "Cancel" }));
-  const table = make("table", {}, make("thead", {}, head));
+  const headings = /** @type {Map<string, HTMLElement>} */ (new Map());
+  const filters = /** @type {Map<string, any>} */ (new Map()); // the control of each column's filter
+  const choose_all = make("th", { className: "nq-select", scope: "col" }, all);
+  const acts = make("th", { className: "nq-act", scope: "col", "aria-label": "Cancel" });
+  const head = make("tr", {}, choose_all, acts);
+  const filterLine = make("tr", { className: "nq-filters", hidden: true });
+  const table = make("table", {}, make("thead", {}, head, filterLine));
+  const filterButton = make("button", { type: "button", className: "nq-button", "data-act": "filters", "aria-expanded": false }, "filter");
+  filterButton.title = "filter by the values of columns";
+  const menuButton = make("button", { type: "button", className: "nq-button", "data-act": "menu", "aria-expanded": false }, "columns");
+  menuButton.title = "choose, move and reset columns";
+  const menu = make("div", { className: "nq-menu", role: "group", "aria-label": "Columns", hidden: true });
+  const active = make("div", { className: "nq-active", role: "group", "aria-label": "Active filters", hidden: true });
   const scroller = make("div", { className: "nq-scroll" }, table);
-  const empty = make("div", { className: "nq-empty" });
+  const emptyText = make("span", {});
+  const showAll = make("button", { type: "button", className: "nq-button", "data-act": "show-all" }, "Show all");
+  const empty = make("div", { className: "nq-empty" }, emptyText, showAll);
   const some = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel-selected" });
   const every = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "ask-all" });
   every.title = "cancel every matching task that has not ended, on all pages";
@@ -349,8 +404,9 @@ function render({ model, el }) {
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
   const hider = make("style", { className: "nq-hider" }); // hides the snapshot while this view is on the page; a saved notebook shows the snapshot
   root.append(
-    make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips, search),
-    scroller, empty,
+    make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips,
+      make("span", { className: "nq-find" }, search, filterButton, menuButton)),
+    menu, active, scroller, empty,
     make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next)),
     voice, hider,
   );
@@ -358,7 +414,6 @@ function render({ model, el }) {
   const kernelNow = () => Date.now() / 1000 + clockOffset;
   const fixed = () => over || last?.state === "frozen"; // whether the tasks no longer change
   const say = (text) => put(voice, text);
-  const columns = () => [...head.children].filter((each) => getComputedStyle(each).display !== "none").length;
   const send = (message) => {
     try {
       if (!over) model.send({ ...message, view, n: ++sent });
@@ -377,10 +432,11 @@ function render({ model, el }) {
   function controls() {
     for (const [name, { button }] of counts)
       mark(button, "aria-pressed", name ? look.statuses.includes(name) : look.statuses.length === 0);
-    for (const heading of headings) {
-      const sort = /** @type {HTMLElement} */ (heading.firstChild).dataset.sort;
-      mark(heading, "aria-sort", sort !== look.sort ? null : look.down ? "descending" : "ascending");
+    for (const [key, heading] of headings) {
+      mark(heading, "aria-sort", key !== look.sort ? null : look.down ? "descending" : "ascending");
+      mark(heading, "data-filtered", look.filters[key] || (key === "status" && look.statuses.length) ? "" : null);
     }
+    drawFilters();
     if (focused(root) !== search && !typed) search.value = look.search;
     sizes.value = String(look.size);
     put(some, `Cancel selected (${number(selected.size)})`);
@@ -390,9 +446,316 @@ function render({ model, el }) {
     mark(every, "aria-disabled", open === 0 || fixed() ? "true" : null);
   }
 
+  /** Return where the layout is stored: the layout belongs to this notebook and to tables with this title. */
+  function layoutKey() {
+    const manager = /** @type {any} */ (model).widget_manager;
+    const path = manager?.context?.path ?? manager?._context?.path ?? location.pathname;
+    return `nqnb.columns:${path}:${last?.title ?? ""}`;
+  }
+
+  /** Return the layout that was stored, or an empty layout. The stored text may have been changed by other programs. */
+  function stored() {
+    let found = LAYOUTS.get(layoutKey());
+    try {
+      found = localStorage.getItem(layoutKey()) ?? found;
+    } catch {} // The browser refuses access to the storage.
+    let { order = [], shown = {}, widths = {} } = /** @type {any} */ ({});
+    try {
+      ({ order = [], shown = {}, widths = {} } = JSON.parse(found ?? "{}"));
+    } catch {} // It is not a layout.
+    const pairs = (value, kind) => Object.fromEntries(Object.entries(value ?? {}).filter(([, each]) => typeof each === kind));
+    return {
+      order: Array.isArray(order) ? order.filter((each) => typeof each === "string") : [],
+      shown: /** @type {Record<string, boolean>} */ (pairs(shown, "boolean")),
+      widths: /** @type {Record<string, number>} */ (pairs(widths, "number")),
+    };
+  }
+
+  function remember() {
+    const text = JSON.stringify(layout);
+    LAYOUTS.set(layoutKey(), text);
+    try {
+      localStorage.setItem(layoutKey(), text);
+    } catch {} // The layout lasts as long as the page.
+  }
+
+  /** Return all columns in the user's order. A column that is new follows the column that precedes it by default. */
+  function ordered() {
+    const known = new Map(offered.map((column) => [column.key, column]));
+    const keys = (layout?.order ?? []).filter((key) => known.has(key));
+    offered.forEach(({ key }, at) => {
+      if (!keys.includes(key)) keys.splice(at ? keys.indexOf(offered[at - 1].key) + 1 : 0, 0, key);
+    });
+    return keys.map((key) => /** @type {Column} */ (known.get(key)));
+  }
+
+  const brush = /** @type {CanvasRenderingContext2D} */ (document.createElement("canvas").getContext("2d"));
+  function textWidth(/** @type {HTMLElement} */ like, text) {
+    const { fontWeight, fontSize, fontFamily } = getComputedStyle(like);
+    brush.font = `${fontWeight} ${fontSize} ${fontFamily}`;
+    return brush.measureText(text).width;
+  }
+
+  /** Measure the longest text of each column. The widths of columns only grow, so that the columns do not move often. */
+  function measureContents() {
+    let grown = false;
+    for (const { key } of visible) {
+      const button = /** @type {HTMLElement} */ (headings.get(key)?.firstChild);
+      let need = textWidth(button, button.textContent + (look.sort === key ? " ↑" : "")) + 22;
+      let longest = "";
+      let like = null;
+      for (const task of tasks.values()) {
+        const cell = task.cells[key];
+        const text = cell?.textContent ?? "";
+        if (text.length > longest.length) [longest, like] = [text, key === "id" || key === "payload" ? cell.querySelector("code") : cell];
+      }
+      const marks = key === "status" ? 18 : key === "progress" ? (last?.rows.some((row) => row.share !== null && !row.error) ? 104 : 0) : 0;
+      if (like) need = Math.max(need, textWidth(like, longest) + 20 + marks);
+      need = Math.min(Math.ceil(need / 8) * 8, key === "status" ? 260 : 640);
+      if (need > (needs.get(key) ?? 0)) {
+        needs.set(key, need);
+        grown = true;
+      }
+    }
+    if (grown) arrange();
+  }
+
+  /** Select the columns that fit, draw their headings, and set their widths. */
+  function arrange() {
+    const width = root.clientWidth;
+    if (!width || !layout) return;
+    const own = layout;
+    wanted = ordered().filter(({ key, shown }) => own.shown[key] ?? shown > 0);
+    const narrow = width < 600;
+    const room = width - (narrow ? 46 + 96 : 50 + 110);
+    const need = ({ key }) => needs.get(key) ?? 60;
+    const least = (column) => {
+      const fixed = own.widths[column.key] ?? (column.key === "status" ? undefined : WIDTHS[column.key]?.[0]);
+      return fixed ?? (column.key === "status" ? Math.max(116, Math.min(150, need(column))) : Math.max(56, Math.min(110, need(column))));
+    };
+    const total = (columns, of) => columns.reduce((sum, each) => sum + of(each), 0);
+    // The width with which little of the contents is cut.
+    const comfortable = (column) => {
+      const fixed = own.widths[column.key] ?? (WIDTHS[column.key] && !["status", "worker"].includes(column.key) && !OMITTED_LAST.includes(column.key));
+      return fixed ? least(column) : Math.max(least(column), Math.min(COMFORTABLE_WIDTH, need(column)));
+    };
+    let fitting = wanted;
+    const omit = (keys, of) => {
+      for (const key of keys) {
+        if (total(fitting, of) <= room) return;
+        fitting = fitting.filter((column) => column.key !== key || column.shown === 2 || own.shown[key]);
+      }
+    };
+    omit(OMITTED_FIRST, comfortable);
+    omit([...wanted.map(({ key }) => key).filter((key) => !WIDTHS[key]).reverse(), ...OMITTED_LAST], least);
+    const widths = new Map(fitting.map((column) => [column, least(column)]));
+    const share = (among, limit) => {
+      let left = room - total(fitting, (column) => widths.get(column));
+      let hungry = among.filter((column) => limit(column) > widths.get(column));
+      while (left > 0.5 && hungry.length) {
+        const each = left / hungry.length;
+        for (const column of hungry) {
+          const more = Math.min(each, limit(column) - widths.get(column));
+          widths.set(column, widths.get(column) + more);
+          left -= more;
+        }
+        hungry = hungry.filter((column) => limit(column) - widths.get(column) > 0.5);
+      }
+    };
+    const free = fitting.filter(({ key }) => !own.widths[key]);
+    const growing = free.filter(({ key, kind }) => !WIDTHS[key] ? kind === "text" : ["payload", "error", "result", "progress"].includes(key));
+    share(free.filter(({ key }) => key === "status"), need);
+    share(free, (column) => Math.max(WIDTHS[column.key]?.[1] ?? 0, need(column)));
+    share(growing.length ? growing : free.slice(-1), () => Infinity);
+    const sum = total(fitting, (column) => widths.get(column));
+    table.style.width = sum > room + 1 ? `${Math.round(sum + width - room)}px` : "";
+    const shape = (columns) => JSON.stringify(columns.map(({ key, kind }) => [key, kind]));
+    if (shape(fitting) !== shape(visible)) {
+      visible = fitting;
+      head.replaceChildren(choose_all, ...visible.map(heading), acts);
+      drawFilterLine();
+      for (const task of tasks.values()) task.arrange(visible);
+      if (!menu.hidden) drawMenu();
+    }
+    for (const [column, px] of widths) {
+      const each = heading(column);
+      each.style.width = `${Math.floor(px)}px`;
+    }
+    const keys = wanted.filter(({ shown }) => !shown).map(({ key }) => key);
+    if (keys.join("\n") !== askedColumns) {
+      askedColumns = keys.join("\n");
+      send({ type: "columns", keys });
+    }
+  }
+
+  /** Return the heading of a column. */
+  function heading({ key, name, kind }) {
+    let found = headings.get(key);
+    if (!found) {
+      const button = make("button", { type: "button", "data-act": "sort", "data-sort": key });
+      const grip = make("span", { className: "nq-grip", "aria-hidden": "true" });
+      found = make("th", { className: DRAWN.has(key) ? `nq-${key}` : "nq-field", scope: "col", "data-key": key }, button, grip);
+      headings.set(key, found);
+    }
+    if (key === "progress" && last) {
+      const faults = last.rows.some((row) => row.error);
+      const bars = last.rows.some((row) => (row.share !== null && !row.error) || row.words);
+      name = !faults ? "progress" : bars ? "progress, error" : "error";
+    }
+    put(found.firstChild, name);
+    mark(found, "title", name);
+    mark(found, "data-kind", kind);
+    return found;
+  }
+
+  /** Return the control for the filter of a column, or null if the column has no filter. */
+  function filterOf({ key, name, kind, choices }) {
+    let found = filters.get(key);
+    if (!kind) return null;
+    if (found?.dataset.kind !== kind) {
+      const known = { "data-key": key, "data-kind": kind, "data-act": "filter-by", "aria-label": `Filter: ${name}` };
+      found = HINTS[kind]
+        ? make("input", { ...known, type: "text", placeholder: HINTS[kind][0], title: HINTS[kind][1], spellcheck: false, autocomplete: "off" })
+        : make("select", known);
+      filters.set(key, found);
+    }
+    if (!HINTS[kind]) {
+      const values = kind === "status" ? STATUSES : choices;
+      if (found.dataset.values !== values.join("\n")) {
+        found.dataset.values = values.join("\n");
+        found.replaceChildren(...["", ...values].map((value) => make("option", { value: value && kind === "choice" ? `=${value}` : value }, value || "all")));
+      }
+    }
+    return found;
+  }
+
+  function drawFilterLine() {
+    const cells = visible.map((column) => make("td", {}, ...[filterOf(column) ?? []].flat()));
+    if (filterLine.hidden) filterLine.replaceChildren();
+    else filterLine.replaceChildren(make("td", {}), ...cells, make("td", { className: "nq-act" }));
+    drawFilters();
+  }
+
+  /** Draw the filters as the user has set them. */
+  function drawFilters() {
+    for (const [key, control] of filters) {
+      if (filtering || control.getRootNode().activeElement === control) continue;
+      control.value = control.dataset.kind === "status" ? (look.statuses.length === 1 ? look.statuses[0] : "") : (look.filters[key] ?? "");
+    }
+    const set = Object.entries(look.filters);
+    put(filterButton, set.length ? `filter (${set.length})` : "filter");
+    mark(filterButton, "aria-pressed", set.length ? "true" : null);
+    active.hidden = set.length === 0;
+    const shape = JSON.stringify(set);
+    if (active.dataset.shape === shape) return;
+    active.dataset.shape = shape;
+    const names = new Map(offered.map(({ key, name }) => [key, name]));
+    active.replaceChildren(
+      ...set.map(([key, text]) => {
+        const words = `${names.get(key) ?? key}: ${text.replace(/^=/, "")}`;
+        return make("button", { type: "button", className: "nq-chip", "data-act": "unfilter", "data-key": key, "aria-label": `Remove the filter ${words}` },
+          make("bdi", {}, words), " ×");
+      }),
+      make("button", { type: "button", className: "nq-plain nq-all", "data-act": "show-all" }, "show all"),
+    );
+  }
+
+  function drawMenu() {
+    const focus = /** @type {?HTMLElement} */ (menu.querySelector(":focus"));
+    const columns = ordered();
+    menu.replaceChildren(
+      ...columns.map(({ key, name, shown }, at) => {
+        const box = make("input", { type: "checkbox", "data-act": "pick", "data-key": key, checked: layout?.shown[key] ?? shown > 0 });
+        const move = (act, label, text, off) =>
+          make("button", { type: "button", className: "nq-plain", "data-act": act, "data-key": key, "aria-label": `Move ${name} ${label}`, ...(off ? { "aria-disabled": "true" } : {}) }, text);
+        return make("span", { className: "nq-pick" }, make("label", {}, box, make("bdi", {}, name)),
+          move("earlier", "to the left", "‹", at === 0), move("later", "to the right", "›", at === columns.length - 1));
+      }),
+      make("button", { type: "button", className: "nq-button", "data-act": "reset" }, "Reset"),
+    );
+    const { act = "", key = "" } = focus?.dataset ?? {};
+    if (focus) /** @type {?HTMLElement} */ (menu.querySelector(`[data-act="${act}"]${key && `[data-key="${CSS.escape(key)}"]`}`))?.focus();
+  }
+
+  /** Apply a change of the layout, and remember the layout. */
+  function relayout(change) {
+    if (!layout) return;
+    change(layout);
+    remember();
+    arrange();
+    if (!menu.hidden) drawMenu();
+    controls();
+    tick();
+  }
+
+  /** Move a column to the place before another column, or to the end. */
+  function moveColumn(key, before) {
+    const keys = ordered().map((column) => column.key).filter((each) => each !== key);
+    const at = before === null ? -1 : keys.indexOf(before);
+    keys.splice(at < 0 ? keys.length : at, 0, key);
+    relayout((own) => (own.order = keys));
+    say(`${offered.find((column) => column.key === key)?.name} moved`);
+  }
+
+  /** Set the width of a column to the width of its contents. */
+  function fitColumn(key) {
+    const found = headings.get(key);
+    if (!found) return;
+    const range = document.createRange();
+    let width = /** @type {HTMLElement} */ (found.firstChild).getBoundingClientRect().width + 14;
+    for (const task of tasks.values()) {
+      range.selectNodeContents(task.cells[key]);
+      width = Math.max(width, range.getBoundingClientRect().width);
+    }
+    relayout((own) => (own.widths[key] = Math.min(900, Math.ceil(width) + 18)));
+  }
+
+  // Drag the edge of a heading to resize its column, and the heading itself to move the column.
+  let drag = /** @type {?{key: string, heading: HTMLElement, grip: ?HTMLElement, x: number, width: number, moved: boolean}} */ (null);
+  function dropPlace(x) {
+    const boxes = visible.map(({ key }) => ({ key, box: /** @type {HTMLElement} */ (headings.get(key)).getBoundingClientRect() }));
+    return boxes.find(({ box }) => x < box.left + box.width / 2)?.key ?? null;
+  }
+  function grab(event) {
+    const found = event.target.closest("th[data-key]");
+    const grip = event.target.closest(".nq-grip");
+    if (!found || event.button !== 0 || (event.pointerType === "touch" && !grip)) return;
+    drag = { key: found.dataset.key, heading: found, grip, x: event.clientX, width: found.getBoundingClientRect().width, moved: false };
+    grip?.setPointerCapture(event.pointerId);
+    if (grip) event.preventDefault();
+  }
+  function dragTo(event) {
+    if (!drag || !layout) return;
+    const by = event.clientX - drag.x;
+    if (!drag.moved && Math.abs(by) < 5) return;
+    drag.moved = true;
+    if (drag.grip) {
+      layout.widths[drag.key] = Math.max(LEAST_WIDTH, Math.round(drag.width + by));
+      return arrange();
+    }
+    // The captured pointer ends the click, which would otherwise sort the table.
+    if (!drag.heading.hasPointerCapture(event.pointerId)) drag.heading.setPointerCapture(event.pointerId);
+    mark(drag.heading, "data-dragged", "");
+    const before = dropPlace(event.clientX);
+    for (const [key, each] of headings) mark(each, "data-drop", key === before ? "" : null);
+    mark(acts, "data-drop", before === null ? "" : null);
+  }
+  function drop(event) {
+    const done = drag;
+    drag = null;
+    for (const each of [...headings.values(), acts]) for (const name of ["data-drop", "data-dragged"]) mark(each, name, null);
+    if (!done?.moved || event.type === "pointercancel") return;
+    if (done.grip) return relayout(() => {});
+    const before = dropPlace(event.clientX);
+    if (before !== done.key) {
+      const last = visible[visible.length - 1].key;
+      const keys = ordered().map((column) => column.key);
+      moveColumn(done.key, before ?? keys[keys.indexOf(last) + 1] ?? null);
+    }
+  }
+
   /** Draw the rows of the last message in place. */
   function rows(message, keepOrder) {
-    const span = columns();
     const shown = keepOrder ? message.rows.filter((row) => tasks.has(row.id)) : message.rows;
     const active = focused(root);
     const focus = /** @type {?HTMLElement} */ (root.contains(active) ? active : null);
@@ -410,7 +773,7 @@ function render({ model, el }) {
       if (!task) tasks.set(row.id, (task = new Task(row.id)));
       const mine = pressed.get(row.id);
       if (mine && (message.heard[view] ?? 0) >= mine.n) pressed.delete(row.id);
-      task.draw(row, { selected: selected.has(row.id), opened: opened.has(row.id), details: details.get(row.id), span });
+      task.draw(row, { selected: selected.has(row.id), opened: opened.has(row.id), details: details.get(row.id), visible });
       if (keepOrder) continue;
       // Remove a row that moved down, so that the rows below do not move and do not lose the focus.
       if (place && place !== task.body && place.nextSibling === task.body) {
@@ -492,12 +855,15 @@ function render({ model, el }) {
       button.hidden = ["scheduled", "deleted"].includes(name) && !value && !look.statuses.includes(name);
     }
     if (heard >= lookNumber) {
-      const { search, statuses, sort, down, page, size } = message;
-      Object.assign(look, { search: look.search.trim().toLowerCase() === search ? look.search : search, statuses, sort, down, page, size });
+      const { search, statuses, filters, sort, down, page, size } = message;
+      Object.assign(look, { search: look.search.trim().toLowerCase() === search ? look.search : search, statuses, filters, sort, down, page, size });
     }
     for (const id of message.ended) selected.delete(id);
     for (const [id, parts] of Object.entries(message.details)) details.set(id, parts);
-    mark(root, "data-queues", message.queues ? "" : null);
+    offered = message.columns.map(([key, name, kind, shown, choices]) => ({ key, name, kind, shown, choices }));
+    layout ??= stored();
+    if (heard >= lookNumber && (before?.heard[view] ?? 0) < lookNumber) needs.clear();
+    arrange();
     if (heard >= lookNumber || !before) rows(message, pointing() && heard < holdNumber && before !== null);
     for (const id of details.keys()) if (!opened.has(id)) details.delete(id);
     const start = message.page * message.size;
@@ -508,13 +874,16 @@ function render({ model, el }) {
     mark(next, "aria-disabled", message.page >= message.pages - 1 ? "true" : null);
     const none = message.rows.length === 0;
     empty.hidden = !none;
-    put(empty, !none ? "" : message.total ? "No matching tasks." : message.state === "loading" ? "Loading…" : message.loaded ? "No tasks yet." : "Not loaded.");
+    showAll.hidden = !message.total;
+    put(emptyText, !none ? "" : message.total ? "No task matches." : message.state === "loading" ? "Loading…" : message.loaded ? "No tasks yet." : "Not loaded.");
     if (before && before.state !== message.state) say(message.state === "lost" ? "Connection lost" : message.state === "live" ? "Connected" : "");
     else if (before && heard >= lookNumber && (before.heard[view] ?? 0) < lookNumber) say(`${number(message.matching)} tasks match`);
     for (const row of message.rows) if (row.late && !before?.rows.some((old) => old.id === row.id && old.late)) say(`${row.name} ${row.late}`);
     for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
     controls();
     tick();
+    measureContents();
+    if (!filterLine.hidden) offered.filter(({ key }) => filters.has(key)).forEach(filterOf); // the choices may have changed
   }
 
   function press(ids) {
@@ -549,7 +918,7 @@ function render({ model, el }) {
     if (!task) return;
     opened.has(id) ? opened.delete(id) : opened.add(id);
     mark(task.opener, "aria-expanded", opened.has(id));
-    task.open(opened.has(id), details.get(id), columns());
+    task.open(opened.has(id), details.get(id), visible.length + 2);
     send({ type: "open", ids: [...opened] });
   }
 
@@ -619,6 +988,42 @@ function render({ model, el }) {
         if (have.includes(name)) return ask({ statuses: add ? have.filter((each) => each !== name) : have.length > 1 ? [name] : [] });
         return ask({ statuses: add ? [...have, name] : [name] });
       }
+      case "filters": {
+        filterLine.hidden = !filterLine.hidden;
+        mark(filterButton, "aria-expanded", !filterLine.hidden);
+        drawFilterLine();
+        if (!filterLine.hidden) /** @type {?HTMLElement} */ (filterLine.querySelector("input, select"))?.focus({ preventScroll: true });
+        return;
+      }
+      case "unfilter": {
+        const { [control.dataset.key ?? ""]: _, ...others } = look.filters;
+        filterButton.focus({ preventScroll: true });
+        return ask({ filters: others });
+      }
+      case "show-all":
+        search.value = "";
+        filterButton.focus({ preventScroll: true });
+        return ask({ filters: {}, statuses: [], search: "" });
+      case "menu":
+        menu.hidden = !menu.hidden;
+        mark(menuButton, "aria-expanded", !menu.hidden);
+        return menu.hidden || drawMenu();
+      case "pick": {
+        const box = /** @type {HTMLInputElement} */ (control);
+        if (!box.checked && wanted.length === 1 && wanted[0].key === box.dataset.key) box.checked = true;
+        else relayout((own) => (own.shown[box.dataset.key ?? ""] = box.checked));
+        return;
+      }
+      case "earlier":
+      case "later": {
+        const key = control.dataset.key ?? "";
+        const keys = ordered().map((column) => column.key);
+        const to = keys.indexOf(key) + (control.dataset.act === "later" ? 2 : -1);
+        return moveColumn(key, keys[to] ?? null);
+      }
+      case "reset":
+        needs.clear();
+        return relayout((own) => Object.assign(own, { order: [], shown: {}, widths: {} }));
       case "sort": {
         const sort = control.dataset.sort;
         if (look.sort !== sort) return ask({ sort, down: false });
@@ -684,6 +1089,30 @@ function render({ model, el }) {
       if (search.value !== look.search) ask({ search: search.value });
     }, 150);
   };
+  const filterBy = (event) => {
+    const control = event.target.closest("[data-act=filter-by]");
+    if (!control) return;
+    const { key, kind } = control.dataset;
+    const text = control.value.trim();
+    const apply = () => {
+      filtering = 0;
+      if (kind === "status") return ask({ statuses: control.value ? [control.value] : [] });
+      const { [key]: _, ...others } = look.filters;
+      ask({ filters: text ? { ...others, [key]: text } : others });
+    };
+    clearTimeout(filtering);
+    if (control.tagName === "SELECT") apply();
+    else filtering = setTimeout(apply, 150);
+  };
+  filterLine.addEventListener("input", filterBy);
+  head.addEventListener("pointerdown", grab);
+  head.addEventListener("pointermove", dragTo);
+  head.addEventListener("pointerup", drop);
+  head.addEventListener("pointercancel", drop);
+  head.addEventListener("dblclick", (event) => {
+    const grip = /** @type {HTMLElement} */ (event.target).closest(".nq-grip");
+    if (grip) fitColumn(/** @type {HTMLElement} */ (grip.closest("th")).dataset.key);
+  });
   root.addEventListener("click", act);
   root.addEventListener("keydown", keys);
   root.addEventListener("focusin", focus);
@@ -703,10 +1132,10 @@ function render({ model, el }) {
   const system = matchMedia("(prefers-color-scheme: dark)");
   system.addEventListener("change", dress);
   dress();
-  const measure = new ResizeObserver(() => {
-    const span = columns();
-    for (const cell of /** @type {NodeListOf<HTMLTableCellElement>} */ (table.querySelectorAll("td[colspan]"))) cell.colSpan = span;
-  });
+  const measure = new ResizeObserver(() => requestAnimationFrame(() => {
+    arrange();
+    tick();
+  }));
   measure.observe(root);
 
   const hear = (message) => {
@@ -736,7 +1165,12 @@ function render({ model, el }) {
   };
   kernel?.statusChanged?.connect(status);
   const leave = () => send({ type: "bye", why: "hidden" });
-  const arrive = (event) => event.persisted && send({ type: "hello" });
+  const arrive = (event) => {
+    if (!event.persisted) return;
+    send({ type: "hello" });
+    askedColumns = "";
+    arrange();
+  };
   model.on("msg:custom", hear);
   model.on("comm:close", closed);
   model.on("comm_live_update", turned);
@@ -766,6 +1200,7 @@ function render({ model, el }) {
   return () => {
     clearInterval(ticking);
     clearTimeout(typed);
+    clearTimeout(filtering);
     clearTimeout(resting);
     dresser.disconnect();
     measure.disconnect();
