@@ -15,11 +15,14 @@ from nqnb.error_text import quoted, readable
 from nqnb.errors import MalformedMessage
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Source, Status, TaskMessage, parse_time
 
+# No reference cycle can contain a receipt or a task, so Python's garbage collector need not visit them (``gc=False``).
+
+_NOT_STARTED = (Status.PENDING, Status.DELETED)
 _ID_CHARACTERS = 200
 """The maximum number of characters of a task id in a repr."""
 
 
-class CancelReceipt(Struct, frozen=True, kw_only=True):
+class CancelReceipt(Struct, frozen=True, kw_only=True, gc=False):
     """The result of a cancel.
 
     ``stopping`` is True if the task's code is still running. In that case, ``status`` is not final. ``how`` describes
@@ -78,7 +81,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
         )
 
 
-class TaskInfo(Struct, frozen=True, kw_only=True):
+class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
     """A snapshot of a task, as read from the state bucket.
 
     ``attempt`` is the number of the last run, counted from 1. It is 0 before the first run. ``timeout`` is in seconds;
@@ -168,8 +171,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
         """Create a snapshot from a decoded entry of the state bucket."""
         meta = message.meta
         terminal = message.Status.terminal
-        waiting = message.Status in (Status.PENDING, Status.DELETED)
-        never_started = waiting and not message.CurrentRetry and not meta.started_at
+        never_started = not message.CurrentRetry and not meta.started_at and message.Status in _NOT_STARTED
         return cls(
             id=message.ID,
             queue=message.Queue,
@@ -178,10 +180,10 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             attempt=0 if never_started else message.CurrentRetry + 1,
             max_retry=message.MaxRetry,
             submitted_at=moment(meta.submitted_at),
-            started_at=moment(meta.started_at),
+            started_at=moment(meta.started_at) if meta.started_at else None,
             completed_at=moment(meta.finished_at or float(message.CompletedAt)) if terminal else None,
             timeout=message.Timeout,
-            deadline=moment(float(message.Deadline)),
+            deadline=moment(float(message.Deadline)) if message.Deadline else None,
             process_at="" if isinstance(message.ProcessAt, UnsetType) else message.ProcessAt,
             worker=meta.worker,
             client=meta.client,
@@ -189,7 +191,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             log=meta.log,
             error=meta.error,
             cancel=CancelReceipt.of(message.ID, message.Status, meta.cancel) if meta.cancel else None,
-            result=_result(meta),
+            result=b"" if isinstance(meta.result, UnsetType) else _result(meta),
             result_is_bytes=meta.result_is_bytes,
             result_key=meta.result_key,
             sequence=message.Sequence,
@@ -202,7 +204,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             position=meta.position,
             label=b"" if isinstance(meta.label, UnsetType) else bytes(meta.label),
             requeued_as=requeued_as,
-            not_before=moment(meta.not_before),
+            not_before=moment(meta.not_before) if meta.not_before else None,
         )
 
 

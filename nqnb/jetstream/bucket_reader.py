@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import nats.errors
@@ -38,6 +38,8 @@ OPERATION = "KV-Operation"
 """The header that identifies a tombstone, which is a message that marks a key as deleted."""
 PAGE = 1000
 """The number of entries that each pull requests."""
+NEWEST = 2000
+"""The number of newest entries that a feed of a large bucket yields first."""
 LISTING_OUTLIVES_SECONDS = 30.0
 FEED_OUTLIVES_SECONDS = 60.0
 """Seconds without a pull after which the server deletes the consumer."""
@@ -47,6 +49,8 @@ IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 _CHECK_SECONDS = 0.25
 """Seconds between two checks for a lost connection."""
+_GATHER_SECONDS = 0.02
+"""Seconds after a change in which a feed waits for further changes, so that many changes arrive in few pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,11 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
 
 
 class BucketFeed:
-    """A feed of a bucket: every entry and then every change, in the order in which the server stored them."""
+    """A feed of a bucket: every entry and then every change, in the order in which the server stored them.
+
+    If the bucket is large, the newest entries are yielded first, and again in their order. These are usually the
+    entries that the user wants to see first.
+    """
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
@@ -148,7 +156,12 @@ class BucketFeed:
 
         The first page starts after the last entry that has arrived.
         """
-        async with await self._open() as consumer:
+        state = await self._examine()
+        if self._last == 0 and int(state["messages"]) > 2 * NEWEST:
+            yield self._page(await self._newest(int(state["last_seq"])))
+        async with await _BucketConsumer.create(
+            self._connection, self._bucket, outlives=FEED_OUTLIVES_SECONDS, after=self._last
+        ) as consumer:
             waiting = consumer.waiting
             if waiting == 0:
                 self._complete = True
@@ -156,7 +169,8 @@ class BucketFeed:
             requested = 0
             heard = asyncio.get_running_loop().time()
             while not consumer.lost and self._connection.connected:
-                if requested == 0:
+                # Ask for the next page before the end of this one.
+                if requested <= PAGE // 2:
                     await consumer.pull(
                         {
                             "batch": PAGE,
@@ -164,8 +178,10 @@ class BucketFeed:
                             "idle_heartbeat": int(IDLE_HEARTBEAT_SECONDS * 1e9),
                         }
                     )
-                    requested = PAGE
+                    requested += PAGE
                 await first_of(consumer.ready, timeout=_CHECK_SECONDS)
+                if self._complete and consumer.ready.is_set():
+                    await asyncio.sleep(_GATHER_SECONDS)
                 if consumer.lost:
                     # After a quick reconnect, the old pull continues without the messages that were lost.
                     return
@@ -191,17 +207,24 @@ class BucketFeed:
         recreated, self._recreated = self._recreated, False
         return Page(entries or [], gone or [], self._complete, anew=recreated)
 
-    async def _open(self) -> _BucketConsumer:
-        """Create a consumer for the entries that this feed has not read yet."""
+    async def _newest(self, last: int) -> list[Entry]:
+        """Return the newest entries. If the server does not send all of them in time, return the others."""
+        async with await _BucketConsumer.create(
+            self._connection, self._bucket, outlives=LISTING_OUTLIVES_SECONDS, after=last - NEWEST
+        ) as consumer:
+            await consumer.pull({"batch": NEWEST, "no_wait": True}, page=NEWEST)
+            await consumer.page_arrived()
+            return consumer.read().entries
+
+    async def _examine(self) -> dict[str, Any]:
+        """Return the state of the bucket's stream, and detect whether the bucket was recreated."""
         found = await self._connection.api(f"STREAM.INFO.{self._stream}")
-        created = str(found["created"])
+        created, state = str(found["created"]), dict(found["state"])
         # A stream that was restored from an older backup keeps its creation time.
-        if self._created and (created != self._created or int(found["state"]["last_seq"]) < self._last):
+        if self._created and (created != self._created or int(state["last_seq"]) < self._last):
             self._last, self._complete, self._recreated = 0, False, True
         self._created = created
-        return await _BucketConsumer.create(
-            self._connection, self._bucket, outlives=FEED_OUTLIVES_SECONDS, after=self._last
-        )
+        return state
 
 
 async def poll_store(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:

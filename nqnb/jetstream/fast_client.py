@@ -351,17 +351,17 @@ class SafeParser(Parser):
         while dispatch is not None and at < size:
             line_end = find(_LINE_END, at)
             words = data[at:line_end].split() if line_end > 0 else []
-            start = line_end + 2
-            if len(words) == 4 and words[0] == b"MSG":
-                _, subject, sid, length = words
-                reply, headers = b"", b"0"
-            elif len(words) == 5 and words[0] == b"MSG":
+            start, count = line_end + 2, len(words)
+            if count == 5 and words[0] == b"MSG":
                 _, subject, sid, reply, length = words
                 headers = b"0"
-            elif len(words) == 5 and words[0] == b"HMSG":
+            elif count == 4 and words[0] == b"MSG":
+                _, subject, sid, length = words
+                reply, headers = b"", b"0"
+            elif count == 5 and words[0] == b"HMSG":
                 _, subject, sid, headers, length = words
                 reply = b""
-            elif len(words) == 6 and words[0] == b"HMSG":
+            elif count == 6 and words[0] == b"HMSG":
                 _, subject, sid, reply, headers, length = words
             else:
                 return at

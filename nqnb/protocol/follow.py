@@ -14,6 +14,7 @@ from nqnb.error_text import readable
 from nqnb.errors import (
     BadInput,
     ConnectionFailed,
+    MalformedMessage,
     TaskCancelled,
     TaskFailed,
     Unconfirmed,
@@ -23,8 +24,8 @@ from nqnb.inputs import check_seconds
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.interfaces import QueueBackend, TaskBackend
 from nqnb.protocol.serving import Serving
-from nqnb.protocol.transition import SeenEntry, read_entry
-from nqnb.protocol.wire import ErrorInfo, Status
+from nqnb.protocol.transition import read_entry
+from nqnb.protocol.wire import ErrorInfo, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
 
 _POLL_SECONDS = 2.0
@@ -148,11 +149,12 @@ async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
         async for page in pages:
             tasks = []
             for entry in page.entries:
-                seen = SeenEntry.of(entry.key, entry)
-                if seen.task is None:
-                    skipped[entry.key] = str(seen.malformed)
+                try:
+                    task = TaskMessage.of_entry(entry.key, entry.value)
+                except MalformedMessage as error:
+                    skipped[entry.key] = str(error)
                 else:
-                    tasks.append(TaskInfo.of(seen.task, seen.revision))
+                    tasks.append(TaskInfo.of(task, entry.revision))
                     skipped.pop(entry.key, None)
             if page.complete:
                 skips.tell(skipped)

@@ -26,7 +26,8 @@ CLIENT_HEADER = "Nqnb-Client"
 
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
-_KEY = re.compile(r"(?=.{1,1000}\Z)[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
+_KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
+_LONGEST_KEY = 1000
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
@@ -87,7 +88,7 @@ def is_key(text: str) -> bool:
 
     The server also accepts keys with wildcards, but reading or purging such a key would affect other keys.
     """
-    return _KEY.fullmatch(text) is not None
+    return len(text) <= _LONGEST_KEY and _KEY.fullmatch(text) is not None
 
 
 def new_task_id() -> str:

@@ -54,14 +54,14 @@ async def tasks_and_frame(nq: nqnb.Client) -> int:
 
 
 async def first_complete(nq: nqnb.Client) -> int:
-    """Return the number of tasks that a new watch has yielded when it is complete."""
-    found = 0
+    """Return the number of tasks that a new watch has yielded when it is complete. It yields the newest ones twice."""
+    found: set[str] = set()
     async with contextlib.aclosing(nq.watch()) as batches:  # type: ignore[type-var]  # it is a generator
         async for batch in batches:
-            found += len(batch.tasks)
+            found.update(task.id for task in batch.tasks)
             if batch.complete:
                 break
-    return found
+    return len(found)
 
 
 async def cancel(nq: nqnb.Client, ids: list[str]) -> int:

@@ -93,6 +93,26 @@ async def test_entries_come_in_pages_and_then_changes(nq: nqnb.Client, monkeypat
         await seen.until_it_is(expected)
 
 
+async def test_the_newest_entries_of_a_large_bucket_come_first(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "NEWEST", 10)
+    tasks = await nq.submit_many("q", range(35))
+    last = await nq.submit_many("other", range(5), ordered=True)
+    async with watching(nq) as seen:
+        await seen.until(complete=True)
+        assert [task.id for task in seen.batches[0].tasks][-5:] == [task.id for task in last]
+        assert len(seen.batches[0].tasks) == 10
+        assert not seen.batches[0].complete
+        again = [task.id for batch in seen.batches[1:] for task in batch.tasks]
+        assert sorted(again) == sorted(task.id for task in (*tasks, *last)), "and then all entries come in order"
+        await last[0].cancel()
+        await seen.until_it_is(
+            {task.id: nqnb.Status.DELETED if task is last[0] else nqnb.Status.PENDING for task in (*tasks, *last)}
+        )
+
+
 async def test_a_deleted_key_is_reported_as_gone(nq: nqnb.Client) -> None:
     task = await nq.submit("q")
     async with watching(nq) as seen:
