@@ -836,8 +836,8 @@ class Session:
     ) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row.
 
-        The table's ``df`` attribute is a DataFrame of the same tasks. The call waits a few seconds at most for the rows
-        to load.
+        The table's ``df`` attribute is a DataFrame of the same tasks. The call waits a second at most for the first
+        rows. If no front end is connected, the call waits a few seconds at most for all rows.
 
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
@@ -869,7 +869,7 @@ class Session:
             table = self._feed.open(Rows(ids=ids, columns=look), title, lambda task: task.id in shown_ids)
         # The tasks arrive on the loop's thread, which must not wait for them.
         if not LOOP.here:
-            table.wait_until_loaded()
+            table.wait_until_shown()
         return table
 
     def timeline(self, what: object) -> Timeline:

@@ -17,7 +17,7 @@ from nqnb.client import Client
 from nqnb.concurrency import spawn
 from nqnb.errors import NotCancellable, NqnbError
 from nqnb.notebook.loop import LOOP
-from nqnb.protocol.bulk import AT_ONCE, outcomes_of
+from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
 
@@ -33,6 +33,8 @@ _MAX_QUEUES = 10
 """The maximum number of queues that are checked for workers."""
 _BATCH_TASKS = 2000
 """The maximum number of tasks in each batch when known tasks are sent to a new table."""
+_MAX_FIRST_TASKS = 1000
+"""The maximum number of tasks that are read by their ids for a new table."""
 
 Wanted = Callable[[TaskInfo], bool]
 
@@ -52,10 +54,14 @@ class FeedListener(Protocol):
 
 @dataclass
 class _Subscriber:
-    """A table, the filter for its tasks, and the last watch state that was sent to the table."""
+    """A table, the filter for its tasks, and the last watch state that was sent to the table.
+
+    ``ids`` are the ids of the tasks, if the table shows only these.
+    """
 
     table: FeedListener
     wanted: Wanted
+    ids: tuple[str, ...] = ()
     last_state: tuple[bool, bool] = (False, False)
 
 
@@ -67,6 +73,9 @@ class _Requeues:
         """The submit time and id of the latest copy, by the id of the original task."""
         self._relatives: dict[str, list[str]] = {}
         """The ids of an original task and its copies, by the id of the original task."""
+
+    def __bool__(self) -> bool:
+        return bool(self._latest)
 
     def add(self, task: TaskInfo) -> list[str]:
         """Add a task, and return the ids of the tasks whose latest copy has changed."""
@@ -89,6 +98,64 @@ class _Requeues:
         return task if task.requeued_as == requeued_as else msgspec.structs.replace(task, requeued_as=requeued_as)
 
 
+class _KnownTasks:
+    """The tasks of all queues, which all tables share, with an index of the open tasks."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, TaskInfo] = {}
+        self.running: dict[str, TaskInfo] = {}
+        self.pending: dict[str, dict[str, TaskInfo]] = {}
+        """The pending tasks of each queue, by id."""
+        self.workers: set[str] = set()
+        """The ids of all workers that have run a task."""
+        self._requeues = _Requeues()
+
+    def add(self, tasks: list[TaskInfo]) -> list[TaskInfo]:
+        """Add changed tasks, and return them with those whose ``requeued_as`` has changed as a result."""
+        relatives = {task_id for task in tasks if task.origin for task_id in self._requeues.add(task)}
+        if self._requeues:
+            fresh = {task.id for task in tasks}
+            others = [self.known[task_id] for task_id in relatives if task_id in self.known and task_id not in fresh]
+            tasks = [self._requeues.named(task) for task in (*tasks, *others)]
+        known, running = self.known, self.running
+        for task in tasks:
+            task_id, before = task.id, known.get(task.id)
+            if before is not None:
+                self._leave(before)
+            known[task_id] = task
+            if task.status is Status.PENDING:
+                self.pending.setdefault(task.queue, {})[task_id] = task
+            elif task.status is Status.PROCESSING:
+                running[task_id] = task
+            if task.worker:
+                self.workers.add(task.worker)
+        return tasks
+
+    def drop(self, task_id: str) -> None:
+        """Remove a task, if it is known."""
+        before = self.known.pop(task_id, None)
+        if before is not None:
+            self._leave(before)
+
+    def queues_with_due_tasks(self) -> list[str]:
+        """Return the sorted names of the queues with pending tasks that are not waiting for their time."""
+        now = datetime.now(timezone.utc)
+        return sorted(
+            queue
+            for queue, tasks in self.pending.items()
+            if any(task.due_at is None or task.due_at <= now for task in tasks.values())
+        )
+
+    def _leave(self, before: TaskInfo) -> None:
+        if before.status is Status.PENDING:
+            of_queue = self.pending[before.queue]
+            del of_queue[before.id]
+            if not of_queue:
+                del self.pending[before.queue]
+        elif before.status is Status.PROCESSING:
+            del self.running[before.id]
+
+
 class TableFeed:
     """The live tables of one session. Call `close` and the private methods on the loop thread."""
 
@@ -97,8 +164,7 @@ class TableFeed:
         self._subscribers: list[_Subscriber] = []
         self._tables: list[TaskTable] = []
         """The tables that are not closed, including tables that no page is showing."""
-        self._tasks: dict[str, TaskInfo] = {}
-        self._requeues = _Requeues()
+        self._tasks = _KnownTasks()
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
         self._check: asyncio.Task[Any] | None = None
@@ -115,7 +181,7 @@ class TableFeed:
         from nqnb.widgets.table import TaskTable
 
         def attach() -> None:
-            LOOP.soon(self._attach, _Subscriber(table, wanted))
+            LOOP.soon(self._attach, _Subscriber(table, wanted, tuple(rows.ids or ())))
 
         def detach() -> None:
             LOOP.soon(self._detach, table)
@@ -157,7 +223,7 @@ class TableFeed:
             return
         if self._watch is None or self._watch.done():
             self._restart_watch()
-        known = [task for task in self._tasks.values() if subscriber.wanted(task)]
+        known = [task for task in self._tasks.known.values() if subscriber.wanted(task)]
         self._subscribers.append(subscriber)
         subscriber.table.show_workers(self._silent, self._unserved, self._worker_names)
         for start in range(0, len(known), _BATCH_TASKS):
@@ -167,6 +233,16 @@ class TableFeed:
             )
         if not known or self._lost:
             self._send(subscriber, TaskBatch(complete=self._complete, lost=self._lost))
+        if subscriber.ids and not self._complete:
+            spawn(self._read_first(subscriber))
+
+    async def _read_first(self, subscriber: _Subscriber) -> None:
+        """Read the tasks of a table by their ids, because the watch may take seconds to reach them."""
+        watch = self._watch
+        found = await outcomes_of(subscriber.ids[:_MAX_FIRST_TASKS], self._client.fetch, IN_FLIGHT)
+        tasks = [task for task in found if isinstance(task, TaskInfo) and task.id not in self._tasks.known]
+        if self._watch is watch and subscriber in self._subscribers and not self._complete:
+            self._send(subscriber, TaskBatch(tasks=tasks, lost=self._lost))
 
     def _restart_watch(self) -> None:
         """Start a new watch. Discard all tasks from the previous watch, because they may no longer exist."""
@@ -186,8 +262,7 @@ class TableFeed:
                 each.cancel()
         self._watch = self._check = None
         self._silent, self._unserved = {}, frozenset()
-        self._requeues = _Requeues()
-        self._tasks = {}
+        self._tasks = _KnownTasks()
         self._complete = self._lost = False
 
     async def _follow(self) -> None:
@@ -221,7 +296,7 @@ class TableFeed:
             await asyncio.sleep(_CHECK_SECONDS)
 
     async def _silent_workers(self) -> dict[str, float]:
-        running = {task.worker for task in self._tasks.values() if task.status is Status.PROCESSING and task.worker}
+        running = {task.worker for task in self._tasks.running.values() if task.worker}
         ages = await self._client.backend.presence.silent() if running else {}
         now = time.time()
         # Keep the first value, because a later check may compute a slightly different time.
@@ -229,33 +304,23 @@ class TableFeed:
 
     async def _name_workers(self) -> bool:
         """Look up the names of workers that are new, and return whether there are any."""
-        new = {task.worker for task in self._tasks.values() if task.worker} - self._worker_names.keys()
+        new = self._tasks.workers - self._worker_names.keys()
         if new:
             found = {info.id: f"{info.host}/{info.pid}" for info, _ in await self._client.backend.presence.seen()}
             self._worker_names |= {worker: found.get(worker, worker) for worker in new}
         return bool(new)
 
     async def _unserved_queues(self) -> frozenset[str]:
-        now = datetime.now(timezone.utc)
-        waiting: set[str] = set()
-        for task in self._tasks.values():
-            if task.status is Status.PENDING and task.queue not in waiting and not (task.due_at and task.due_at > now):
-                waiting.add(task.queue)
-        queues = sorted(waiting)[:_MAX_QUEUES]
+        queues = self._tasks.queues_with_due_tasks()[:_MAX_QUEUES]
         missing = await asyncio.gather(*map(self._client.serving.is_missing, queues))
         return frozenset(queue for queue, is_missing in zip(queues, missing, strict=True) if is_missing)
 
     def _apply(self, batch: TaskBatch) -> None:
         if batch.anew:
-            self._tasks.clear()
-            self._requeues = _Requeues()
-        relatives = {task_id for task in batch.tasks for task_id in self._requeues.add(task)}
-        fresh = {task.id for task in batch.tasks}
-        others = [self._tasks[task_id] for task_id in relatives if task_id in self._tasks and task_id not in fresh]
-        changed = [self._requeues.named(task) for task in (*batch.tasks, *others)]
-        self._tasks.update((task.id, task) for task in changed)
+            self._tasks = _KnownTasks()
+        changed = self._tasks.add(batch.tasks)
         for task_id in batch.gone:
-            self._tasks.pop(task_id, None)
+            self._tasks.drop(task_id)
         self._complete, self._lost = batch.complete, batch.lost
         for subscriber in list(self._subscribers):
             tasks = [task for task in changed if subscriber.wanted(task)]
@@ -276,7 +341,7 @@ class TableFeed:
 
     async def _cancel(self, table: TaskTable, ids: list[str]) -> None:
         async def cancel_one(task_id: str) -> None:
-            known = self._tasks.get(task_id)
+            known = self._tasks.known.get(task_id)
             try:
                 receipt = await self._client.cancel(task_id, queue=known.queue if known is not None else None)
             except NotCancellable as error:

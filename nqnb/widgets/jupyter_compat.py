@@ -111,6 +111,18 @@ def is_closed(comm: Any) -> bool:
     return bool(getattr(comm, "_closed", False))
 
 
+def has_front_end() -> bool:
+    """Return whether a front end runs the current cell, as opposed to a program such as nbconvert or papermill.
+
+    Front ends can ask the user for input; such programs cannot.
+    """
+    if not in_a_kernel():
+        return False
+    kernel: Any = getattr(InteractiveShell.instance(), "kernel", None)
+    content = kernel.get_parent().get("content", {})
+    return bool(content.get("allow_stdin", True))
+
+
 def update(display_id: str, bundle: dict[str, str]) -> None:
     """Replace the output that has the given display id. This function can be called from any thread."""
     update_display(bundle, raw=True, display_id=display_id)  # type: ignore[no-untyped-call]  # IPython's

@@ -50,6 +50,11 @@ def row(task: TaskInfo) -> dict[str, Any]:
     }
 
 
+def compact(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without its empty fields, which are half of its size. The page knows their values."""
+    return {name: value for name, value in row.items() if value not in (None, "", {}) and value is not False}
+
+
 def detail(task: TaskInfo, worker_name: str = "") -> list[dict[str, str]]:
     """Return the parts of an expanded row. ``worker_name`` is the readable name of the task's worker.
 
@@ -86,8 +91,11 @@ def search_text(task: TaskInfo, worker_name: str = "") -> str:
     The text is casefolded.
     """
     worker = f"{task.worker} {worker_name}" if worker_name != task.worker else task.worker
-    payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
-    return "\n".join((task.id, task.queue, worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
+    payload = task.payload[:MAX_SEARCHED_CHARACTERS]
+    # Most payloads are ASCII, and are decoded several times faster without a preview.
+    simple = payload.isascii() and b"\\u" not in payload
+    text = payload.decode() if simple else preview(task.payload, MAX_SEARCHED_CHARACTERS)
+    return "\n".join((task.id, task.queue, worker, task.failure[:MAX_SEARCHED_CHARACTERS], text)).casefold()
 
 
 def overtaken(task: TaskInfo) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -22,15 +22,20 @@ from nqnb.widgets.columns import MAX_FILTER_CHARACTERS, Columns, TableColumn, is
 State = Status | Waiting
 STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status if each is not Status.PENDING))
 """The states by which tasks are counted and filtered. A pending task that is not yet due counts only as scheduled."""
+_PENDING, _PROCESSING = Status.PENDING, Status.PROCESSING  # attributes of an enum are slow
+_NUMBERS = {state: number for number, state in enumerate(STATES)}
+_NUMBER_OF_STATUS = [_NUMBERS[status] for status in Status]
+"""The number of each status in `STATES`. Numbers are counted several times faster than members of an enum."""
+_SCHEDULED, _FAILED = _NUMBERS[Waiting.SCHEDULED], _NUMBERS[Status.FAILED]
+_OPEN = tuple(number for state, number in _NUMBERS.items() if not state.terminal)
 
 
 class Rows:
     """The tasks of a table, with a filter, a search and an order. This class is not thread-safe.
 
     A change to a task takes a binary search and, while a search is active, a scan of the task's text. A new search
-    scans the texts of all tasks. The text of a task is built only once. A new filter or order sorts all tasks. With
-    100,000 tasks, a new search, filter or order takes about a quarter of a second. The time to return a page is
-    proportional to the page's length.
+    scans the texts of all tasks. The text of a task is built only once. A new filter or order sorts the matching tasks.
+    The counts are updated with each change. The time to return a page is proportional to the page's length.
 
     Args:
         queue: the queue whose tasks are accepted, or None for all queues.
@@ -66,10 +71,17 @@ class Rows:
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
-        self._found: dict[str, State] = {}
-        """The ids of the tasks that match the search and the filters of columns, mapped to the states in which these
-        tasks are counted."""
-        self._counts = dict.fromkeys(STATES, 0)
+        self._words: list[str] = []
+        """The words of the search."""
+        self._states: dict[str, int] = {}
+        """The number in `STATES` of each task's state."""
+        self._found = self._states
+        """The part of ``_states`` that matches the search and the filters of columns. Without these, it is the same
+        dict."""
+        self._counts = [0] * len(STATES)
+        """The number of tasks in ``_found``, for each of `STATES`."""
+        self._shown: frozenset[int] = frozenset()
+        """The numbers in `STATES` of the states in the filter."""
         self._due: list[tuple[float, str]] = []
         """A heap with the due time (in Unix seconds) and the id of each scheduled task."""
         self._now = now
@@ -112,10 +124,12 @@ class Rows:
 
     def apply(self, tasks: Iterable[TaskInfo], gone: Iterable[str] = ()) -> None:
         """Apply changes. Outdated states, and states of tasks that do not belong to these rows, are ignored."""
+        queue, ids = self.queue, self.ids
         for task in tasks:
-            known = self._tasks.get(task.id)
-            if self._concerns(task) and (known is None or known.revision <= task.revision):
-                self._put(task, known)
+            if (queue is None or task.queue == queue) and (ids is None or task.id in ids):
+                known = self._tasks.get(task.id)
+                if known is None or known.revision <= task.revision:
+                    self._put(task, known)
         for task_id in gone:
             self._drop(task_id)
 
@@ -132,9 +146,8 @@ class Rows:
         if text == self.search:
             return
         narrower = self.search and text.startswith(self.search)
-        among = [self._tasks[task_id] for task_id in self._found] if narrower else list(self._tasks.values())
-        self.search = text
-        self._find_among(among)
+        self.search, self._words = text, text.split()
+        self._find_among(self._found if narrower else self._tasks)
 
     def filter(self, filters: Mapping[str, str]) -> None:
         """Set the filters of columns, by the columns' keys; see `Columns.matcher`. Empty filters are ignored."""
@@ -144,12 +157,14 @@ class Rows:
             return
         self.filters = filters
         self._matchers = [self.columns.matcher(key, text) for key, text in filters.items()]
-        self._find_among(list(self._tasks.values()))
+        self._find_among(self._tasks)
 
     def only(self, statuses: Iterable[State]) -> None:
         """Set the filter to tasks in the given states. If ``statuses`` is empty, remove the filter."""
-        self.statuses = frozenset(statuses)
-        self._rebuild = True
+        chosen = frozenset(statuses)
+        if chosen != self.statuses:
+            self.statuses, self._shown = chosen, frozenset(_NUMBERS[state] for state in chosen)
+            self._rebuild = True
 
     def sort(self, column: str, *, down: bool = False) -> None:
         """Sort by a column of `COLUMNS` or by another column; see `Columns.sort_key`.
@@ -169,7 +184,8 @@ class Rows:
         if names != self.columns.workers:
             self.columns.workers = dict(names)
             self._texts.clear()
-            self._find_among(list(self._tasks.values()))
+            if self._words or self._matchers or self._order.column == "worker":
+                self._find_among(self._tasks)
 
     def available_columns(self) -> list[TableColumn]:
         """Return the columns that the page can show; see `Columns.available`."""
@@ -178,12 +194,17 @@ class Rows:
     def counts(self) -> dict[str, int]:
         """Return the number of tasks that match the search, by the label of their state."""
         self._pass_due_times()
-        return {state.label: count for state, count in self._counts.items()}
+        return {state.label: count for state, count in zip(STATES, self._counts, strict=True)}
 
     def state(self, task: TaskInfo) -> State:
         """Return the state that the table shows for a task. A pending task that is not yet due is scheduled."""
         due = task.due_at
         return Waiting.SCHEDULED if due is not None and due.timestamp() > self._now() else task.status
+
+    def count_open(self) -> int:
+        """Return the number of matching tasks that have not ended."""
+        self._pass_due_times()
+        return sum(self._counts[number] for number in _OPEN if not self._shown or number in self._shown)
 
     def open_matching(self) -> list[str]:
         """Return the ids of the matching tasks that have not ended. The "Cancel all" button cancels these tasks."""
@@ -209,13 +230,13 @@ class Rows:
         failed: list[str] = []
         others: list[str] = []
         for task_id in order.page(0, len(order)):
-            (failed if self._tasks[task_id].status is Status.FAILED else others).append(task_id)
+            (failed if self._states[task_id] == _FAILED else others).append(task_id)
         return (failed + others)[:count]
 
     @property
     def failed_first(self) -> bool:
         """Whether `first` returns failed tasks first. Failed tasks are not first if the user has sorted a column."""
-        return self._order.column == "activity" and self._counts[Status.FAILED] > 0
+        return self._order.column == "activity" and self._counts[_FAILED] > 0
 
     def task(self, task_id: str) -> TaskInfo:
         """Return the task with the given id.
@@ -278,27 +299,31 @@ class Rows:
         rate = self.throughput.rate()
         return rate, len(self._open) / rate if rate and self._open else None
 
-    def _concerns(self, task: TaskInfo) -> bool:
-        return (self.queue is None or task.queue == self.queue) and (self.ids is None or task.id in self.ids)
-
     def _put(self, task: TaskInfo, known: TaskInfo | None) -> None:
-        self._gone.discard(task.id)
-        self._tasks[task.id] = task
+        task_id, status = task.id, task.status
+        self._tasks[task_id] = task
+        if known is None:
+            self._gone.discard(task_id)
+        else:
+            self._texts.pop(task_id, None)
+            self._running.discard(task_id)
         if known is None or known.queue != task.queue:
             self._count_queue(known, task)
-        if task.status.terminal:
-            if known is not None and not known.status.terminal and task.status in (Status.COMPLETED, Status.FAILED):
+        if status.terminal:
+            if known is not None and not known.status.terminal and status in (Status.COMPLETED, Status.FAILED):
                 self.throughput.end()
-            self._open.discard(task.id)
-            self.pending_cancels.ended(task.id, task.status)
+            self._open.discard(task_id)
+            self.pending_cancels.ended(task_id, status)
         else:
-            self._open.add(task.id)
-        if task.due_at is not None and self.state(task) is Waiting.SCHEDULED:
-            heapq.heappush(self._due, (task.due_at.timestamp(), task.id))
-        (self._running.add if task.status is Status.PROCESSING else self._running.discard)(task.id)
-        self._texts.pop(task.id, None)
+            self._open.add(task_id)
+        number = _NUMBER_OF_STATUS[status]
+        if status is _PROCESSING:
+            self._running.add(task_id)
+        elif status is _PENDING and (due := task.due_at) is not None and due.timestamp() > self._now():
+            number = _SCHEDULED
+            heapq.heappush(self._due, (due.timestamp(), task_id))
         self.columns.note(task)
-        self._recount(task.id, task if self._wanted(task, self.search.split()) else None)
+        self._recount(task_id, number)
 
     def _drop(self, task_id: str) -> None:
         if self.ids is not None and task_id in self.ids:
@@ -312,21 +337,26 @@ class Rows:
             self.pending_cancels.forget(task_id)
             self._recount(task_id, None)
 
-    def _recount(self, task_id: str, found: TaskInfo | None) -> None:
+    def _recount(self, task_id: str, number: int | None) -> None:
+        """Count a task in the state with this number in `STATES`. If it is None, the task was removed."""
         before = self._found.pop(task_id, None)
         if before is not None:
             self._counts[before] -= 1
-        if found is not None:
-            state = self._found[task_id] = self.state(found)
-            self._counts[state] += 1
+        if number is None:
+            self._states.pop(task_id, None)
+        else:
+            self._states[task_id] = number
+            if self._found is self._states or self._wanted(task_id):
+                self._found[task_id] = number
+                self._counts[number] += 1
         self._changed.add(task_id)
 
     def _pass_due_times(self) -> None:
         """Update the counts for scheduled tasks that have become due."""
         while self._due and self._due[0][0] <= self._now():
             _, task_id = heapq.heappop(self._due)
-            if self._found.get(task_id) is Waiting.SCHEDULED:
-                self._recount(task_id, self._tasks[task_id])
+            if self._states.get(task_id) == _SCHEDULED and self.state(self._tasks[task_id]) is Status.PENDING:
+                self._recount(task_id, _NUMBERS[Status.PENDING])
 
     def _count_queue(self, before: TaskInfo | None, after: TaskInfo | None) -> None:
         if before is not None:
@@ -336,27 +366,28 @@ class Rows:
         if after is not None:
             self._queues[after.queue] = self._queues.get(after.queue, 0) + 1
 
-    def _find_among(self, among: Iterable[TaskInfo]) -> None:
-        words = self.search.split()
-        self._found = {task.id: self.state(task) for task in among if self._wanted(task, words)}
-        self._counts = dict.fromkeys(STATES, 0)
-        for status in self._found.values():
-            self._counts[status] += 1
+    def _find_among(self, ids: Iterable[str]) -> None:
+        """Find and count the matching tasks. All matching tasks must be among these ids."""
+        if self._words or self._matchers:
+            self._found = {task_id: self._states[task_id] for task_id in ids if self._wanted(task_id)}
+        else:
+            self._found = self._states
+        self._counts = [0] * len(STATES)
+        for number, count in Counter(self._found.values()).items():
+            self._counts[number] = count
         self._rebuild = True
 
-    def _wanted(self, task: TaskInfo, words: list[str]) -> bool:
+    def _wanted(self, task_id: str) -> bool:
         """Return whether a task matches the search and the filters of columns."""
-        return (not words or self._has(task, words)) and all(matches(task) for matches in self._matchers)
-
-    def _has(self, task: TaskInfo, words: list[str]) -> bool:
-        text = self._texts.get(task.id)
-        if text is None:
-            text = self._texts[task.id] = row_content.search_text(task, self.columns.worker(task.worker))
-        return all(word in text for word in words)
-
-    def _matches(self, task_id: str) -> bool:
-        status = self._found.get(task_id)
-        return status is not None and (not self.statuses or status in self.statuses)
+        task = self._tasks[task_id]
+        if self._words:
+            text = self._texts.get(task_id)
+            if text is None:
+                text = self._texts[task_id] = row_content.search_text(task, self.columns.worker(task.worker))
+            for word in self._words:
+                if word not in text:
+                    return False
+        return all(matches(task) for matches in self._matchers)
 
     def _refreshed(self) -> Order:
         """Apply all changes to the order, and return the order."""
@@ -367,16 +398,15 @@ class Rows:
             self._changed |= self._running
             if "run" in self.filters:
                 for task_id in self._running:
-                    task = self._tasks[task_id]
-                    self._recount(task_id, task if self._wanted(task, self.search.split()) else None)
-        if self._rebuild or len(self._changed) > 1000 + len(self._order) // 10:
-            self._order.build(self._tasks[task_id] for task_id in self._found if self._matches(task_id))
-        else:
-            for task_id in self._changed:
-                if self._matches(task_id):
-                    self._order.put(self._tasks[task_id])
-                else:
-                    self._order.drop(task_id)
+                    self._recount(task_id, self._states[task_id])
+        if self._rebuild:
+            shown = self._shown
+            ids = [each for each, number in self._found.items() if number in shown] if shown else self._found
+            self._order.build(map(self._tasks.__getitem__, ids))
+        elif self._changed:
+            found, shown = self._found, self._shown
+            matching = [each for each in self._changed if each in found and (not shown or found[each] in shown)]
+            self._order.update(map(self._tasks.__getitem__, matching), self._changed.difference(matching))
         self._changed.clear()
         self._rebuild = False
         return self._order
@@ -453,15 +483,22 @@ class PendingCancels:
 
 
 Key = tuple[bool, Any, str]
+_FEW_CHANGES = 20
+"""If an order changes at more places than this, and at more than a thousandth of its places, the changes are merged."""
 
 
-def _activity(task: TaskInfo, now: datetime) -> tuple[int, float]:
+_SPAN = 2.0**34
+"""A number of seconds that is greater than all usual Unix times, and small enough to keep microseconds in sums."""
+
+
+def _activity(task: TaskInfo, now: datetime) -> float:
     """Return a sort key: running tasks, then pending tasks (both oldest first), then ended tasks (newest first)."""
-    if task.status is Status.PROCESSING:
-        return 0, _seconds(task.started_at)
-    if task.status is Status.PENDING:
-        return 1, _seconds(task.submitted_at)
-    return 2, -_seconds(task.completed_at)
+    # One number is compared several times faster than a tuple.
+    if task.status is _PENDING:
+        return _SPAN + _seconds(task.submitted_at)
+    if task.status is _PROCESSING:
+        return _seconds(task.started_at)
+    return 3 * _SPAN - _seconds(task.completed_at)
 
 
 COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
@@ -474,7 +511,7 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
     "run": lambda task, now: run_time(task, now),
     "worker": lambda task, now: task.worker or None,
     "progress": lambda task, now: share(task.progress),
-    "payload": lambda task, now: line(task.payload[:80].decode("utf-8", "replace")) or None,
+    "payload": lambda task, now: task.payload[:80].decode("utf-8", "replace") or None,
 }
 """The sort keys of columns. Tasks whose key is None are last in both directions."""
 
@@ -482,7 +519,7 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
 class Order:
     """A list of task ids, sorted by one column, whose sort key is ``key`` or that of `COLUMNS`.
 
-    Adding or moving a task takes a binary search and an insertion into the list. `build` takes a full sort.
+    A few changes take a binary search each. Many changes are sorted, and merged into the list.
     """
 
     def __init__(
@@ -506,20 +543,35 @@ class Order:
 
     def build(self, tasks: Iterable[TaskInfo]) -> None:
         """Replace all ids with the ids of the given tasks."""
-        now = datetime.now(timezone.utc)
-        self._keys = {task.id: self._sort_key(task, now) for task in tasks}
+        self._keys = self._sort_keys(tasks)
         self._sorted = sorted(self._keys.values())
 
-    def put(self, task: TaskInfo) -> None:
-        """Add a task, or move the task to its new position."""
-        key = self._sort_key(task, datetime.now(timezone.utc))
-        if self._keys.get(task.id) != key:
-            self.drop(task.id)
-            self._keys[task.id] = key
-            insort(self._sorted, key)
+    def update(self, tasks: Iterable[TaskInfo], gone: Collection[str] = ()) -> None:
+        """Add tasks or move them to their new positions, and remove the tasks whose ids are in ``gone``."""
+        keys = self._sort_keys(tasks)
+        if len(keys) + len(gone) > _FEW_CHANGES + len(self._sorted) // 1000:
+            self._merge(keys, gone)
+            return
+        for task_id, key in keys.items():
+            if self._keys.get(task_id) != key:
+                self._drop(task_id)
+                self._keys[task_id] = key
+                insort(self._sorted, key)
+        for task_id in gone:
+            self._drop(task_id)
 
-    def drop(self, task_id: str) -> None:
-        """Remove a task."""
+    def _merge(self, keys: dict[str, Key], gone: Iterable[str]) -> None:
+        stale = {*(self._keys.keys() & keys.keys()), *gone}
+        if stale:
+            self._sorted = [key for key in self._sorted if key[2] not in stale]
+        for task_id in gone:
+            self._keys.pop(task_id, None)
+        self._keys.update(keys)
+        # Python's sort merges the two sorted parts.
+        self._sorted += sorted(keys.values())
+        self._sorted.sort()
+
+    def _drop(self, task_id: str) -> None:
         key = self._keys.pop(task_id, None)
         if key is not None:
             del self._sorted[bisect_left(self._sorted, key)]
@@ -531,9 +583,9 @@ class Order:
         end = len(self._sorted) - start
         return [key[2] for key in reversed(self._sorted[max(0, end - count) : max(0, end)])]
 
-    def _sort_key(self, task: TaskInfo, now: datetime) -> Key:
-        value = self._key(task, now)
-        return (value is None) != self.down, value, task.id
+    def _sort_keys(self, tasks: Iterable[TaskInfo]) -> dict[str, Key]:
+        now, key, down = datetime.now(timezone.utc), self._key, self.down
+        return {task.id: (((value := key(task, now)) is None) != down, value, task.id) for task in tasks}
 
 
 def _seconds(moment: datetime | None) -> float:

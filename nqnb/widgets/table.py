@@ -21,7 +21,7 @@ from nqnb.frames import tasks_frame
 from nqnb.inputs import check_flag
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskBatch
-from nqnb.widgets import jupyter_compat, snapshot
+from nqnb.widgets import jupyter_compat, row_content, snapshot
 from nqnb.widgets.jupyter_compat import at_ends_of_cells, replace
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.visible_page import VisiblePage
@@ -39,6 +39,10 @@ FREEZE_AFTER_SECONDS = 1.5
 """How long the live table shows the final state before the table is frozen."""
 LOAD_SECONDS = 5.0
 """How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait for the rows to load."""
+SHOW_SECONDS = 1.0
+"""How long `TaskTable.wait_until_shown` waits for the first rows."""
+ENOUGH_ROWS = 1000
+"""The number of rows with which `TaskTable.wait_until_shown` stops waiting."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
@@ -54,8 +58,9 @@ class TaskTable(anywidget.AnyWidget):
     """A table that shows tasks as they change.
 
     `update` can be called from any thread and never blocks, because a separate thread applies the changes. That thread
-    sends the visible rows to the page at most ten times a second, and only if the rows have changed and a page is
-    showing the table. The rows are not part of the widget's state.
+    sends the visible rows to the page after each message from the page, and otherwise at most ten times a second. It
+    sends them only if the rows have changed and a page is showing the table. The rows are not part of the widget's
+    state.
 
     A displayed table has two outputs: a live view, and a snapshot, which the live view hides. A saved notebook shows
     the snapshot. The snapshot is updated when the rows have loaded, every `SAVE_SECONDS` while the rows are changing,
@@ -105,6 +110,9 @@ class TaskTable(anywidget.AnyWidget):
         self._complete = False
         self._loaded = threading.Event()
         """An event that is set once all tasks have been received or the connection has been lost."""
+        self._enough = threading.Event()
+        """An event that is set once there are enough rows to show the table."""
+        self._received = 0
         self._feeding = True
         self._ended = self._freezing = False
         self._resend = False
@@ -153,7 +161,8 @@ class TaskTable(anywidget.AnyWidget):
         with self._lock:
             self._drain()
             tasks = [self._rows.pending_cancels.recorded_in(task) for task in self._rows.tasks]
-        return tasks_frame(tasks, flat=flat)
+        # The newest tasks of a large bucket are read first.
+        return tasks_frame(sorted(tasks, key=lambda task: row_content.stamp(task.submitted_at) or 0), flat=flat)
 
     @property
     def closed(self) -> bool:
@@ -165,8 +174,22 @@ class TaskTable(anywidget.AnyWidget):
         if self._feeding and not self._ended:
             self._loaded.wait(LOAD_SECONDS)
 
+    def wait_until_shown(self) -> None:
+        """Wait until the table has enough rows to be shown, but not until all rows of a large table have loaded.
+
+        If no front end can show the other rows later, wait until all rows have loaded.
+        """
+        if not jupyter_compat.has_front_end():
+            self.wait_until_loaded()
+        elif self._feeding and not self._ended:
+            self._enough.wait(SHOW_SECONDS)
+
     def update(self, batch: TaskBatch) -> None:
         """Queue a batch of changes, which another thread applies."""
+        self._received += len(batch.tasks)
+        ids = self._rows.ids
+        if batch.complete or batch.lost or self._received >= min(ENOUGH_ROWS, ENOUGH_ROWS if ids is None else len(ids)):
+            self._enough.set()
         if batch.complete or batch.lost:
             self._loaded.set()
         elif batch.anew:
@@ -357,7 +380,7 @@ class TaskTable(anywidget.AnyWidget):
                     self._resend = message["type"] == "hello"
                 self._throttle.request()
                 return
-        self._later(lambda: self._handle(message))
+        self._later(lambda: self._handle(message), urgent=True)
 
     def _press(self, ids: Iterable[str]) -> None:
         at = time.time()
@@ -373,10 +396,10 @@ class TaskTable(anywidget.AnyWidget):
             for task_id in ids:
                 self.cancel_outcome(task_id, str(error), refused=True)
 
-    def _later(self, step: Callable[[], None]) -> None:
+    def _later(self, step: Callable[[], None], *, urgent: bool = False) -> None:
         if not self._ended:
             self._inbox.append(step)
-            self._throttle.request()
+            self._throttle.request(urgent=urgent)
 
     # The methods below run on the throttle's thread, or under the lock.
 
@@ -453,10 +476,8 @@ class TaskTable(anywidget.AnyWidget):
             return
         self._last, self._resend = body, False
         rate, left = self._rows.pace()
-        now = time.time()
-        self.send(
-            {"type": "rows", **body, "details": details, "rate": rate, "left": left, "now": now, "polled": polled}
-        )
+        sent = {**body, "rows": [row_content.compact(row) for row in body["rows"]], "details": details}
+        self.send({"type": "rows", **sent, "rate": rate, "left": left, "now": time.time(), "polled": polled})
 
     def _freeze_soon(self) -> None:
         """Freeze the table after a short delay, unless the user is using the table at that time."""
@@ -519,23 +540,27 @@ IDLE_SECONDS = 2.0
 
 
 class Throttle:
-    """A throttle for calls to ``work``. Requests that arrive within ``gap`` seconds lead to a single call."""
+    """A throttle for calls to ``work``. Requests that arrive within ``gap`` seconds lead to a single call.
+
+    An urgent request does not wait for the end of the gap. Otherwise, ``work`` runs for at most a third of the time.
+    """
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:
         self._work = work
         self._gap = gap
         self._name = name
         self._changed = threading.Condition()
-        self._wanted = False
+        self._wanted = self._urgent = False
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def request(self) -> None:
+    def request(self, *, urgent: bool = False) -> None:
         """Request a call of ``work``. This method can be called from any thread and does not block."""
         with self._changed:
             if self._closed:
                 return
             self._wanted = True
+            self._urgent = self._urgent or urgent
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._thread.start()
@@ -558,7 +583,9 @@ class Throttle:
             except Exception:  # noqa: BLE001  an error must not stop the thread that updates the table
                 _log.warning("cannot update a live table: unexpected error in nqnb", exc_info=True)
             with self._changed:
-                self._changed.wait_for(lambda: self._closed, timeout=self._gap - (time.monotonic() - started))
+                took = time.monotonic() - started
+                left = max(self._gap - took, 2 * took)
+                self._changed.wait_for(lambda: self._closed or self._urgent, timeout=left)
 
     def _next(self) -> bool:
         """Wait for a request and return True, or return False if the thread must exit."""
@@ -567,5 +594,5 @@ class Throttle:
             if self._closed or not self._wanted:
                 self._thread = None
                 return False
-            self._wanted = False
+            self._wanted = self._urgent = False
             return True

@@ -105,7 +105,7 @@ class VisiblePage:
             "counts": rows.counts(),
             "total": len(rows),
             "matching": matching,
-            "open": len(rows.open_matching()),
+            "open": rows.count_open(),
             "page": self.page,
             "pages": pages,
             "size": self.size,

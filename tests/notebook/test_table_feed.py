@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from datetime import datetime, timedelta, timezone
@@ -135,3 +137,54 @@ def test_fields_are_columns_and_workers_have_the_name_of_their_host_and_process(
     until(lambda: name in session.watch("resize")._repr_mimebundle_()[0]["text/plain"], 10)
     with pytest.raises(nqnb.BadInput, match="columns="):
         session.watch("resize", columns="path")
+
+
+def consumers(session: Session) -> int:
+    """Return the number of consumers of the state bucket."""
+    backend = session.client.backend
+    info = session.call(backend.connection.api(f"STREAM.INFO.KV_{backend.state_bucket}"))
+    return int(info["state"]["consumer_count"])
+
+
+def test_several_tables_share_one_subscription_and_cost_nothing_after_the_session(
+    session: Session, settings: nqnb.Settings
+) -> None:
+    tasks = session.map("q", range(5))
+    before = consumers(session)
+    tables = [session.watch("q"), session.watch(), session.watch(tasks[:2])]
+    until(lambda: [len(table.df) for table in tables] == [5, 5, 2], 5)
+    assert consumers(session) == before + 1
+    for table in tables[:2]:
+        table.close()
+    assert consumers(session) == before + 1
+    tables[2].close()
+    until(lambda: consumers(session) == before, 5)
+    table = session.watch("q")
+    session.down()
+    until(lambda: not [each for each in threading.enumerate() if each.name.startswith("nqnb table")], 5)
+    assert len(table.df) == 5, "the tasks remain"
+    other = nqnb.session(settings.urls[0])
+    until(lambda: consumers(other) == before, 5)
+    other.down()
+
+
+def test_a_table_of_some_tasks_does_not_wait_for_the_other_tasks(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = session.map("q", range(8))
+
+    async def slow() -> AsyncGenerator[TaskBatch, None]:
+        await asyncio.sleep(600)
+        yield TaskBatch()
+
+    monkeypatch.setattr(session.client, "watch", slow)
+    monkeypatch.setattr("nqnb.widgets.jupyter_compat.has_front_end", lambda: True)
+    monkeypatch.setattr("nqnb.widgets.table.SHOW_SECONDS", 20)
+    start = time.monotonic()
+    table = session.watch(tasks)
+    assert time.monotonic() - start < 10, "the table is shown with its rows"
+    with table._lock:
+        table._drain()
+        assert table._state == "loading"
+        shown = {row["id"] for row in table._page.body()["rows"]}
+    assert shown == {task.id for task in tasks}

@@ -109,6 +109,36 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
             assert rows.many_queues == (len({each.queue for each in model.values()}) > 1)
 
 
+def test_a_page_turn_and_a_repeated_look_do_not_sort_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+
+    def key(task: TaskInfo, now: datetime) -> str:
+        computed.append(task.id)
+        return task.id
+
+    monkeypatch.setitem(COLUMNS, "id", key)
+    page = VisiblePage(Rows(), size=10)
+    page.rows.apply(info(f"t{each:03}", STATES[each % 6]) for each in range(300))
+    look: dict[str, Any] = {
+        "type": "look",
+        "search": "t",
+        "statuses": ["pending", "failed"],
+        "sort": "id",
+        "down": True,
+    }
+    page.handle({**look, "page": 0, "size": 10})
+    assert [row["id"] for row in page.body()["rows"]][:3] == ["t296", "t294", "t290"]
+    assert len(computed) == 100
+    computed.clear()
+    for each in range(1, 5):
+        page.handle({**look, "page": each, "size": 10})
+        assert page.body()["page"] == each
+    assert not computed
+    page.rows.apply([info("t003", Status.PENDING, 2), info("t004", Status.COMPLETED, 2)])
+    assert page.body()["matching"] == 101
+    assert computed == ["t003"], "a change sorts only the changed task"
+
+
 def test_a_task_that_waits_for_its_time_is_scheduled_until_then() -> None:
     clock = Clock()
     clock.now = 100.0

@@ -78,7 +78,8 @@ class Table:
         return [row["id"] for row in self.comm.last.get("rows", [])]
 
     def row(self, task_id: str) -> dict[str, Any]:
-        return next((row for row in self.comm.last.get("rows", []) if row["id"] == task_id), {})
+        found: dict[str, Any] = next((row for row in self.comm.last.get("rows", []) if row["id"] == task_id), {})
+        return {"pressed": None, "refused": "", "late": "", **found}  # empty fields are not sent
 
 
 @pytest.fixture
@@ -119,6 +120,44 @@ def test_a_page_that_says_hello_receives_the_rows(viewed: Table) -> None:
     assert last["counts"]["pending"] == 3
     assert last["heard"] == {"v1": 1}
     assert abs(last["now"] - time.time()) < 5
+
+
+def test_a_large_table_is_shown_before_all_rows_have_loaded(
+    make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "ENOUGH_ROWS", 3)
+    monkeypatch.setattr(table, "SHOW_SECONDS", 0.2)
+    monkeypatch.setattr(table, "LOAD_SECONDS", 0.4)
+    found = make()
+
+    def seconds(front_end: bool) -> float:
+        monkeypatch.setattr(jupyter_compat, "has_front_end", lambda: front_end)
+        start = time.monotonic()
+        found.it.wait_until_shown()
+        return time.monotonic() - start
+
+    assert 0.2 <= seconds(True) < 0.4
+    found.it.update(batch("a", "b", "c", complete=False))
+    assert seconds(True) < 0.1
+    assert seconds(False) >= 0.4, "nbconvert cannot show the other rows later"
+    found.it.update(batch("d"))
+    assert seconds(False) < 0.1
+
+
+def test_a_message_of_the_page_is_answered_without_the_pause_between_messages(make: Callable[..., Table]) -> None:
+    found = make()
+    found.it._throttle._gap = 60
+    found.comm.page(type="hello", n=1)
+    until(lambda: found.comm.last.get("heard") == {"v1": 1})
+    found.comm.page(type="look", sort="id", down=True, n=2)
+    until(lambda: found.comm.last["heard"] == {"v1": 2}, 5)
+
+
+def test_empty_fields_are_not_sent(viewed: Table) -> None:
+    sent = viewed.comm.last["rows"][0]
+    assert set(sent) == {"id", "name", "queue", "status", "attempt", "submitted", "payload"}
+    viewed.it.update(batch("a", status=Status.PROCESSING, revision=2))
+    until(lambda: "started" in viewed.row("a"))
 
 
 def test_no_message_is_sent_without_a_view_or_a_change(make: Callable[..., Table]) -> None:

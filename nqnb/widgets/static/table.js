@@ -46,6 +46,11 @@ const LEAST_WIDTH = 40;
 const HINTS = { number: ["> 100", "a number or a range, such as > 100 or 10..20"], text: ["contains…", "text, or = and the exact text"] };
 /** The layouts of tables, if the browser refuses to store them. */
 const LAYOUTS = new Map();
+/** The values of the fields that the kernel omits from a row because they are empty. */
+const EMPTY_ROW = {
+  queue: "", attempt: "", submitted: null, started: null, ended: null, due: null, worker: "", share: null, words: "", payload: "",
+  error: "", fields: {}, stopping: null, pressed: null, refused: "", late: "", silent: null, requeued: "", overtaken: false,
+};
 const SIZES = [10, 20, 50, 100];
 const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows keeps their order fixed
 const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table shows that the kernel is busy
@@ -834,6 +839,7 @@ function render({ model, el }) {
 
   /** @param {Rows} message */
   function show(message) {
+    message.rows = message.rows.map((row) => ({ ...EMPTY_ROW, ...row }));
     const heard = message.heard[view] ?? 0;
     const before = last;
     if (!message.polled) pollSeconds = POLL_SECONDS.idle;
