@@ -125,7 +125,7 @@ def test_without_widgets_a_table_is_text_that_fits_the_terminal(
     until(lambda: len(found.it.df) == 2)
     lines = repr(found.it).splitlines()
     assert lines[0] == "resize: 2 pending"
-    assert lines[1].split() == ["id", "status", "attempt", "payload"]
+    assert lines[1].split() == ["id", "status", "attempt"]
     assert lines[2].startswith("a" * 22)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "60")
