@@ -838,7 +838,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "updates",
             "wait",
         ),
-        *("watch", "watch_queues", "watch_workers", "why", "workers"),
+        *("watch", "watch_failures", "watch_queues", "watch_workers", "why", "workers"),
     ]
     assert not [name for name in dir(session) if not hasattr(session, name)]
 
