@@ -27,6 +27,7 @@ RUN = {
     "README.md": 1,
     "docs/notebook.md": 1,
     "docs/client.md": 1,
+    "docs/doctor.md": 1,
     "docs/worker.md": 6,
     "docs/settings.md": 2,
     "docs/moving.md": 2,
@@ -47,6 +48,7 @@ SHELL_BLOCKS = {
     "docs/operating.md": "they run until Ctrl-C; tests/metrics starts both commands",
     "README.md": "they install the project; `.ci/run` does this, then runs the tests, and tests/cli runs the demo",
     "CONTRIBUTING.md": "they install the project and run its tests, as `.ci/run` does",
+    "docs/doctor.md": "tests/cli/test_doctor_command.py runs the same commands",
     "docs/chaos.md": "they take minutes; tests/chaos runs such attacks",
     "docs/performance.md": "they take minutes; tests/benchmarks has a test for each benchmark",
     "docs/permissions.md": "tests/jetstream/test_permissions.py does the same with the permissions of the page",
@@ -163,6 +165,21 @@ def test_the_programs_for_users_of_other_task_queues_run(server: nqnb.DevServer,
         finally:
             worker.terminate()
             print(worker.communicate(timeout=30)[1])
+
+
+def test_the_doctor_of_the_docs_runs(server: nqnb.DevServer, capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = programs_of("docs/doctor.md")
+    body = "".join(f"    {line}\n" for line in program.splitlines())
+    names: dict[str, Any] = {}
+    exec(f"async def examine(nq):\n{body}    return diagnosis\n", names)  # noqa: S102  that is what is tested
+
+    async def run() -> None:
+        async with nqnb.connect(server.url) as nq:
+            await nq.submit("resize")
+            assert not (await names["examine"](nq)).ok
+
+    asyncio.run(run())
+    assert "no-worker resize 0 Start a worker" in capsys.readouterr().out
 
 
 def test_the_settings_of_the_docs_are_accepted() -> None:

@@ -172,7 +172,7 @@ def check_codes(ignore: str | Iterable[str]) -> frozenset[str]:
     """Check codes to ignore, and return them as a set. Raise `BadInput` if a code is unknown."""
     try:
         given = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    except TypeError:
+    except Exception:  # noqa: BLE001  the caller's object may raise anything
         raise BadInput(
             f"ignore={shown(ignore)} is invalid: expected a list of codes, such as ['old-server']."
         ) from None
