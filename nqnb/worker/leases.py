@@ -125,8 +125,7 @@ class LeaseKeeper:
             log.warning(text, f"{len(runs):,}")
         for run in runs:
             if not outage or len(runs) == 1:
-                log.warning(
-                    "task %s is being stopped: its lease has run out, so another worker may receive the task", run.id
-                )
+                text = "task %s is being stopped: its lease has run out, so another worker may receive the task"
+                log.warning(text, run.id, extra=run.log_fields())
             if outage:
                 self._backend.outage.note("tasks were stopped because their leases ran out")

@@ -204,11 +204,13 @@ class Runtime:
             )
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
-            log.info("task %s of queue %s is being stopped and will be redelivered", run.id, run.delivery.queue)
+            text = "task %s of queue %s is being stopped and will be redelivered"
+            log.info(text, run.id, run.delivery.queue, extra=run.log_fields())
             run.stop(Stop.SHUTDOWN)
         await first_of(self._empty, timeout=_STOP_TIMEOUT_SECONDS)
         for run in self.runs.values():
-            log.warning("task %s has not stopped and will be redelivered to another worker after the ack wait", run.id)
+            text = "task %s has not stopped and will be redelivered to another worker after the ack wait"
+            log.warning(text, run.id, extra=run.log_fields())
             # The lease of this run is no longer renewed.
             run.stop(Stop.LEASE)
 
@@ -244,14 +246,15 @@ class Runtime:
         except (MalformedMessage, BadInput) as error:
             self.malformed += 1
             text = "message %d of queue %s was dropped because it is not a task: %s"
-            log.warning(text, delivery.sequence, delivery.queue, error)
+            log.warning(text, delivery.sequence, delivery.queue, error, extra={"queue": delivery.queue})
             spawn(delivery.terminate())
             self._wake.set()
             return
         if elapsed() - delivery.received > LEASE_SHARE * self._pulls[delivery.queue].ack_wait:
             # The message arrived while the loop was blocked or the machine was asleep. Another worker may have received
             # the task since, and a nak would end that delivery.
-            log.info("a delivery of task %s was read too late; the server will redeliver the task", message.ID)
+            text = "a delivery of task %s was read too late; the server will redeliver the task"
+            log.info(text, message.ID, extra={"task": message.ID, "queue": delivery.queue})
             self._wake.set()
             return
         if self._metrics is not None and delivery.deliveries > 1:
@@ -277,7 +280,8 @@ class Runtime:
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
         if same and not leaving:
             level = logging.DEBUG if run.finishing else logging.INFO
-            log.log(level, "task %s was redelivered to this worker and continues to run", run.id)
+            text = "task %s was redelivered to this worker and continues to run"
+            log.log(level, text, run.id, extra=run.log_fields())
             run.adopt(delivery)
         else:
             spawn(delivery.nak(min(_OWN_REDELIVERY_SECONDS, run.ack_wait)))

@@ -310,6 +310,8 @@ class Worker:
             "" if loop == "asyncio" else f" ({loop})",
             extra={"worker": self.id},
         )
+        if self._endpoint is not None:
+            log.info("serving metrics on http://%s/metrics", self._endpoint.address, extra={"worker": self.id})
 
     async def _connect(self, metrics: WorkerMetrics | None) -> None:
         # Import nats only to connect.

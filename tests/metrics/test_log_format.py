@@ -17,6 +17,7 @@ from nqnb.log_format import JsonFormatter
 __all__ = ["run", "start", "url"]
 
 JOBS = """
+import asyncio
 import logging
 import nqnb
 
@@ -31,6 +32,10 @@ def in_a_thread(job, payload):
 @worker.handler("coroutine")
 async def on_the_loop(job, payload):
     log.warning("resizing \\x1b[31m%s", payload)
+
+@worker.handler("waiting")
+async def waiting(job):
+    await asyncio.sleep(600)
 """
 
 
@@ -43,9 +48,12 @@ def test_each_line_names_the_task_that_it_concerns(start: Start, run: Run, url: 
     process = start("worker", "jobs:worker", "-u", url, "--log-format", "json", cwd=tmp_path)
     (thread,) = run("submit", "thread", '"a"', "--retry", "0").out.split()
     (coroutine,) = run("submit", "coroutine", '"b"').out.split()
+    (waiting,) = run("submit", "waiting").out.split()
     ends = {"completed\n", "failed\n"}
     until(lambda: all(run("task", "status", task).out in ends for task in (thread, coroutine)), 20)
-    process.send_signal(signal.SIGTERM)
+    until(lambda: run("task", "status", waiting).out == "processing\n", 20)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
     answer = ended(process)
     found = lines(answer.err)
     assert found[0]["message"].startswith("worker w-")
@@ -58,6 +66,9 @@ def test_each_line_names_the_task_that_it_concerns(start: Start, run: Run, url: 
     (loud,) = [each for each in found if each.get("task") == coroutine]
     assert loud["message"] == "resizing \x1b[31mb"
     assert "\x1b" not in answer.err, "control characters are escaped"
+    (stopped,) = [each for each in found if each.get("task") == waiting]
+    assert "is being stopped" in stopped["message"], "it is logged outside of the task"
+    assert (stopped["queue"], stopped["worker"], stopped["attempt"]) == ("waiting", worker, 1)
     assert found[-1]["worker"] == worker, found[-1]
 
 

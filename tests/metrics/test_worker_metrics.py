@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 
@@ -58,7 +59,10 @@ async def test_a_scrape_shows_what_the_worker_has_run_and_is_running(settings: n
         await scrape(port)
 
 
-async def test_a_port_that_is_taken_stops_the_start_and_a_later_start_works(settings: nqnb.Settings) -> None:
+async def test_a_port_that_is_taken_stops_the_start_and_a_later_start_works(
+    settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = int(taken.getsockname()[1])
         worker = nqnb.Worker(settings, metrics=f"127.0.0.1:{port}")
@@ -67,6 +71,7 @@ async def test_a_port_that_is_taken_stops_the_start_and_a_later_start_works(sett
             await worker.start()
     async with worker:
         assert (await scrape(port)).of("nqnb_worker_connected") == 1
+    assert f"serving metrics on http://127.0.0.1:{port}/metrics" in caplog.text
 
 
 async def test_a_worker_that_cannot_connect_stops_serving_metrics() -> None:
