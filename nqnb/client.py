@@ -224,7 +224,7 @@ class Client:
     ) -> list[Any]:
         """Submit many tasks to a queue, 256 at a time.
 
-        If the call is cancelled, a warning is logged, with the number of tasks that were submitted before.
+        If the call is cancelled, a warning reports how many tasks had been submitted.
 
         Args:
             queue: the queue; it is created if it does not exist.
@@ -619,19 +619,19 @@ class Client:
     async def doctor(
         self, queue: str | None = None, *, fix: bool = False, ignore: str | Iterable[str] = ()
     ) -> Diagnosis:
-        """Compare tasks, messages, workers and configuration, and explain what does not fit and what to do.
+        """Find inconsistencies between tasks, messages, workers and configuration, and explain how to resolve them.
 
-        The page docs/doctor.md describes each finding. What looks wrong is read again through the leaders after a
-        second, so that tasks that are being submitted or that end during the call are not reported.
+        The page docs/doctor.md describes each finding. Everything that looks wrong is read again through the leaders
+        after a second, so that tasks that are being submitted or that end during the call are not reported.
 
         Args:
             queue: the only queue to examine; None examines the whole server.
-            fix: whether to repair the findings for which this is safe (`Finding.fixable`), and to examine again.
+            fix: whether to repair the findings that can be repaired safely (`Finding.fixable`), and to examine again.
             ignore: codes that are not reported, such as ``["old-server"]``.
 
         Returns:
-            The diagnosis. ``.ok`` is True if there are no findings, ``.findings`` has the findings, and ``.fixed`` the
-            findings that were repaired.
+            The diagnosis. ``.ok`` is True if there are no findings. ``.findings`` contains the findings, and ``.fixed``
+            contains the findings that were repaired.
 
         Raises:
             BadInput: the queue name or a code is invalid.

@@ -143,7 +143,10 @@ def handler_line(traceback: str) -> str:
 
 
 def group_of(tasks: Sequence[TaskInfo]) -> FailureGroup:
-    """Return the group of failed tasks with the same `failure_id`, which are in the order of their last change."""
+    """Return the group of the given tasks.
+
+    The tasks must have the same `failure_id`, and must be in the order of their last change.
+    """
     ends = [task.completed_at for task in tasks if task.completed_at is not None]
     example = tasks[-1]
     reason = _Reason.of(example)

@@ -13,7 +13,7 @@ FIELDS = ("task", "queue", "worker", "attempt")
 
 
 class Logged(Protocol):
-    """What the code that writes a log record is working on."""
+    """An object that provides the log fields for the current work."""
 
     def log_fields(self) -> dict[str, object]:
         """Return the values of those `FIELDS` that are known."""
@@ -32,12 +32,15 @@ class WorkerLogged:
 
 
 LOGGED: ContextVar[Logged | None] = ContextVar("nqnb.logged", default=None)
-"""What the current asyncio task or thread is working on."""
+"""The provider of the log fields for the current asyncio task or thread."""
 
 
 class JsonFormatter(logging.Formatter):
-    """A log formatter that writes a record as one line of JSON: the time in UTC, the level, the logger, the message,
-    and the `FIELDS` that are known. ``error`` has the traceback of a record with an exception."""
+    """A log formatter that writes a record as one line of JSON.
+
+    The line contains the time in UTC, the level, the logger, the message, and the `FIELDS` that are known. If the
+    record has an exception, ``error`` contains the traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line for a record. Control characters and all characters outside ASCII are escaped."""

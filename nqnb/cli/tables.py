@@ -21,7 +21,7 @@ from nqnb.text import age, clean, duration, line, seconds_since
 _GAP_CELLS = 2
 _COMMAND = re.compile("`[^`]+`")
 _UNBROKEN_SPACE = "\ue000"
-"""A stand-in for a space, at which rich does not break lines. A no-break space would stay in a copied command."""
+"""A stand-in for a space at which rich must not break a line. A no-break space would remain in a copied command."""
 
 STYLES = {
     Status.PENDING: "",
@@ -107,7 +107,7 @@ class Sheet:
 
 
 class Sentence:
-    """Text whose commands (in backticks) are bold, and are not broken over two lines if they fit into one line."""
+    """Text in which commands (in backticks) are bold, and are not split across lines if they fit on one line."""
 
     def __init__(self, text: str) -> None:
         self._text = clean(text)

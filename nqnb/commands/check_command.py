@@ -103,7 +103,7 @@ def check(
     condition does not hold or the queue does not exist, and 3 if the connection fails.
 
     The check fails if tasks are waiting in a queue that no worker is serving. A task counts as waiting only once it is
-    due. `nqnb doctor` looks closer, and explains what is wrong.
+    due. `nqnb doctor` examines the server in more detail, and explains what is wrong.
     """
     if since is not None and max_failed is None:
         raise click.UsageError("--since has no effect without --max-failed. Add --max-failed, or remove --since")

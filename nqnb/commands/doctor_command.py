@@ -1,4 +1,4 @@
-"""The command ``nqnb doctor``, which explains what does not fit on the server, and repairs what is safe."""
+"""The command ``nqnb doctor``, which explains problems on the server, and repairs those that are safe to repair."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Finds what does not fit between entries, messages, workers and configuration, and repairs what is safe."""
+"""Find inconsistencies between entries, messages, workers and configuration, and make the safe repairs."""

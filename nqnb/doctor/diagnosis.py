@@ -37,7 +37,7 @@ _NAMED_IDS = 3
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One thing that does not fit.
+    """An inconsistency or a risk.
 
     Attributes:
         code: the stable code, such as ``no-worker``. The page docs/doctor.md describes each code.
@@ -69,7 +69,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     @property
     def some_ids(self) -> str:
-        """The first ids and the number of the others, as text, or an empty string if there are no ids."""
+        """The first ids, and how many more ids there are, as text. The string is empty if there are no ids."""
         named = ", ".join(readable(each) for each in self.ids[:_NAMED_IDS])
         more = len(self.ids) - _NAMED_IDS
         return f"{named} and {more:,} more" if more > 0 else named
@@ -97,7 +97,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         tasks: the number of tasks that were examined.
         messages: the number of messages that were examined.
         seconds: the duration of the examination.
-        findings: what does not fit, with the errors first. An empty list is a clean bill of health.
+        findings: the findings, with the errors first. The list is empty if no problem was found.
         fixed: the findings that were repaired before this examination.
         errors: the errors of repairs that failed.
     """
@@ -125,7 +125,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         return "\n".join((*parts, *self.fixes, self.summary))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the findings below a cell, with magics in place of the commands. A worker needs its own process."""
+        """Show the findings below a cell, with magics in place of commands, except the command that runs a worker."""
         printer.text(re.sub(r"`nqnb (?!worker )", "`%nq ", str(self)))
 
     @property

@@ -1,9 +1,9 @@
-"""Reads entries, messages, presence and configuration, and reports what does not fit.
+"""Read entries, messages, presence and configuration, and report inconsistencies.
 
 A busy server changes while it is read. For example, a task that is being submitted has a message but no entry for a
-moment, and a task that ends between two reads seems to have no message. Therefore the examination looks twice. The
-first look reads everything with few requests, and finds suspects. After a pause, each suspect is read again through the
-leaders, and only what is still wrong becomes a finding.
+moment, and a task that ends between two reads seems to have no message. Therefore there are two looks at the
+server. The first look reads everything with few requests, and finds suspects. After a pause, each suspect is read again
+through the leaders, and only suspects that are still wrong become findings.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Q = TypeVar("Q", OpenTask, FoundMessage)
 LOOK_AGAIN_SECONDS = 1.0
 """The pause before the suspects are read again, in seconds."""
 OWN_UNWRITTEN_SECONDS = 5.0
-"""The age at which a message of nqnb without an entry is a finding, in seconds. The entry usually follows at once."""
+"""The age, in seconds, at which a message of nqnb without an entry is reported. The entry usually follows at once."""
 
 
 async def examine(backend: Backend, queue: str | None = None, ignore: Collection[str] = ()) -> Diagnosis:
-    """Return what does not fit on the server, or in one queue; see `Client.doctor`.
+    """Return the findings about the server, or about one queue; see `Client.doctor`.
 
     Args:
         backend: the backend to use.
@@ -120,8 +120,8 @@ class _Examination:
     async def _without_message(self, suspects: list[OpenTask]) -> list[OpenTask]:
         """Return the tasks that have no message and that no live worker is running.
 
-        A task's message is removed only after the final entry was written. So an entry that is the same before and
-        after the search for its message really has no message.
+        A task's message is removed only after the final entry was written. Therefore, a task whose entry is
+        the same before and after the search really has no message.
         """
         found = await _only(await self._unchanged(suspects), self._has_no_message)
         return await self._unchanged(found)
@@ -225,7 +225,7 @@ class _Examination:
         return queue.cancels is None or self._lacks_consumer(queue)
 
     def _lacks_consumer(self, queue: QueueFacts) -> bool:
-        """Return whether the consumer is missing although a worker needs it now, or its tasks are waiting for it."""
+        """Return whether the consumer is missing although a worker needs it now or tasks are waiting for delivery."""
         seen = self._seen
         stopped = queue.name in seen.served and bool(seen.tasks.get(queue.name))
         return queue.consumer is None and (stopped or seen.live_workers(queue.name) > 0)

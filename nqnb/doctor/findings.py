@@ -1,4 +1,4 @@
-"""Creates the findings: for each kind, the conditions, the problem in a sentence, and the remedy."""
+"""Create the findings: for each kind, the conditions, the problem in a sentence, and the remedy."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 GO_ACK_WAIT_SECONDS = 30.0
 """The ack wait that Go NQ expects, in seconds."""
 NEAR_SHARE = 0.8
-"""The share of a limit from which the limit counts as near."""
+"""The share of a limit that must be used for the limit to count as nearly reached."""
 SKEW_SECONDS = 2.0
-"""The difference from which two clocks count as different, in seconds."""
+"""The minimum difference, in seconds, at which two clocks count as different."""
 CLUSTER_SERVERS = 3
-"""The number of servers from which a cluster can keep three copies of each stream."""
+"""The minimum number of servers with which a cluster can store three copies of each stream."""
 GAPS = {
     (2, 12): "schedules (a task that waits for long is redelivered at least once an hour, and counts as unacked)",
     (2, 11): "states that expire (run `nqnb prune` regularly) and paused consumers (a pause does not stop Go workers)",
     (2, 10): "TLS handshake first",
 }
-"""What the servers before each version lack, and the consequence; see docs/versions.md."""
+"""The feature that servers before each version lack, and the consequence; see docs/versions.md."""
 
 
 def no_message(queue: str, tasks: Sequence[OpenTask]) -> Finding:
@@ -60,7 +60,7 @@ def no_entry(queue: str, messages: Sequence[FoundMessage]) -> Finding:
 
 
 def bad_entry(bucket: str, keys: Sequence[str], reason: str) -> Finding:
-    """Return the finding about entries of a bucket that cannot be decoded. ``reason`` is the error of the first."""
+    """Return the finding about entries of a bucket that cannot be decoded. ``reason`` is the first entry's error."""
     key = shlex.quote(keys[0]) if names.is_key(keys[0]) else "KEY"
     count, them = _count(len(keys), "entry", "entries"), "it" if len(keys) == 1 else "them"
     return Finding(
@@ -79,7 +79,7 @@ def lost_worker(queue: str, tasks: Sequence[OpenTask], seconds: float, *, served
         queue: the queue.
         tasks: the tasks.
         seconds: the maximum number of seconds until the server redelivers the tasks.
-        served: whether another worker serves the queue.
+        served: whether another worker is serving the queue.
     """
     when = f"in at most {duration(seconds, gap=' ')}" if seconds > 0 else "as soon as a worker is free"
     them = _count(len(tasks), "task is", "tasks are")
@@ -129,7 +129,7 @@ def no_consumer(queue: str) -> Finding:
 
 
 def no_cancel_stream(queue: str) -> Finding:
-    """Return the finding about a queue without its stream of cancels."""
+    """Return the finding about a queue without its cancel stream."""
     return Finding(
         code="no-cancel-stream",
         queue=queue,
@@ -140,7 +140,7 @@ def no_cancel_stream(queue: str) -> Finding:
 
 
 def short_ack_wait(queue: QueueFacts, tasks: Sequence[OpenTask], ack_wait: float) -> Finding:
-    """Return the finding about an ack wait that is too short for Go workers. ``tasks`` ran longer than the ack wait."""
+    """Return the finding about an ack wait that is too short for Go workers. ``tasks`` have run for longer."""
     late = f" {_count(len(tasks), 'task has', 'tasks have')} already run for longer." if tasks else ""
     stream = shlex.quote(queue.tasks.name) if queue.tasks else queue.name
     longer = max(GO_ACK_WAIT_SECONDS, 2 * ack_wait if tasks else 0)
@@ -160,7 +160,7 @@ def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]
 
     Args:
         facts: the configuration.
-        seen: the first look, which has the workers.
+        seen: the first look, which includes the workers.
         ahead: the minimum and maximum number of seconds by which this machine's clock is ahead of the server's clock.
     """
     yield from _replicas(facts)
@@ -276,7 +276,7 @@ def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> 
 
 
 def waiting_unserved(tasks: Collection[OpenTask], service: QueueService, now: float) -> list[OpenTask]:
-    """Return the due tasks of a queue if no worker serves the queue, or an empty list if a worker does.
+    """Return the due tasks of a queue if no worker is serving the queue, or an empty list otherwise.
 
     ``now`` is the server's time in Unix seconds.
     """

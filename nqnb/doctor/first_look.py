@@ -1,4 +1,4 @@
-"""Reads all entries, messages, workers and the configuration with few requests, for a first look at the server."""
+"""Read all entries, messages and workers, and the configuration, with few requests."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class FirstLook:
         known: the keys of all entries.
         unreadable: the reason for each entry that cannot be decoded, by key.
         unreadable_workers: the reason for each presence entry that cannot be decoded, by key.
-        served: the queues of which a worker has claimed a task.
-        go_queues: the queues of which a Go worker has written an entry.
+        served: the queues from which a worker has claimed a task.
+        go_queues: the queues for which a Go worker has written an entry.
     """
 
     facts: ServerFacts

@@ -1,4 +1,4 @@
-"""Repairs the findings for which a repair is safe: no task is lost, and no task runs that would not have run."""
+"""Make the safe repairs. No task is lost, and no task runs that would not have run without the repair."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 async def treat(
     backend: Backend, diagnosis: Diagnosis, by: str, queue: str | None = None, ignore: Collection[str] = ()
 ) -> Diagnosis:
-    """Repair the findings of a diagnosis for which this is safe, and examine again.
+    """Repair the findings of a diagnosis that can be repaired safely, and examine again.
 
     Args:
         backend: the backend to use.
-        diagnosis: the diagnosis. Nothing else is repaired.
+        diagnosis: the diagnosis. Only its findings are repaired.
         by: the name of the user, for the receipts of the tasks that are ended.
         queue: the only queue to examine again; None examines the whole server.
         ignore: the codes that are not reported.
 
     Returns:
-        The new diagnosis, with the findings that were repaired, and an error for each finding that was not.
+        The new diagnosis, with the findings that were repaired, and an error for each repair that failed.
     """
     fixed: list[Finding] = []
     errors: list[NqnbError] = []

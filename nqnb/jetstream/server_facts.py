@@ -1,4 +1,4 @@
-"""Read the facts that `nqnb.doctor` compares: the configuration and use of streams, consumers, limits and clocks."""
+"""Read the facts that `nqnb.doctor` compares: streams, consumers, limits and clocks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.protocol.wire import parse_time
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How much of a limit is used. ``unit`` is "bytes" or the name of what is counted."""
+    """A limit, and how much of it is used. ``unit`` is "bytes" or the name of the things that are counted."""
 
     used: int
     limit: int

@@ -50,7 +50,7 @@ class Exporter:
 
     Args:
         nq: the client.
-        max_queues: the maximum number of queues with their own label. The other queues share the label ``other``.
+        max_queues: the maximum number of queues with separate labels. The other queues share the label ``other``.
     """
 
     def __init__(self, nq: Client, max_queues: int) -> None:

@@ -6,9 +6,9 @@ from bisect import bisect_left
 from itertools import accumulate
 
 BOUNDS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
-"""The upper bounds of the buckets. Another bucket has all longer durations."""
+"""The upper bounds of the buckets. An additional bucket contains all longer durations."""
 MAX_QUEUES = 100
-"""How many queues have a label of their own, by default."""
+"""The default number of queues with a separate label."""
 OTHER_QUEUES = "other"
 """The label of all queues beyond the limit."""
 
@@ -36,7 +36,7 @@ class Histogram:
 
 
 class QueueLabels:
-    """The labels of queues. Prometheus stores a series for each label, so only the first queues have their own.
+    """The labels of queues. Prometheus stores a series for each label, so only the first queues have separate labels.
 
     Args:
         most: the maximum number of labels, not counting `OTHER_QUEUES`.

@@ -25,7 +25,7 @@ class WaitingTasks(NamedTuple):
 class TaskTally:
     """Counts that a watch keeps current.
 
-    A tally needs about 300 bytes a task. The server does not report entries that have expired or were pruned, so the
+    A tally needs about 300 bytes per task. The server does not report entries that have expired or were pruned, so the
     tally may know more tasks than the server; `begin` and another watch correct it.
 
     Args:

@@ -1,4 +1,4 @@
-"""The metrics of one worker: what it has run, how long that took, and what it is running now."""
+"""The metrics of one worker: its past runs, their durations, and its running tasks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OUTCOMES = {
 
 
 class WorkerNow(NamedTuple):
-    """What a worker is doing at the moment of a scrape."""
+    """The state of a worker at the moment of a scrape."""
 
     worker: str = ""
     connected: bool = False
@@ -39,7 +39,7 @@ class WorkerMetrics:
 
     Args:
         queues: the queues of the worker.
-        now: a function that returns what the worker is doing. It is called in another thread.
+        now: a function that returns the current state of the worker. The function is called in another thread.
     """
 
     def __init__(self, queues: Iterable[str], now: Callable[[], WorkerNow]) -> None:

@@ -1,6 +1,6 @@
 """The live card of tasks: progress by state, rate and time left, and groups of failures that can be requeued.
 
-The card follows the same watch as the live tables. A change costs the same with 10 and with 100,000 tasks.
+The card uses the same watch as the live tables. The cost of a change does not depend on the number of tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nqnb.widgets.board import Board, BoardContent
 
 _KNOWN_SECONDS = 1.0
-"""How long the card of a few tasks waits for their records, before it waits for the feed."""
+"""How long a card of only a few tasks waits for their records before it waits for the feed."""
 _LOAD_SECONDS = 5.0
 """How long the first read waits for the tasks."""
 _MAX_QUEUES = 10
@@ -82,7 +82,7 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
 
 
 class _Tasks:
-    """The tasks of a card. All methods run on the loop, except the first `update`, which precedes all others."""
+    """The tasks of a card. Call all methods on the loop, except the first `update`, which must precede all others."""
 
     def __init__(self, client: Client, ids: Collection[str]) -> None:
         self._client = client
@@ -260,7 +260,7 @@ class _Tasks:
     async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
         """Requeue failed tasks, or cancel all tasks that have not ended.
 
-        Tasks that failed, or were submitted, after the question was asked are left alone. ``upto`` is the revision of
+        Tasks that failed or were submitted after the question was asked are not changed. ``upto`` is the revision of
         the last failed task, or the time at which the last task was submitted.
         """
         if action == "cancel":

@@ -49,7 +49,7 @@ def worker_board(client: Client) -> Board:
 
 
 class BoardSource(Protocol):
-    """The content and the actions of a board. The methods run on the loop; see `nqnb.widgets.board.Board`."""
+    """The content and the actions of a board. The methods are called on the loop; see `nqnb.widgets.board.Board`."""
 
     async def read(self) -> BoardContent:
         """Return the current content."""
@@ -61,7 +61,7 @@ class BoardSource(Protocol):
 
 
 def open_board(title: str, source: BoardSource, on_close: Callable[[], None] = lambda: None) -> Board:
-    """Return a live table of a source."""
+    """Return a live table that shows a source."""
     from nqnb.widgets.board import Board
 
     def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -1041,11 +1041,11 @@ class Session:
         return self.call(self.client.prune(older_than, queue, dry_run=dry_run))
 
     def doctor(self, queue: str | None = None, *, fix: bool = False, ignore: str | Iterable[str] = ()) -> Diagnosis:
-        """Compare tasks, messages, workers and configuration, and explain what does not fit and what to do.
+        """Find inconsistencies between tasks, messages, workers and configuration, and explain how to resolve them.
 
         Args:
             queue: the only queue to examine; None examines the whole server.
-            fix: whether to repair the findings for which this is safe, and to examine again.
+            fix: whether to repair the findings that can be repaired safely, and to examine again.
             ignore: codes that are not reported, such as ``["old-server"]``.
 
         Raises:

@@ -40,7 +40,7 @@ Wanted = Callable[[TaskInfo], bool]
 
 
 class FeedListener(Protocol):
-    """What receives the tasks of the feed, such as a `TaskTable`. The methods run on the loop thread."""
+    """A receiver of the tasks of the feed, such as a `TaskTable`. The methods are called on the loop thread."""
 
     def update(self, batch: TaskBatch) -> None:
         """Apply a batch of changes."""
@@ -49,7 +49,7 @@ class FeedListener(Protocol):
         """Show which workers are silent, which queues have no worker, and the names of workers."""
 
     def refresh(self) -> None:
-        """Show what depends on the time."""
+        """Update everything that depends on the time."""
 
 
 @dataclass
@@ -194,7 +194,7 @@ class TableFeed:
         return table
 
     def follow(self, listener: FeedListener, wanted: Wanted) -> Callable[[], None]:
-        """Send the tasks that ``wanted`` accepts, and their changes, to a listener. Return a function that stops it."""
+        """Send the tasks that ``wanted`` accepts, and their changes, to a listener. Return a function to stop."""
         LOOP.soon(self._attach, _Subscriber(listener, wanted))
         return lambda: LOOP.soon(self._detach, listener)
 

@@ -53,7 +53,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 MANY_TASKS = 2000
 """The number of tasks above which all tasks of the queue are read at once, which is faster than reading each task."""
 _LISTED_PER_SECOND = 10_000
-"""The number of tasks for which the display of a long list waits another second."""
+"""The display of a long list waits an additional second for each group of this many tasks."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _DISPLAY_SECONDS = 1.0

@@ -96,8 +96,8 @@ async def stop_task(
 ) -> Status:
     """End a cancelled task if no worker will end it, and return the task's state.
 
-    ``by`` is the name of the user who ends the task, and ``how`` says how the task ended, for the receipt. ``late`` is
-    True if the task's worker has had enough time to end the task.
+    ``by`` is the name of the user who ends the task, and ``how`` describes how the task ended, for the receipt.
+    ``late`` is True if the task's worker has had enough time to end the task.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task

@@ -1,4 +1,4 @@
-"""Repairs the tasks of which the server has only the entry or only the message. `nqnb.doctor` finds these tasks."""
+"""Repair tasks of which the server has only the entry or only the message. `nqnb.doctor` finds these tasks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def end_task_without_message(backend: QueueBackend, task_id: str, by: str)
 
 
 async def write_missing_entry(backend: QueueBackend, stream: str, sequence: int, by: str) -> bool:
-    """Create the entry of a message whose submitter died before it could, and return whether the task has an entry.
+    """Create the missing entry for a message, and return whether the task now has an entry.
 
     Args:
         backend: the backend to use.

@@ -34,7 +34,7 @@ SAVE_SECONDS = 10.0
 _CHARACTERS = 200
 """The maximum length of the text in a cell."""
 _LONGEST_DETAIL = 4000
-"""The maximum length of the detail of a row. The end of a longer detail is shown."""
+"""The maximum length of a row's detail. If the detail is longer, only its end is shown."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _CELL = "padding:4px 10px;white-space:nowrap;border-bottom:1px solid rgba(128,128,128,.3);unicode-bidi:isolate"
@@ -51,7 +51,7 @@ class Cell(NamedTuple):
 class Action:
     """A button. A click shows the question, and the action is performed only if the user confirms.
 
-    The page sends ``upto`` back with the action: it is that of the question that the user has confirmed.
+    The page returns ``upto`` with the action, so that the action matches the question that the user confirmed.
     """
 
     name: str

@@ -23,7 +23,10 @@ def in_bar_order(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def bar_html(shares: Iterable[tuple[str, int]]) -> str:
-    """Return the bar as HTML, or an empty string if there are no tasks. ``shares`` is as from `in_bar_order`."""
+    """Return the bar as HTML, or an empty string if there are no tasks.
+
+    ``shares`` has the form of the return value of `in_bar_order`.
+    """
     parts = "".join(
         f'<span style="flex: {count}; background: {_COLOURS[label]}" title="{count:,} {escape(label)}"></span>'
         for label, count in shares

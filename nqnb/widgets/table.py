@@ -234,7 +234,7 @@ class TaskTable(anywidget.AnyWidget):
     def freeze(self) -> None:
         """Replace the displayed table with a snapshot in plain HTML, and close the table.
 
-        In marimo, an output cannot be replaced later. There, the live view stays, and its rows no longer change.
+        In marimo, an output cannot be replaced later. The live view therefore remains, but its rows no longer change.
         """
         if self.closed:
             return
@@ -460,7 +460,7 @@ class TaskTable(anywidget.AnyWidget):
         self._stop_feed()
 
     def _show(self, *, polled: bool = False) -> None:
-        """Send the rows to the page if they have changed. ``polled`` means that the message answers a poll."""
+        """Send the rows to the page if they have changed. ``polled`` is True if the message answers a poll."""
         if self._freezing:
             return
         body = {

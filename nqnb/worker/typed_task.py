@@ -1,4 +1,4 @@
-"""Tasks with types: a handler that can be called directly and submitted, with types that type checkers verify.
+"""Typed tasks: handlers that can be called directly and submitted, with types that type checkers verify.
 
 The decorator `Worker.task` creates a `TaskFunction`. Its method ``submit`` accepts only payloads of the annotated type.
 The result is converted to the annotated return type.

@@ -344,7 +344,7 @@ class Worker:
             raise
 
     def _now(self) -> WorkerNow:
-        """Return what the worker is doing, for a scrape in another thread."""
+        """Return the current state of the worker, for a scrape in another thread."""
         runtime = self._runtime
         if runtime is None:
             return WorkerNow(self.id)
@@ -413,9 +413,9 @@ class Worker:
     async def run_until_idle(self) -> None:
         """Run tasks until the queues of this worker are empty. This is useful for tests and for batch jobs.
 
-        A queue is empty if every task has ended. A task that waits for less than a minute (for its start time or a
-        retry) is run, too. A task that waits longer is left, if the server has schedules (nats-server 2.12 and later).
-        The queues are shared: tasks that other workers are running are also waited for.
+        A queue is empty if every task has ended. A task whose start time or retry is less than a minute away is run,
+        too. A task that must wait longer is left in the queue if the server supports schedules (nats-server 2.12 and
+        later). If other workers are running tasks of these queues, this method also waits for those tasks.
 
         If the worker is not running, this method starts it, and stops it at the end.
 
