@@ -161,6 +161,71 @@ def test_by_keyboard_alone(bench: Bench) -> None:
     assert bench.cancelled == [["r1"], ["p0"]]
 
 
+def test_keys_turn_pages_visit_cells_search_and_list_themselves(bench: Bench) -> None:
+    press = bench.page.keyboard.press
+    bench.feed(*(task(f"x{each:02}", submitted_at=time.time() + each) for each in range(30)))
+    bench.row("r1").locator(".nq-row").focus()
+    press("ArrowDown")
+    press("PageDown")
+    bench.until(lambda: text(bench, ".nq-where") == "21 \u2013 37 of 37")
+    assert bench.focused == f"{bench.ids[0]} nq-row", "the focus is not lost with the row"
+    press("PageDown")
+    assert bench.focused == "c1 nq-row", "the last row of the last page"
+    press("PageUp")
+    bench.until(lambda: bench.focused == "r1 nq-row")
+    press("ArrowRight")
+    press("ArrowRight")
+    assert bench.focused == "r1 nq-status"
+    press("ArrowDown")
+    assert bench.focused == "r2 nq-status"
+    press("ArrowLeft")
+    press("ArrowLeft")
+    assert bench.focused == "r2 nq-row"
+    press("/")
+    bench.page.keyboard.type("x1")
+    bench.until(lambda: bench.ids[0] == "x10")
+    press("Escape")
+    assert bench.focused == "x10 nq-row"
+    assert bench.page.input_value("input[type=search]") == "x1"
+    for key in ("Escape", "?"):
+        press("?")
+        assert bench.page.locator(".nq-keys").is_visible()
+        assert "Page Down: turn the page" in text(bench, ".nq-voice")
+        press(key)
+        assert not bench.page.locator(".nq-keys").is_visible()
+
+
+def test_the_delete_key_asks_before_it_cancels(bench: Bench) -> None:
+    press = bench.page.keyboard.press
+    bench.row("r1").locator(".nq-row").focus()
+    press("Delete")
+    assert "Cancel r1?" in text(bench, ".nq-confirm")
+    press("Enter")
+    assert bench.focused == "r1 nq-row"
+    press("Delete")
+    press("Escape")
+    bench.settle()
+    assert not bench.cancelled
+    press("Delete")
+    press("Shift+Tab")
+    press("Enter")
+    bench.settle()
+    assert bench.cancelled == [["r1"]]
+    assert bench.focused == "r1 nq-row"
+    bench.row("p0").locator("[data-act=select]").check()
+    bench.row("p1").locator("[data-act=select]").check()
+    bench.row("f1").locator(".nq-row").focus()
+    press("Delete")
+    assert "Cancel 2 tasks?" in text(bench, ".nq-confirm")
+    bench.page.locator("[data-act=cancel-all]").click()
+    bench.settle()
+    assert bench.cancelled == [["r1"], ["p0", "p1"]]
+    assert text(bench, "[data-act=cancel-selected]") == "Cancel selected (0)"
+    bench.row("f1").locator(".nq-row").focus()
+    press("Delete")
+    assert not bench.page.locator(".nq-confirm").is_visible(), "the task has ended"
+
+
 def test_plain_keys_do_not_reach_the_notebook_around_it(bench: Bench) -> None:
     bench.page.evaluate("window.keys = []; document.addEventListener('keydown', event => window.keys.push(event.key))")
     for place in (".nq-row", "[data-act=copy]", "[data-act=cancel]", "[data-act=filter]", "select"):
@@ -257,7 +322,8 @@ def test_the_buttons_are_off_after_a_kernel_restart(bench: Bench) -> None:
         bench.page.evaluate("window.fire('comm_live_update')")
     assert text(bench, ".nq-state") == "kernel restarted: run the cell again"
     ran = text(bench, '[data-id="r1"] td.nq-run')
-    buttons = bench.page.locator("tbody[data-open] [data-act=cancel], footer [data-act]:not(select)").all()
+    footer = "footer [data-act]:not(select, [data-act=keys])"
+    buttons = bench.page.locator(f"tbody[data-open] [data-act=cancel], {footer}").all()
     assert len(buttons) >= 7
     assert all(button.get_attribute("aria-disabled") == "true" for button in buttons if button.is_visible())
     bench.button("r1").click(force=True)

@@ -57,6 +57,18 @@ const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table
 // The time without a message after which a visible table asks the kernel for the rows: if the last answer had news, if the
 // front end has delivered only answers so far, and otherwise. A poll that is not answered is sent again after the last time.
 const POLL_SECONDS = { news: 1, answers: 10, idle: 60 };
+/** The keys of the table, and what they do. */
+const KEYS = [
+  [["↑", "↓", "Home", "End"], "move between rows"],
+  [["←", "→"], "move between the cells of a row"],
+  [["Page Up", "Page Down"], "turn the page"],
+  [["Enter"], "show or hide the details of the row"],
+  [["Space"], "select the row"],
+  [["Delete"], "cancel the selected tasks or the task of the row, after a question"],
+  [["/"], "search"],
+  [["Escape"], "leave the search, the details or a question"],
+  [["?"], "show or hide this list"],
+];
 
 /** Create an element with properties and children; strings become text. */
 function make(tag, properties = {}, ...children) {
@@ -356,7 +368,7 @@ function render({ model, el }) {
   const pressed = /** @type {Map<string, {at: number, n: number}>} */ (new Map());
   const look = { search: "", statuses: /** @type {string[]} */ ([]), filters: /** @type {Record<string, string>} */ ({}), sort: "activity", down: false, page: 0, size: 20 };
 
-  const root = make("div", { className: "nq", role: "region" });
+  const root = make("div", { className: "nq", role: "region", tabIndex: -1, "data-lm-suppress-shortcuts": "" });
   const title = make("span", { className: "nq-title" });
   const state = make("span", { className: "nq-state" });
   const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
@@ -400,20 +412,25 @@ function render({ model, el }) {
   const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });
   const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" }, "Keep them");
   const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, yes, no);
+  /** The tasks that the visible question is about, or null for all matching tasks; and the element to focus afterwards. */
+  let asked = { ids: /** @type {?string[]} */ (null), from: /** @type {?Element} */ (null) };
   const pace = make("span", { className: "nq-pace" });
   const where = make("span", { className: "nq-where" });
   const sizes = make("select", { "data-act": "size", "aria-label": "Rows per page" });
   sizes.append(...SIZES.map((size) => make("option", { value: String(size) }, `${size} rows`)));
   const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Previous page" }, "‹");
   const next = make("button", { type: "button", className: "nq-plain", "data-act": "next", "aria-label": "Next page" }, "›");
+  const help = make("button", { type: "button", className: "nq-plain", "data-act": "keys", "aria-expanded": "false", "aria-label": "Keys", title: "keys" }, "?");
+  const keyList = make("dl", { className: "nq-keys", hidden: true });
+  keyList.append(...KEYS.map(([names, does]) => make("div", {}, make("dt", {}, ...names.map((name) => make("kbd", {}, name))), make("dd", {}, does))));
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
   const hider = make("style", { className: "nq-hider" }); // hides the snapshot while this view is on the page; a saved notebook shows the snapshot
   root.append(
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips,
       make("span", { className: "nq-find" }, search, filterButton, menuButton)),
     menu, active, scroller, empty,
-    make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next)),
-    voice, hider,
+    make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next, help)),
+    keyList, voice, hider,
   );
 
   const kernelNow = () => Date.now() / 1000 + clockOffset;
@@ -791,7 +808,9 @@ function render({ model, el }) {
     }
     if (!tasks.has(current)) current = shown[0]?.id ?? "";
     reach();
-    if (focus && focus !== focused(root) && root.contains(focus)) focus.focus({ preventScroll: true });
+    // If the row with the focus is removed, focus another row: otherwise the next key goes to the notebook.
+    const stays = focus && root.contains(focus) ? focus : (tasks.get(current)?.line ?? root);
+    if (focus && stays !== focused(root)) stays.focus({ preventScroll: true });
   }
 
   /** Make the Tab key reach the controls of only one row; the arrow keys move between rows. */
@@ -945,15 +964,32 @@ function render({ model, el }) {
     setTimeout(() => mark(task.copy, "data-copied", null), 1200);
   }
 
-  function askToConfirm(on) {
-    confirm.hidden = !on;
-    some.hidden = every.hidden = on;
-    if (on) {
-      const what = `${number(last?.open ?? 0)} task${last?.open === 1 ? "" : "s"}`;
-      put(question, `Cancel ${what}, on all pages?`);
-      put(yes, `Cancel ${what}`);
-      no.focus({ preventScroll: true });
-    } else every.focus({ preventScroll: true });
+  /** Ask whether to cancel the tasks with the given ids, or all matching tasks if `ids` is null. */
+  function askToConfirm(ids) {
+    asked = { ids, from: focused(root) };
+    const count = ids ? ids.length : (last?.open ?? 0);
+    const what = `${number(count)} task${count === 1 ? "" : "s"}`;
+    const name = count === 1 && ids ? tasks.get(ids[0])?.row.name : "";
+    put(question, ids ? `Cancel ${name || what}?` : `Cancel ${what}, on all pages?`);
+    put(yes, `Cancel ${what}`);
+    confirm.hidden = false;
+    some.hidden = every.hidden = true;
+    no.focus();
+  }
+
+  function answer() {
+    const { ids, from } = asked;
+    confirm.hidden = true;
+    some.hidden = every.hidden = false;
+    const back = /** @type {HTMLElement} */ (from && root.contains(from) ? from : ids ? (tasks.get(current)?.line ?? root) : every);
+    back.focus({ preventScroll: true });
+  }
+
+  function showKeys(on) {
+    keyList.hidden = !on;
+    mark(help, "aria-expanded", on ? "true" : "false");
+    if (on) keyList.scrollIntoView({ block: "nearest" });
+    if (on) say(KEYS.map(([names, does]) => `${names.join(", ")}: ${does}`).join("; "));
   }
 
   function act(event) {
@@ -980,12 +1016,14 @@ function render({ model, el }) {
       }
       case "ask-all":
         send({ type: "ask_all" });
-        return askToConfirm(true);
+        return askToConfirm(null);
       case "cancel-all":
+        answer();
+        if (asked.ids) return choose(asked.ids, false), press(asked.ids);
         send({ type: "cancel_all" });
-        say("Cancelling all matching tasks");
-        return askToConfirm(false);
-      case "keep-all": return askToConfirm(false);
+        return say("Cancelling all matching tasks");
+      case "keep-all": return answer();
+      case "keys": return showKeys(keyList.hidden);
       case "filter": {
         const name = control.dataset.status;
         const have = look.statuses;
@@ -1043,21 +1081,47 @@ function render({ model, el }) {
   }
 
   function keys(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
     const target = /** @type {HTMLElement} */ (event.target);
+    event.stopPropagation();
+    if (event.key !== "Escape" && target.matches("select, input:not([type=checkbox])")) return;
     const ids = [...table.tBodies].map((each) => each.dataset.id ?? "");
     const at = ids.indexOf(/** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "");
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
-    event.stopPropagation();
-    if (event.key === "Escape" && !confirm.hidden) askToConfirm(false);
-    else if (at < 0 || target.closest("pre")) return;
-    else if (event.key === "Escape" && opened.has(ids[at])) toggle(ids[at]), tasks.get(ids[at])?.line.focus({ preventScroll: true });
+    const task = tasks.get(ids[at]);
+    const cell = /** @type {?HTMLTableCellElement} */ (target.closest(".nq-row > td"));
+    const move = (to) => {
+      if (to && to !== task?.line) to.tabIndex = -1;
+      to?.focus();
+    };
+    if (event.key === "Escape") {
+      if (!confirm.hidden) answer();
+      else if (target === search) (tasks.get(current)?.line ?? root).focus();
+      else if (!keyList.hidden) showKeys(false);
+      else if (cell === target) move(task?.line);
+      else if (task && opened.has(task.id)) toggle(task.id), task.line.focus({ preventScroll: true });
+      else return;
+    } else if (event.key === "/") search.focus(), search.select();
+    else if (event.key === "?") showKeys(keyList.hidden);
+    else if (["Delete", "Backspace"].includes(event.key)) {
+      const ids = selected.size ? [...selected] : task && !task.box.disabled && !pressed.has(task.id) ? [task.id] : [];
+      if (ids.length && confirm.hidden && !over) askToConfirm(ids);
+    } else if (!task || target.closest("pre")) return;
     else if (["ArrowDown", "ArrowUp", "Home", "End"].includes(event.key)) {
       const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: ids.length - 1 }[event.key];
-      tasks.get(ids[Math.max(0, Math.min(to, ids.length - 1))])?.line.focus();
-    } else if (!target.matches(".nq-row")) return;
-    else if (event.key === "Enter") toggle(ids[at]);
+      const line = tasks.get(ids[Math.max(0, Math.min(to, ids.length - 1))])?.line;
+      move(cell === target ? line?.cells[cell.cellIndex] : line);
+    } else if (["PageDown", "PageUp"].includes(event.key)) {
+      const page = look.page + (event.key === "PageDown" ? 1 : -1);
+      if (page >= 0 && page < (last?.pages ?? 1)) ask({ page });
+      else move(tasks.get(ids[page < 0 ? 0 : ids.length - 1])?.line);
+    } else if (["ArrowRight", "ArrowLeft"].includes(event.key)) {
+      const cells = [...task.line.cells].slice(1, -1).filter((each) => each.offsetWidth > 0);
+      const to = (cell ? cells.indexOf(cell) : -1) + (event.key === "ArrowRight" ? 1 : -1);
+      move(to < 0 ? task.line : cells[Math.min(to, cells.length - 1)]);
+    } else if (target !== task.line && target !== cell) return;
+    else if (event.key === "Enter") toggle(task.id);
     else if (event.key === " ") {
-      if (!tasks.get(ids[at])?.box.disabled) choose([ids[at]], !selected.has(ids[at]));
+      if (!task.box.disabled) choose([task.id], !selected.has(task.id));
     } else return;
     event.preventDefault();
   }
