@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -16,12 +17,14 @@ import anywidget
 import pandas as pd
 from IPython.display import display
 
-from nqnb.errors import NqnbError
+from nqnb.error_text import shown
+from nqnb.errors import ConnectionFailed, NqnbError
 from nqnb.frames import tasks_frame
 from nqnb.inputs import check_flag
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskBatch
 from nqnb.widgets import jupyter_compat, row_content, snapshot
+from nqnb.widgets.export import Downloads, Export
 from nqnb.widgets.jupyter_compat import at_ends_of_cells, replace
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.visible_page import VisiblePage
@@ -43,6 +46,8 @@ SHOW_SECONDS = 1.0
 """How long `TaskTable.wait_until_shown` waits for the first rows."""
 ENOUGH_ROWS = 1000
 """The number of rows with which `TaskTable.wait_until_shown` stops waiting."""
+EXPORT_LOAD_SECONDS = 60.0
+"""How long `TaskTable.export` waits for the rows to load."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
@@ -103,6 +108,7 @@ class TaskTable(anywidget.AnyWidget):
         self._lock = threading.RLock()
         self._rows = rows
         self._page = VisiblePage(rows, size)
+        self._downloads = Downloads(self._page, title, lambda content, buffers: self.send(content, buffers))
         self._inbox: deque[Callable[[], None]] = deque()
         self._cancel_all_ids: list[str] = []
         self._state = "loading"
@@ -164,15 +170,47 @@ class TaskTable(anywidget.AnyWidget):
         # The newest tasks of a large bucket are read first.
         return tasks_frame(sorted(tasks, key=lambda task: row_content.stamp(task.submitted_at) or 0), flat=flat)
 
+    def export(self, path: str | os.PathLike[str]) -> Path:
+        """Write the tasks and columns that the table shows to a CSV or Parquet file, in the table's order.
+
+        The file contains the tasks of all pages that match the filters and the search, with complete payloads. An
+        existing file is replaced. If the table is still loading, this call waits up to a minute for the rows.
+
+        In CSV, text that begins with ``=``, ``+``, ``-`` or ``@`` is preceded by an apostrophe, because spreadsheets
+        evaluate such text as a formula. Parquet contains the text unchanged.
+
+        Args:
+            path: a path that ends in ``.csv`` or ``.parquet``. A relative path is relative to the kernel's working
+                directory, which is usually the directory of the notebook.
+
+        Returns:
+            The absolute path of the file.
+
+        Raises:
+            BadInput: the path does not end in ``.csv`` or ``.parquet``, the file cannot be written, or no Parquet
+                library is installed.
+            ConnectionFailed: the table has not received all tasks.
+        """
+        self.wait_until_loaded(EXPORT_LOAD_SECONDS)
+        with self._lock:
+            self._drain()
+            if not self._complete:
+                raise ConnectionFailed(
+                    f"cannot export tasks to {shown(str(path))}: the table has not received all tasks "
+                    f"({len(self._rows):,} so far). Try again when the table is loaded."
+                )
+            export = Export(self._rows, self._page.column_keys())
+        return export.write(path)
+
     @property
     def closed(self) -> bool:
         """Whether the table has been closed or frozen."""
         return self._ended or self._state == "frozen" or jupyter_compat.is_closed(self.comm)
 
-    def wait_until_loaded(self) -> None:
-        """Wait up to `LOAD_SECONDS` for the rows to load. Stop waiting if the connection is lost."""
+    def wait_until_loaded(self, seconds: float = LOAD_SECONDS) -> None:
+        """Wait up to ``seconds`` for the rows to load. Stop waiting if the connection is lost."""
         if self._feeding and not self._ended:
-            self._loaded.wait(LOAD_SECONDS)
+            self._loaded.wait(seconds)
 
     def wait_until_shown(self) -> None:
         """Wait until the table has enough rows to be shown, but not until all rows of a large table have loaded.
@@ -425,6 +463,7 @@ class TaskTable(anywidget.AnyWidget):
 
     def _handle(self, message: dict[str, Any]) -> None:
         self._page.handle(message)
+        self._downloads.handle(message)
         match message.get("type"):
             case "hello":
                 self._resend = True

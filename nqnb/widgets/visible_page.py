@@ -38,6 +38,8 @@ class VisiblePage:
         self._heard: dict[str, int] = {}
         self._wanted: dict[str, list[str]] = {}
         """The keys of the columns that each view shows."""
+        self._layout: list[str] = []
+        """The keys of the columns in the user's order, as chosen in the view that changed them last."""
 
     @property
     def in_use(self) -> bool:
@@ -62,8 +64,12 @@ class VisiblePage:
                 self.hidden = message.get("why") == "hidden"
             case {"type": "look"}:
                 self._look(message)
-            case {"type": "columns", "view": str(view), "keys": list(keys)} if view in self.views:
+            case {"type": "columns", "view": str(view), "keys": list(keys), "layout": list(layout)} if (
+                view in self.views
+            ):
                 self._wanted[view] = sorted(filter(is_key, _texts(keys)))[:_MAX_COLUMNS]
+                known = (key for key in layout if isinstance(key, str) and is_key(key))
+                self._layout = list(dict.fromkeys(known))[:_MAX_COLUMNS]
             case {"type": "hold", "on": bool(on)}:
                 self._hold = on
             case {"type": "open", "ids": list(ids)}:
@@ -75,6 +81,13 @@ class VisiblePage:
                 self.selected = _texts(ids)
             case {"type": "dismiss", "id": str(task_id)}:
                 self.rows.pending_cancels.dismiss(task_id)
+
+    def column_keys(self) -> list[str]:
+        """Return the keys of the columns that the user has chosen, or those that are shown by default.
+
+        The keys include columns that a narrow page omits.
+        """
+        return self._layout or [column.key for column in self.rows.available_columns() if column.shown]
 
     def reset(self) -> None:
         """Forget which rows were shown. Call this method after the table is cleared."""

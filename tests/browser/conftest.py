@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 MISSING = [
-    *(name for name in ("playwright", "jupyterlab", "notebook", "nbconvert") if find_spec(name) is None),
+    *(
+        name
+        for name in ("axe_playwright_python", "playwright", "jupyterlab", "notebook", "nbconvert")
+        if find_spec(name) is None
+    ),
     *([] if labs.chromium_path() else ["chromium (apt-get install chromium)"]),
 ]
 SCREENSHOTS = Path(__file__).parent / "screenshots"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +22,10 @@ SITE = "http://localhost:9/"
 """No server listens there: the test answers every request. A page of this origin may use the clipboard."""
 FILES = {
     "": Path(__file__).parent / "harness.html",
-    **{name: Path(nqnb.__file__).parent / "widgets" / "static" / name for name in ("table.js", "table.css")},
+    **{
+        name: Path(nqnb.__file__).parent / "widgets" / "static" / name
+        for name in ("table.js", "table.css", "board.js", "board.css")
+    },
 }
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
@@ -67,9 +71,9 @@ class Bench:
         self.deaf = deaf
         """Whether messages of the page are kept back, as by a busy kernel."""
         self._kept: list[dict[str, Any]] = []
-        self._pushes: deque[dict[str, Any]] = deque()
+        self._pushes: deque[tuple[dict[str, Any], list[bytes]]] = deque()
         self.table = TaskTable(Rows() if rows is None else rows, title="resize", cancel=self.cancelled.append)
-        self.table.send = lambda content, buffers=None: self._pushes.append(content)
+        self.table.send = lambda content, buffers=None: self._pushes.append((content, buffers or []))
         scheme: Any = "dark" if dark else "light"
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=SITE)
@@ -134,7 +138,9 @@ class Bench:
 
     def _pump(self) -> None:
         while self._pushes:
-            self.page.evaluate("message => window.fire('msg:custom', message)", self._pushes.popleft())
+            message, buffers = self._pushes.popleft()
+            texts = [base64.b64encode(each).decode() for each in buffers]
+            self.page.evaluate("([message, buffers]) => window.fire('msg:custom', message, buffers)", [message, texts])
         self.page.wait_for_timeout(10)
 
     def _hear(self, message: dict[str, Any]) -> None:

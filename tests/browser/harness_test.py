@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pandas as pd
 import pytest
+from browser import axe
 from browser.harness import Bench, task
 
+from nqnb.notebook import session_card, task_list_card
+from nqnb.notebook.session_card import Card
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status
 from nqnb.records import TaskBatch, TaskInfo
+from nqnb.widgets import export, snapshot
+from nqnb.widgets.board import Action, Board, BoardContent, BoardRow, Cell
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -303,6 +311,74 @@ def test_an_id_is_copied(bench: Bench) -> None:
     assert bench.row("f1").locator(".nq-more").count() == 0
 
 
+def copied(bench: Bench, what: str) -> str:
+    bench.until(lambda: text(bench, ".nq-note") == f"Copied the {what}")
+    return str(bench.page.evaluate("navigator.clipboard.readText()"))
+
+
+def test_a_row_a_cell_and_the_details_are_copied(bench: Bench) -> None:
+    press = bench.page.keyboard.press
+    long = b'{"path": "' + b"x" * 300 + b'"}'
+    log = [f"line {each}" for each in range(300)]
+    bench.feed(task("f1", Status.FAILED, 2, Payload=long, error=ErrorInfo("E", "=1+1", ""), log=log))
+    bench.row("f1").locator(".nq-row").focus()
+    press("Control+c")
+    assert copied(bench, "row").split("\t")[:2] == ["f1", "failed"]
+    for _ in range(20):
+        if bench.focused.startswith(("f1 nq-field", "f1 nq-payload")):
+            break
+        press("ArrowRight")
+    press("Control+c")
+    assert copied(bench, "cell") in (long.decode(), "x" * 300)
+    press("Enter")
+    bench.until(lambda: bench.row("f1").locator(".nq-log").count() == 1)
+    bench.row("f1").locator(".nq-copies [data-what=json]").click()
+    made = json.loads(copied(bench, "row as JSON"))
+    assert made["error"] == "E: =1+1"
+    bench.row("f1").locator(".nq-log [data-act=copy-text]").click()
+    assert copied(bench, "log").split("\n") == log, "the complete log"
+    bench.row("f1").locator(".nq-facts [data-act=copy-text]").last.click()
+    assert copied(bench, "text").startswith("id: f1\nqueue: resize\n")
+
+
+def test_text_is_shown_if_the_browser_does_not_allow_a_page_to_copy(bench: Bench) -> None:
+    bench.page.evaluate("void (navigator.clipboard.write = () => Promise.reject(new Error('blocked')))")
+    bench.row("f1").locator(".nq-row").focus()
+    bench.page.keyboard.press("Control+c")
+    assert copied(bench, "row").startswith("f1\t"), "the older way of copying works"
+    assert bench.focused == "f1 nq-row"
+    bench.page.evaluate("void (document.execCommand = () => false)")
+    bench.page.keyboard.press("Control+c")
+    bench.until(lambda: "Press Ctrl C" in text(bench, ".nq-note"))
+    assert bench.page.evaluate("String(getSelection())").startswith("f1\t")
+    bench.page.keyboard.press("Escape")
+    assert bench.focused == "f1 nq-row"
+    assert not bench.page.locator(".nq-clip").is_visible()
+
+
+def test_the_matching_tasks_of_all_pages_are_exported(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "PART_BYTES", 1000)
+    bench.feed(*(task(f"x{each:02}", Payload=b'{"n": %d}' % each) for each in range(30)))
+    bench.page.fill("input[type=search]", '"n"')
+    bench.page.locator("[data-sort=id]").click()
+    bench.page.locator("[data-sort=id]").click()
+    bench.until(lambda: text(bench, ".nq-where") == "1 \u2013 20 of 30" and bench.ids[0] == "x29")
+    with bench.page.expect_download() as download:
+        bench.page.locator("[data-format=csv]").click()
+        bench.until(lambda: text(bench, ".nq-note") == "30 tasks exported to resize.csv")
+    assert download.value.suggested_filename == "resize.csv"
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8-sig"))))
+    assert [row["id"] for row in rows] == [f"x{each:02}" for each in reversed(range(30))]
+    assert rows[0]["n"] == "29"
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", _no_engine)
+    bench.page.locator("[data-format=parquet]").click()
+    bench.until(lambda: text(bench, ".nq-note").startswith("Not exported: cannot export tasks as Parquet"))
+
+
+def _no_engine(*args: Any, **options: Any) -> None:
+    raise ImportError("no engine")
+
+
 def test_a_lost_connection_is_shown_and_a_kernel_that_left_too(bench: Bench) -> None:
     bench.table.update(TaskBatch(lost=True))
     bench.until(lambda: text(bench, ".nq-state").startswith("connection lost"))
@@ -484,6 +560,81 @@ def test_every_control_has_a_name(bench: Bench) -> None:
         " && each.checkVisibility()).map(each => each.outerHTML)"
     )
     assert nameless == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_serious(make: Callable[..., Bench], dark: bool) -> None:
+    bench = make(dark=dark)
+    tasks = [
+        task("r1", Status.PROCESSING, progress=Progress(62, 100, "tile 62")),
+        task("r2", Status.PROCESSING, worker="silent"),
+        task("r3", Status.PROCESSING),
+        task("s1", not_before=time.time() + 3000),
+        task("f1", Status.FAILED, error=ErrorInfo("E", "m", "t"), log=["one", "two"]),
+        *(task(each.label, each) for each in Status if each.terminal and each is not Status.FAILED),
+        msgspec.structs.replace(task("q1"), queue="another"),
+    ]
+    bench.feed(*tasks)
+    bench.table.show_workers({"silent": time.time() - 25}, ["resize"])
+    bench.table.cancel_outcome("q1", "the user may not", refused=True)
+    bench.button("r3").click()
+    bench.row("f1").locator("[data-act=open]").click()
+    bench.row("r1").locator("[data-act=select]").check()
+    for name in ("keys", "filters", "menu"):
+        bench.page.locator(f"[data-act={name}]").click()
+    bench.settle()
+    assert axe.findings(bench.page, ".nq") == []
+    bench.page.locator("[data-act=ask-all]").click()
+    bench.page.fill("input[type=search]", "no such task")
+    bench.until(lambda: bench.page.locator(".nq-empty").is_visible())
+    assert axe.findings(bench.page, ".nq") == []
+
+    local: Any = {}
+    card = Card(["nats://127.0.0.1:4222"], "your own server", None, local, problem="not connected", workers=[])
+    shown = [
+        session_card.html(card),
+        task_list_card.html(tasks, ["resize"], time.time(), "no worker is serving resize"),
+        snapshot.html(bench.table._rows),
+    ]
+    bench.page.evaluate("html => (document.getElementById('table').innerHTML = html)", "".join(shown))
+    assert axe.findings(bench.page, "#table") == []
+
+
+@pytest.mark.parametrize(("dark", "summary"), [(False, False), (False, True), (True, True)])
+def test_axe_finds_nothing_serious_in_a_board(make: Callable[..., Bench], dark: bool, summary: bool) -> None:
+    bench = make(dark=dark)
+    actions = [
+        Action("pause", "Pause", "Pause resize?"),
+        Action("purge", "Purge", "End the 4 waiting tasks of resize?"),
+    ]
+    hints = (("resize", "paused", "warn"), ("other", "no worker is listening", "bad"), ("last", "", ""))
+    rows = [
+        BoardRow(
+            name, [Cell(name), Cell("3"), Cell("1/s", "dim"), Cell(hint, tone)], actions, "an example", "Traceback"
+        )
+        for name, hint, tone in hints
+    ]
+    columns = [("queue", False), ("pending", True), ("rate", True), ("hint", False)]
+    shares = [("completed", 3), ("failed", 1)]
+    content = BoardContent(columns, rows, summary="3 queues" if summary else "", shares=shares if summary else [])
+
+    async def read() -> BoardContent:
+        return content
+
+    async def act(*arguments: Any) -> str:
+        return ""
+
+    board = Board("queues", content, read, act, lambda work: None)
+    sent: list[dict[str, Any]] = []
+    board.send = lambda message, buffers=None: sent.append(message)
+    board._receive({"type": "hello"})
+    board.close()
+    bench.page.evaluate("message => window.showBoard(message)", {**sent[0], "note": "done", "trouble": "not connected"})
+    if summary:
+        bench.page.locator(".nq-board summary").first.click()
+    bench.page.locator(".nq-board .nq-press").first.click()
+    assert bench.page.locator(".nq-ask").count() == 1
+    assert axe.findings(bench.page, ".nq-board") == []
 
 
 def test_a_view_that_is_removed_says_so_and_ticks_no_more(bench: Bench) -> None:

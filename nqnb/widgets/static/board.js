@@ -24,7 +24,7 @@ function render({ model, el }) {
   let over = false; // whether the kernel has closed the board, or has ended
   const root = make("div", { class: "nq nq-board", role: "region" });
   const hider = make("style"); // hides the snapshot while this view is on the page
-  const wide = make("div", { class: "nq-wide", tabindex: "0" });
+  const wide = make("div", { class: "nq-wide", role: "group", tabindex: "0" });
   const note = make("p", { role: "status" });
   const trouble = make("p", { class: "nq-trouble", role: "status" });
   root.append(hider, wide, note, trouble);

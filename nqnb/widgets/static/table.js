@@ -57,6 +57,12 @@ const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table
 // The time without a message after which a visible table asks the kernel for the rows: if the last answer had news, if the
 // front end has delivered only answers so far, and otherwise. A poll that is not answered is sent again after the last time.
 const POLL_SECONDS = { news: 1, answers: 10, idle: 60 };
+const COPY_SECONDS = 4; // how long the kernel may take to return a copy: the browser permits it shortly after a key or click
+const EXPORT_SECONDS = 120; // how long the kernel may take to return a part of a file
+const NOTE_MS = 8000; // how long a note about a copy or a file is shown
+/** The columns whose short text is copied as it is shown. The kernel returns the complete values of the others. */
+const SHORT = ["status", "attempt", "age", "run", "progress"];
+const MAC = /Mac|iPhone|iPad/.test(navigator.platform);
 /** The keys of the table, and what they do. */
 const KEYS = [
   [["↑", "↓", "Home", "End"], "move between rows"],
@@ -65,8 +71,9 @@ const KEYS = [
   [["Enter"], "show or hide the details of the row"],
   [["Space"], "select the row"],
   [["Delete"], "cancel the selected tasks or the task of the row, after a question"],
+  [[MAC ? "⌘ C" : "Ctrl C"], "copy the row or the cell"],
   [["/"], "search"],
-  [["Escape"], "leave the search, the details or a question"],
+  [["Escape"], "leave the search, a filter, the details or a question"],
   [["?"], "show or hide this list"],
 ];
 
@@ -133,6 +140,9 @@ function theme() {
 
 /** Return the element with the focus, which may be in the same shadow root as a node. */
 const focused = (node) => /** @type {any} */ (node.getRootNode()).activeElement ?? null;
+
+/** Return a button that copies a task's row, or a part of its details, which is the text below the button if `what` is empty. */
+const copyButton = (what, text) => make("button", { type: "button", className: "nq-small", "data-act": "copy-text", "data-what": what }, text);
 
 /** The rows of one task: the row itself, the reason for a refused cancel, and the details. */
 class Task {
@@ -303,7 +313,9 @@ class Task {
     }
     if (!this.more) {
       this.inner = make("div", { className: "nq-parts", role: "region", "aria-label": `Details of ${this.row.name}` });
-      this.more = make("tr", { className: "nq-more" }, make("td", { colSpan: columns }, this.inner));
+      const copies = [["row", "row"], ["json", "row as JSON"]].map(([what, text]) => copyButton(what, text));
+      const tools = make("div", { className: "nq-copies" }, "Copy", ...copies);
+      this.more = make("tr", { className: "nq-more" }, make("td", { colSpan: columns }, this.inner, tools));
       this.body.append(this.more);
       this.parts = "";
     }
@@ -318,13 +330,16 @@ class Task {
       this.inner.replaceChildren(
         ...parts.map(({ kind }) => {
           const text = kind === "facts" ? make("div", { className: "nq-list" }) : make("pre", { tabIndex: 0 });
-          return make("section", { className: `nq-${kind}` }, make("h4"), text);
+          return make("section", { className: `nq-${kind}` }, make("h4", {}, make("span"), copyButton("", "Copy")), text);
         }),
       );
     }
     parts.forEach((part, position) => {
       const [head, text] = this.inner.children[position].children;
-      put(head, part.name);
+      const what = part.name.split(" ")[0];
+      put(head.firstChild, part.name);
+      mark(head.lastChild, "data-what", part.kind === "facts" ? "" : what === "error" ? "traceback" : what);
+      mark(head.lastChild, "aria-label", `Copy the ${what}`);
       if (part.kind !== "facts") {
         put(text, part.text);
         mark(text, "aria-label", part.name);
@@ -394,7 +409,7 @@ function render({ model, el }) {
   const acts = make("th", { className: "nq-act", scope: "col", "aria-label": "Cancel" });
   const head = make("tr", {}, choose_all, acts);
   const filterLine = make("tr", { className: "nq-filters", hidden: true });
-  const table = make("table", {}, make("thead", {}, head, filterLine));
+  const table = make("table", { role: "grid", "aria-label": "Tasks", "aria-multiselectable": "true" }, make("thead", {}, head, filterLine));
   const filterButton = make("button", { type: "button", className: "nq-button", "data-act": "filters", "aria-expanded": false }, "filter");
   filterButton.title = "filter by the values of columns";
   const menuButton = make("button", { type: "button", className: "nq-button", "data-act": "menu", "aria-expanded": false }, "columns");
@@ -423,14 +438,24 @@ function render({ model, el }) {
   const help = make("button", { type: "button", className: "nq-plain", "data-act": "keys", "aria-expanded": "false", "aria-label": "Keys", title: "keys" }, "?");
   const keyList = make("dl", { className: "nq-keys", hidden: true });
   keyList.append(...KEYS.map(([names, does]) => make("div", {}, make("dt", {}, ...names.map((name) => make("kbd", {}, name))), make("dd", {}, does))));
+  const files = ["csv", "parquet"].map((format) => {
+    const name = format === "csv" ? "CSV" : "Parquet";
+    return make("button", { type: "button", className: "nq-small", "data-act": "export", "data-format": format, "aria-label": `Export as ${name}` }, name);
+  });
+  const exports = make("span", { className: "nq-exports", role: "group", "aria-label": "Export", title: "download the tasks of all pages that match the filter and the search" }, "Export", ...files);
+  let exporting = false;
+  const note = make("div", { className: "nq-note", hidden: true }); // says what was copied or exported, or why not
+  let noted = 0; // the timer that hides the note
+  const clip = make("textarea", { className: "nq-clip", readOnly: true, hidden: true, "aria-label": "Text to copy" });
+  clip.setAttribute("data-lm-suppress-shortcuts", "");
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
   const hider = make("style", { className: "nq-hider" }); // hides the snapshot while this view is on the page; a saved notebook shows the snapshot
   root.append(
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips,
       make("span", { className: "nq-find" }, search, filterButton, menuButton)),
     menu, active, scroller, empty,
-    make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next, help)),
-    keyList, voice, hider,
+    make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next), exports, help),
+    note, clip, keyList, voice, hider,
   );
 
   const kernelNow = () => Date.now() / 1000 + clockOffset;
@@ -443,6 +468,20 @@ function render({ model, el }) {
       closed(); // Jupyter refuses to send to a kernel that has ended.
     }
     return sent;
+  };
+  const answers = /** @type {Map<number, {resolve: Function, reject: Function}>} */ (new Map());
+  /** Send a request to the kernel, and return its answer. */
+  const request = (message, seconds) =>
+    new Promise((resolve, reject) => {
+      if (over) return reject(new Error("the kernel has ended"));
+      const n = send(message);
+      answers.set(n, { resolve, reject });
+      setTimeout(() => answers.delete(n) && reject(new Error("the kernel is busy. Try again when it is idle")), seconds * 1000);
+    });
+  const answered = ({ n, problem, ...rest }) => {
+    const found = answers.get(n);
+    answers.delete(n);
+    problem ? found?.reject(new Error(problem)) : found?.resolve(rest);
   };
   const ask = (changes, then = {}) => {
     Object.assign(look, { page: 0 }, changes);
@@ -466,6 +505,7 @@ function render({ model, el }) {
     const open = last?.open ?? 0;
     put(every, `Cancel all (${number(open)})`);
     mark(every, "aria-disabled", open === 0 || fixed() ? "true" : null);
+    for (const each of files) mark(each, "aria-disabled", exporting || over || !last?.loaded || !last.matching ? "true" : null);
   }
 
   /** Return where the layout is stored: the layout belongs to this notebook and to tables with this title. */
@@ -549,7 +589,7 @@ function render({ model, el }) {
     const own = layout;
     wanted = ordered().filter(({ key, shown }) => own.shown[key] ?? shown > 0);
     const narrow = width < 600;
-    const room = width - (narrow ? 46 + 96 : 50 + 110);
+    const room = width - (narrow ? 49 + 96 : 56 + 110);
     const need = ({ key }) => needs.get(key) ?? 60;
     const least = (column) => {
       const fixed = own.widths[column.key] ?? (column.key === "status" ? undefined : WIDTHS[column.key]?.[0]);
@@ -604,9 +644,10 @@ function render({ model, el }) {
       each.style.width = `${Math.floor(px)}px`;
     }
     const keys = wanted.filter(({ shown }) => !shown).map(({ key }) => key);
-    if (keys.join("\n") !== askedColumns) {
-      askedColumns = keys.join("\n");
-      send({ type: "columns", keys });
+    const layoutKeys = wanted.map(({ key }) => key); // for exports, which contain the columns that do not fit, too
+    if (JSON.stringify([keys, layoutKeys]) !== askedColumns) {
+      askedColumns = JSON.stringify([keys, layoutKeys]);
+      send({ type: "columns", keys, layout: layoutKeys });
     }
   }
 
@@ -790,6 +831,8 @@ function render({ model, el }) {
         }
     }
     let place = table.tHead.nextSibling;
+    let index = message.page * message.size + 1; // the heading is row 1
+    mark(table, "aria-rowcount", message.matching + 1);
     for (const row of shown) {
       let task = tasks.get(row.id);
       if (!task) tasks.set(row.id, (task = new Task(row.id)));
@@ -797,6 +840,7 @@ function render({ model, el }) {
       if (mine && (message.heard[view] ?? 0) >= mine.n) pressed.delete(row.id);
       task.draw(row, { selected: selected.has(row.id), opened: opened.has(row.id), details: details.get(row.id), visible });
       if (keepOrder) continue;
+      mark(task.line, "aria-rowindex", ++index);
       // Remove a row that moved down, so that the rows below do not move and do not lose the focus.
       if (place && place !== task.body && place.nextSibling === task.body) {
         const moved = place;
@@ -947,21 +991,80 @@ function render({ model, el }) {
     send({ type: "open", ids: [...opened] });
   }
 
-  async function copy(task) {
+  /** Show a note below the rows. */
+  function tell(text, last = true) {
+    clearTimeout(noted);
+    put(note, text);
+    note.hidden = !text;
+    if (last) say(text);
+    if (last) noted = setTimeout(() => (note.hidden = true), NOTE_MS);
+  }
+
+  /** Copy text, which may be on its way from the kernel. If the browser refuses, show the text for the user to copy. */
+  async function copy(what, coming) {
+    const from = /** @type {?HTMLElement} */ (focused(root));
     try {
-      await navigator.clipboard.writeText(task.id);
+      // The promise is passed on, because a browser may refuse to copy text that arrives after the click.
+      const blob = coming.then((text) => new Blob([text], { type: "text/plain" }));
+      blob.catch(() => {});
+      await navigator.clipboard.write([new ClipboardItem({ "text/plain": blob })]);
     } catch {
-      // Without a secure origin, only the selection can be copied.
-      const field = make("textarea", { value: task.id, className: "nq-voice" });
-      root.append(field);
-      field.select();
-      document.execCommand("copy");
-      field.remove();
-      task.copy.focus({ preventScroll: true });
+      try {
+        clip.value = await coming;
+      } catch (error) {
+        return tell(`Not copied: ${/** @type {Error} */ (error).message}`);
+      }
+      clip.hidden = false;
+      clip.select();
+      if (!document.execCommand("copy")) return tell(`The browser does not allow a page to copy. Press ${MAC ? "⌘" : "Ctrl"} C to copy the text below, then Escape.`, false);
+      clip.hidden = true;
+      from?.focus({ preventScroll: true });
     }
+    tell(`Copied the ${what}`);
+  }
+
+  async function copyId(task) {
+    await copy("id", Promise.resolve(task.id));
     mark(task.copy, "data-copied", "");
-    say("Copied");
     setTimeout(() => mark(task.copy, "data-copied", null), 1200);
+  }
+
+  const fetched = (task, what) => request({ type: "copy", id: task.id, what }, COPY_SECONDS).then(({ text }) => text);
+
+  function copyText(task, button) {
+    const what = button.dataset.what;
+    if (what) return copy({ row: "row", json: "row as JSON" }[what] ?? what, fetched(task, what));
+    const section = button.closest("section");
+    const lines = [...section.querySelectorAll(".nq-list > span")].map((each) => each.textContent.replace(" ", ": "));
+    return copy("text", Promise.resolve(lines.join("\n")));
+  }
+
+  function copyCell(task, cell) {
+    const name = Object.keys(task.cells).find((each) => task.cells[each] === cell) ?? "";
+    return copy("cell", SHORT.includes(name) ? Promise.resolve(cell.textContent.trim()) : fetched(task, name));
+  }
+
+  async function save(format) {
+    const parts = [];
+    exporting = true;
+    controls();
+    try {
+      let found = { parts: 1, name: "", text: "" };
+      tell("Exporting…", false);
+      for (let part = 0; part < found.parts; part++) {
+        found = await request({ type: "export", format, part }, EXPORT_SECONDS);
+        parts.push(found.buffers[0]);
+        tell(`Exporting… ${percent(parts.length / found.parts)}`, false);
+      }
+      const url = URL.createObjectURL(new Blob(parts));
+      make("a", { href: url, download: found.name }).click();
+      setTimeout(() => URL.revokeObjectURL(url), 60_000);
+      tell(found.text);
+    } catch (error) {
+      tell(`Not exported: ${/** @type {Error} */ (error).message}`);
+    }
+    exporting = false;
+    controls();
   }
 
   /** Ask whether to cancel the tasks with the given ids, or all matching tasks if `ids` is null. */
@@ -1000,7 +1103,9 @@ function render({ model, el }) {
     if (control?.getAttribute("aria-disabled") === "true") return;
     switch (control?.dataset.act) {
       case "cancel": return press([id]);
-      case "copy": return task && copy(task);
+      case "copy": return task && copyId(task);
+      case "copy-text": return task && copyText(task, control);
+      case "export": return save(control.dataset.format);
       case "open": return toggle(id);
       case "select": return choose([id], /** @type {HTMLInputElement} */ (control).checked);
       case "dismiss":
@@ -1081,10 +1186,15 @@ function render({ model, el }) {
   }
 
   function keys(event) {
-    if (event.altKey || event.ctrlKey || event.metaKey) return;
     const target = /** @type {HTMLElement} */ (event.target);
+    if (event.altKey || event.ctrlKey || event.metaKey) {
+      const task = tasks.get(target.closest("tbody")?.dataset.id ?? "");
+      if (event.key !== "c" || event.altKey || !task || String(getSelection()) || !target.matches(".nq-row, .nq-row > td")) return;
+      event.preventDefault();
+      return target === task.line ? copy("row", fetched(task, "row")) : copyCell(task, target);
+    }
     event.stopPropagation();
-    if (event.key !== "Escape" && target.matches("select, input:not([type=checkbox])")) return;
+    if (event.key !== "Escape" && target.matches("select, textarea, input:not([type=checkbox])")) return;
     const ids = [...table.tBodies].map((each) => each.dataset.id ?? "");
     const at = ids.indexOf(/** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "");
     const task = tasks.get(ids[at]);
@@ -1095,7 +1205,7 @@ function render({ model, el }) {
     };
     if (event.key === "Escape") {
       if (!confirm.hidden) answer();
-      else if (target === search) (tasks.get(current)?.line ?? root).focus();
+      else if (target === search || target === clip || target.closest("thead, .nq-menu")) (tasks.get(current)?.line ?? root).focus();
       else if (!keyList.hidden) showKeys(false);
       else if (cell === target) move(task?.line);
       else if (task && opened.has(task.id)) toggle(task.id), task.line.focus({ preventScroll: true });
@@ -1104,7 +1214,7 @@ function render({ model, el }) {
     else if (event.key === "?") showKeys(keyList.hidden);
     else if (["Delete", "Backspace"].includes(event.key)) {
       const ids = selected.size ? [...selected] : task && !task.box.disabled && !pressed.has(task.id) ? [task.id] : [];
-      if (ids.length && confirm.hidden && !over) askToConfirm(ids);
+      if (ids.length && confirm.hidden && !fixed()) askToConfirm(ids);
     } else if (!task || target.closest("pre")) return;
     else if (["ArrowDown", "ArrowUp", "Home", "End"].includes(event.key)) {
       const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: ids.length - 1 }[event.key];
@@ -1190,6 +1300,7 @@ function render({ model, el }) {
   table.addEventListener("pointermove", pointer);
   table.addEventListener("pointerleave", pointer);
   search.addEventListener("input", type);
+  clip.addEventListener("blur", () => clip.hidden || (clip.hidden = note.hidden = true));
   sizes.addEventListener("change", () => ask({ size: Number(sizes.value) }));
 
   const dress = () => {
@@ -1208,7 +1319,8 @@ function render({ model, el }) {
   }));
   measure.observe(root);
 
-  const hear = (message) => {
+  const hear = (message, buffers) => {
+    if (message?.type === "answer" && message.view === view) answered({ ...message, buffers });
     if (message?.type === "rows") show(message);
     if (message?.type === "over") end(); // the table is about to be replaced: draw nothing, and send no goodbye
     if (message?.type === "closed") closed(); // marimo sends no event
@@ -1216,6 +1328,7 @@ function render({ model, el }) {
   const end = () => {
     if (!over) overAt = kernelNow();
     over = true;
+    for (const n of [...answers.keys()]) answered({ n, problem: "the kernel has ended" });
   };
   const closed = () => {
     end();
@@ -1272,6 +1385,7 @@ function render({ model, el }) {
     clearTimeout(typed);
     clearTimeout(filtering);
     clearTimeout(resting);
+    clearTimeout(noted);
     dresser.disconnect();
     measure.disconnect();
     system.removeEventListener("change", dress);
