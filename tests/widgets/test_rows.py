@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -54,10 +55,28 @@ def arbitrary(rng: random.Random, revision: int) -> TaskInfo:
     return info(f"t{rng.randrange(60)}", status, revision, queue, payload=payload, retry=rng.randrange(3), **fields)
 
 
-def naive(tasks: dict[str, TaskInfo], search: str, statuses: set[Status], column: str, down: bool) -> list[str]:
+FILTERS: list[tuple[dict[str, str], Callable[[TaskInfo], bool]]] = [
+    ({}, lambda task: True),
+    ({"worker": "=w1"}, lambda task: task.worker == "w1"),
+    ({"payload.n": "> 0"}, lambda task: task.payload == b'{"n": 1}'),
+    ({"error": "green", "queue": "one"}, lambda task: "GREEN" in task.failure and task.queue == "one"),
+]
+"""Filters of columns, and what they mean."""
+
+
+def naive(
+    tasks: dict[str, TaskInfo],
+    search: str,
+    statuses: set[Status],
+    column: str,
+    down: bool,
+    wanted: Callable[[TaskInfo], bool],
+) -> list[str]:
     """Compute what `Rows` should show, in the simplest way."""
     words = search.casefold().split()
-    found = [each for each in tasks.values() if all(word in row_content.search_text(each) for word in words)]
+    found = [
+        each for each in tasks.values() if wanted(each) and all(word in row_content.search_text(each) for word in words)
+    ]
     found = [each for each in found if not statuses or each.status in statuses]
     now = datetime.now(timezone.utc)
     keyed = [(COLUMNS[column](each, now), each.id) for each in found]
@@ -73,10 +92,11 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
     rows = Rows()
     model: dict[str, TaskInfo] = {}
     search, statuses, column, down = "", set[Status](), "activity", False
+    filters, wanted = FILTERS[0]
     # The run times of running tasks grow, so tasks with the same start compare by chance.
     columns = [each for each in COLUMNS if each != "run"]
     for step in range(1, 1500):
-        match rng.randrange(12):
+        match rng.randrange(13):
             case 0:
                 search = rng.choice(["", "", "r", "red", "red app", "green", "w1", "t1", "ÖL", "nothing"])
                 rows.find(search)
@@ -86,6 +106,9 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
             case 2:
                 column, down = rng.choice(columns), rng.random() < 0.5
                 rows.sort(column, down=down)
+            case 12:
+                filters, wanted = rng.choice(FILTERS)
+                rows.filter(filters)
             case 3:
                 gone = f"t{rng.randrange(60)}"
                 model.pop(gone, None)
@@ -98,11 +121,11 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
                 rows.apply(batch)
                 model |= {each.id: each for each in batch}
         if rng.random() < 0.7:
-            expected = naive(model, search, statuses, column, down)
+            expected = naive(model, search, statuses, column, down, wanted)
             assert rows.page(0, 1000) == expected
             start, count = rng.randrange(30), rng.randrange(1, 20)
             assert rows.page(start, count) == expected[start : start + count]
-            everything = naive(model, search, set(), "id", False)
+            everything = naive(model, search, set(), "id", False, wanted)
             assert sum(rows.counts().values()) == len(everything)
             assert rows.counts()["failed"] == sum(model[each].status is Status.FAILED for each in everything)
             assert sorted(rows.open_matching()) == sorted(each for each in expected if not model[each].status.terminal)
