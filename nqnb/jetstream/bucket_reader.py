@@ -49,8 +49,6 @@ IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 _CHECK_SECONDS = 0.25
 """Seconds between two checks for a lost connection."""
-_GATHER_SECONDS = 0.02
-"""Seconds after a change in which a feed waits for further changes, so that many changes arrive in few pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +178,6 @@ class BucketFeed:
                     )
                     requested += PAGE
                 await first_of(consumer.ready, timeout=_CHECK_SECONDS)
-                if self._complete and consumer.ready.is_set():
-                    await asyncio.sleep(_GATHER_SECONDS)
                 if consumer.lost:
                     # After a quick reconnect, the old pull continues without the messages that were lost.
                     return
