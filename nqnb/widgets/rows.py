@@ -184,7 +184,9 @@ class Rows:
         if names != self.columns.workers:
             self.columns.workers = dict(names)
             self._texts.clear()
-            if self._words or self._matchers or self._order.column == "worker":
+            if self._order.column == "worker":
+                self._changed.update(self._tasks)
+            if self._words or self._matchers:
                 self._find_among(self._tasks)
 
     def available_columns(self) -> list[TableColumn]:
@@ -402,7 +404,7 @@ class Rows:
         if self._rebuild:
             shown = self._shown
             ids = [each for each, number in self._found.items() if number in shown] if shown else self._found
-            self._order.build(map(self._tasks.__getitem__, ids))
+            self._order.build(self._tasks, ids, self._changed)
         elif self._changed:
             found, shown = self._found, self._shown
             matching = [each for each in self._changed if each in found and (not shown or found[each] in shown)]
@@ -534,6 +536,8 @@ class Order:
         self._key = COLUMNS[column] if key is None else key
         self._sorted: list[Key] = []
         self._keys: dict[str, Key] = {}
+        self._known: dict[str, Key] = {}
+        """The keys of all tasks that were sorted before, so that a new search or filter does not compute them again."""
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -541,14 +545,20 @@ class Order:
     def __contains__(self, task_id: str) -> bool:
         return task_id in self._keys
 
-    def build(self, tasks: Iterable[TaskInfo]) -> None:
-        """Replace all ids with the ids of the given tasks."""
-        self._keys = self._sort_keys(tasks)
+    def build(self, tasks: Mapping[str, TaskInfo], ids: Collection[str], changed: Iterable[str]) -> None:
+        """Replace all ids with the given ids of tasks. The keys of tasks that have ``changed`` are computed again."""
+        for task_id in changed:
+            self._known.pop(task_id, None)
+        self._known.update(self._sort_keys(tasks[task_id] for task_id in ids if task_id not in self._known))
+        self._keys = {task_id: self._known[task_id] for task_id in ids}
         self._sorted = sorted(self._keys.values())
 
     def update(self, tasks: Iterable[TaskInfo], gone: Collection[str] = ()) -> None:
         """Add tasks or move them to their new positions, and remove the tasks whose ids are in ``gone``."""
         keys = self._sort_keys(tasks)
+        self._known.update(keys)
+        for task_id in gone:
+            self._known.pop(task_id, None)
         if len(keys) + len(gone) > _FEW_CHANGES + len(self._sorted) // 1000:
             self._merge(keys, gone)
             return

@@ -160,6 +160,9 @@ def test_a_page_turn_and_a_repeated_look_do_not_sort_again(monkeypatch: pytest.M
     page.rows.apply([info("t003", Status.PENDING, 2), info("t004", Status.COMPLETED, 2)])
     assert page.body()["matching"] == 101
     assert computed == ["t003"], "a change sorts only the changed task"
+    page.handle({**look, "statuses": ["pending", "failed", "completed"], "page": 0, "size": 10})
+    assert page.body()["matching"] == 151
+    assert len(computed) == 51, "a new filter does not compute the keys of the other tasks again"
 
 
 def test_a_task_that_waits_for_its_time_is_scheduled_until_then() -> None:
