@@ -55,8 +55,11 @@ def test_a_days_work(app: App, sheet: Callable[..., Sheet], look: Bucket, shot: 
     table = page.table(4)
     table.until(lambda: (table.count("completed"), table.count("failed")) == (1940, 60), "all rows", 120)
 
-    # Rows are found by a field of their payloads.
-    table.root.locator("input[type=search]").fill("photos/0177")
+    # Rows are found by the fields of their payloads.
+    table.root.locator("[data-act=filters]").click()
+    table.root.get_by_label("Filter: width").fill("430..435")
+    table.until(lambda: sorted(table.statuses()) == ["completed"] * 5 + ["failed"], "the rows of the widths")
+    table.root.get_by_label("Filter: path").fill("photos/0177")
     table.until(lambda: table.statuses() == ["failed"], "the row of the path")
 
     # The card of the list groups the failures, and one kind is requeued after a question.
