@@ -24,7 +24,8 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count a duration. A negative duration, which two clocks may cause, counts as 0."""
-        seconds = max(0.0, seconds)
+        if seconds < 0:
+            seconds = 0.0
         self.counts[bisect_left(BOUNDS_SECONDS, seconds)] += 1
         self.seconds += seconds
 

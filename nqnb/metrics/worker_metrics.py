@@ -34,6 +34,17 @@ class WorkerNow(NamedTuple):
     malformed: int = 0
 
 
+class _QueueCounters:
+    """The counters of the queues that share a label."""
+
+    __slots__ = ("cancels", "redeliveries", "runs", "times", "waits")
+
+    def __init__(self) -> None:
+        self.runs: dict[Status | None, int] = dict.fromkeys(_OUTCOMES, 0)
+        self.redeliveries = 0
+        self.waits, self.times, self.cancels = Histogram(), Histogram(), Histogram()
+
+
 class WorkerMetrics:
     """The counters of one worker. The worker's loop increases them, and scrapes read them in another thread.
 
@@ -45,12 +56,8 @@ class WorkerMetrics:
     def __init__(self, queues: Iterable[str], now: Callable[[], WorkerNow]) -> None:
         labels = QueueLabels()
         self._label = {queue: labels.of(queue) for queue in queues}
-        shown = dict.fromkeys(self._label.values())
-        self._runs = Counter({(queue, outcome): 0 for queue in shown for outcome in _OUTCOMES.values()})
-        self._redeliveries = Counter(dict.fromkeys(shown, 0))
-        self._waits = {queue: Histogram() for queue in shown}
-        self._times = {queue: Histogram() for queue in shown}
-        self._cancels = {queue: Histogram() for queue in shown}
+        self._counters = {label: _QueueCounters() for label in self._label.values()}
+        self._of = {queue: self._counters[label] for queue, label in self._label.items()}
         self._now = now
 
     def ran(self, queue: str, status: Status | None, seconds: float | None, waited: float | None) -> None:
@@ -62,29 +69,33 @@ class WorkerMetrics:
             seconds: how long the handler ran, or None if it did not run.
             waited: how long the task waited before its first attempt, in seconds, or None if unknown.
         """
-        queue = self._label[queue]
-        self._runs[queue, _OUTCOMES.get(status, "dropped")] += 1
+        counters = self._of[queue]
+        counters.runs[status if status in counters.runs else None] += 1
         if seconds is not None:
-            self._times[queue].observe(seconds)
+            counters.times.observe(seconds)
         if waited is not None:
-            self._waits[queue].observe(waited)
+            counters.waits.observe(waited)
 
     def cancelled(self, queue: str, seconds: float) -> None:
         """Count a cancel that has stopped a run ``seconds`` after the request."""
-        self._cancels[self._label[queue]].observe(seconds)
+        self._of[queue].cancels.observe(seconds)
 
     def redelivered(self, queue: str) -> None:
         """Count a delivery that was not the first delivery of its task."""
-        self._redeliveries[self._label[queue]] += 1
+        self._of[queue].redeliveries += 1
 
     def collect(self) -> Iterable[Metric]:
         """Return the current metrics."""
         from nqnb.metrics.families import counter, durations, gauge, one
 
         now = self._now()
-        running = Counter(dict.fromkeys(self._label.values(), 0))
+        running = Counter(dict.fromkeys(self._counters, 0))
         for queue, count in dict(now.running).items():
             running[self._label[queue]] += count
+        waits, times, cancels = (
+            {queue: getattr(counters, name) for queue, counters in self._counters.items()}
+            for name in ("waits", "times", "cancels")
+        )
         return [
             gauge(
                 "nqnb_worker_info",
@@ -105,14 +116,18 @@ class WorkerMetrics:
                 "nqnb_worker_runs",
                 "Runs that have ended. Retried: the attempt failed, and another follows. "
                 "Dropped: the task was redelivered, or belongs to another worker.",
-                dict(self._runs),
+                {
+                    (queue, outcome): counters.runs[status]
+                    for queue, counters in self._counters.items()
+                    for status, outcome in _OUTCOMES.items()
+                },
                 "queue",
                 "outcome",
             ),
             counter(
                 "nqnb_worker_redeliveries",
                 "Deliveries of tasks that had been delivered before.",
-                {(queue,): count for queue, count in dict(self._redeliveries).items()},
+                {(queue,): counters.redeliveries for queue, counters in self._counters.items()},
                 "queue",
             ),
             counter(
@@ -123,12 +138,16 @@ class WorkerMetrics:
             durations(
                 "nqnb_worker_wait_seconds",
                 "The time from a task's submission, or its start time, to the start of its first attempt.",
-                self._waits,
+                waits,
             ),
-            durations("nqnb_worker_run_seconds", "The time that the handler took.", self._times),
+            durations(
+                "nqnb_worker_run_seconds",
+                "The time that the handler took.",
+                times,
+            ),
             durations(
                 "nqnb_worker_cancel_seconds",
                 "The time from a cancel request until the running code had stopped.",
-                self._cancels,
+                cancels,
             ),
         ]

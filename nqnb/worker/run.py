@@ -57,11 +57,14 @@ class Run(Attempt):
     @property
     def waited(self) -> float | None:
         """How long the task waited before its first attempt, in seconds, or None if unknown or on a later attempt."""
-        entry, meta = self.entry, self.entry.meta
-        if self.job is None or self.job.attempt != 1 or not meta.submitted_at or not meta.started_at:
+        if self.job is None or self.job.attempt != 1:
             return None
-        due = 0.0 if isinstance(entry.ProcessAt, UnsetType) else parse_time(entry.ProcessAt)
-        return meta.started_at - max(due, meta.submitted_at)
+        meta, at = self.entry.meta, self.entry.ProcessAt
+        if not meta.submitted_at or not meta.started_at:
+            return None
+        if isinstance(at, UnsetType):
+            return meta.started_at - meta.submitted_at
+        return meta.started_at - max(parse_time(at), meta.submitted_at)
 
     @property
     def how(self) -> str:
