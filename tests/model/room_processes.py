@@ -19,13 +19,16 @@ from nqnb.protocol.cancel import cancel
 from nqnb.protocol.claim import claim
 from nqnb.protocol.delete import delete_queue
 from nqnb.protocol.finish import Ending, cancel_receipt, finish
+from nqnb.protocol.forget import id_of
 from nqnb.protocol.heartbeat import look
 from nqnb.protocol.interfaces import QueueBackend
 from nqnb.protocol.lifecycle import Ended, Stop
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
+from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.requeue import requeue
 from nqnb.protocol.submit import submit
+from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
 
 from .simulated_backend import SimulatedBackend, SimulatedDelivery, as_backend
@@ -101,6 +104,25 @@ async def _requeue(backend: QueueBackend, client: ClientSpec) -> str:
     return (await requeue(backend, client.task_id, client.name)).ID
 
 
+async def _repair(backend: QueueBackend, client: ClientSpec) -> Any:
+    """Repair a task as the doctor does: what has not changed after a search of the stream does not fit."""
+    seen = await read_entry(backend, client.task_id)
+    messages = {id_of(each.data): each.sequence for each in await backend.read_all_messages(QUEUE)}
+    again = await read_entry(backend, client.task_id)
+    if again.revision != seen.revision:
+        return None
+    if again.task is None:
+        if client.task_id not in messages:
+            return None
+        return await write_missing_entry(backend, QUEUE, messages[client.task_id], client.name)
+    owner = again.task.meta.worker
+    if again.task.Status.terminal or client.task_id in messages:
+        return None
+    if owner and await backend.presence.rest(owner, QUEUE, client.task_id, again.written, 1.0):
+        return None
+    return await end_task_without_message(backend, client.task_id, client.name)
+
+
 OPERATIONS: dict[str, Operation] = {
     "submit": _submit,
     "cancel": _cancel,
@@ -108,6 +130,7 @@ OPERATIONS: dict[str, Operation] = {
     "delete": _delete,
     "prune": _prune,
     "requeue": _requeue,
+    "repair": _repair,
 }
 
 

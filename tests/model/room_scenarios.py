@@ -25,7 +25,7 @@ One queue, one or two tasks, one or two workers, at most four clients.
 Each failure that a scenario names happens at most once, or as often as it is named; in most scenarios one in all.
 A day passes only while no submit is under way: what is pruned is older than any submit takes.
 A queue is deleted only while no submit is between its message and its entry, and a client that deletes one
-may crash only once the submits are over: both can leave an entry without a message, which the doctor finds.
+may crash only once the submits are over: both can leave an entry without a message, which the doctor repairs.
 A worker stops its code before the ack wait ends, and takes one task at a time. Links that break, the order of a
 reconnect, and redeliveries that a worker adopts are in the model of a worker's life.
 Only clients and workers of nqnb. No result is too large for its entry, no entry expires, no progress is written."""
@@ -56,6 +56,7 @@ DELETE = ClientSpec("delete", "delete", 3)
 PRUNE = ClientSpec("prune", "prune", 4)
 PRUNE_TOO = PRUNE._replace(name="prune2", number=8)
 REQUEUE = ClientSpec("requeue", "requeue", 5)
+REPAIR = ClientSpec("repair", "repair", 9)
 
 
 def after_submit(client: ClientSpec) -> ClientSpec:
@@ -136,6 +137,13 @@ SCENARIOS = {
     "requeue against finish": Scenario((SUBMIT, REQUEUE), failures=QUICK),
     "requeue against purge": Scenario((SUBMIT, REQUEUE, after_submit(PURGE))),
     "requeue against prune": Scenario((SUBMIT, after_submit(PRUNE), after_submit(REQUEUE)), days=1),
+    "repair against submit against claim": Scenario((SUBMIT, REPAIR), failures=QUICK),
+    "repair against cancel": Scenario((SUBMIT, CANCEL, REPAIR)),
+    "repair after delete": Scenario(
+        (SUBMIT, after_submit(DELETE), after_submit(REPAIR)), failures=(Failure.CLIENT_CRASH,)
+    ),
+    "repair against retry": Scenario((RETRIED, after_submit(REPAIR)), failures=QUICK, handlers=BOTH_ENDS),
+    "repair against move into a schedule": Scenario((NOT_DUE, after_submit(REPAIR)), days=1),
     "schedule against cancel": Scenario((SCHEDULED, after_submit(CANCEL)), failures=QUICK, days=1),
     "schedule against purge": Scenario((SCHEDULED, PURGE), failures=QUICK, days=1),
     "schedule against cancel against purge": Scenario((SCHEDULED, after_submit(CANCEL), PURGE), days=1),
@@ -682,6 +690,9 @@ VARIANTS = {
         REMOVED_EARLY,
         NewerRemoved,
     ),
+    "repair: the entry is written over whatever is there": Variant(
+        "repair", Scenario((SUBMIT, REPAIR)), TERMINAL_CHANGED, PlainPut
+    ),
     "requeue: the id is used again": Variant(
         "requeue",
         REQUEUED,
@@ -717,6 +728,7 @@ OPERATIONS: dict[str, Callable[[str, frozenset[str]], bool]] = {
     "delete": _runs("delete"),
     "prune": _runs("prune"),
     "requeue": _runs("requeue"),
+    "repair": _runs("repair"),
     "schedule": _has_step("schedule", "fires"),
     "move": _has_step("w0.0: schedule"),
 }
