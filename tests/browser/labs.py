@@ -90,7 +90,11 @@ class Lab:
 
 @contextlib.contextmanager
 def jupyter(
-    root: Path, home: Path, python: str = sys.executable, environ: Mapping[str, str] | None = None
+    root: Path,
+    home: Path,
+    python: str = sys.executable,
+    environ: Mapping[str, str] | None = None,
+    module: str = "jupyterlab",
 ) -> Iterator[Lab]:
     """Run a Jupyter server.
 
@@ -99,6 +103,7 @@ def jupyter(
         home: an empty folder, which replaces the home of the real user.
         python: the Python that has JupyterLab and Notebook.
         environ: more environment variables.
+        module: the front end's module, which starts the server.
     """
     for name, content in SETTINGS.items():
         path = home / "settings" / name
@@ -112,7 +117,7 @@ def jupyter(
     own |= {"HOME": str(home), "LOGNAME": "ada", "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "JUPYTER", "JPY_"))}
     command = [
-        python, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
+        python, "-m", module, "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
         "--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True",
         f"--ServerApp.root_dir={root}",
         "--ServerApp.terminals_enabled=False", "--MappingKernelManager.cull_idle_timeout=0",
