@@ -801,3 +801,11 @@ def test_status_and_progress_are_readable_in_a_narrow_table(make: Callable[..., 
     assert bench.row("runs").locator("td.nq-status").evaluate(whole)
     bench.button("runs").click()
     assert bench.row("runs").inner_text().count("cancelling…") == 1
+    bench.page.locator("[data-act=menu]").click()
+    path = bench.page.locator("[data-act=pick][data-key='payload.path']")
+    assert path.evaluate("box => box.indeterminate"), "it does not fit"
+    path.click()
+    bench.until(lambda: "path" in headings(bench))
+    box = bench.button("runs").bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 480, "the table scrolls, and the button stays"

@@ -728,10 +728,15 @@ function render({ model, el }) {
     const columns = ordered();
     menu.replaceChildren(
       ...columns.map(({ key, name, shown }, at) => {
-        const box = make("input", { type: "checkbox", "data-act": "pick", "data-key": key, checked: layout?.shown[key] ?? shown > 0 });
+        const box = make("input", { type: "checkbox", "data-act": "pick", "data-key": key });
         const move = (act, label, text, off) =>
           make("button", { type: "button", className: "nq-plain", "data-act": act, "data-key": key, "aria-label": `Move ${name} ${label}`, ...(off ? { "aria-disabled": "true" } : {}) }, text);
-        return make("span", { className: "nq-pick" }, make("label", {}, box, make("bdi", {}, name)),
+        // A column that does not fit is neither on nor off. A click shows the column, and the table scrolls.
+        const omitted = wanted.some((each) => each.key === key) && !visible.some((each) => each.key === key);
+        box.checked = !omitted && (layout?.shown[key] ?? shown > 0);
+        box.indeterminate = omitted;
+        const hint = omitted ? { title: "does not fit; click to show it" } : {};
+        return make("span", { className: "nq-pick", ...hint }, make("label", {}, box, make("bdi", {}, name)),
           move("earlier", "to the left", "‹", at === 0), move("later", "to the right", "›", at === columns.length - 1));
       }),
       make("button", { type: "button", className: "nq-button", "data-act": "reset" }, "Reset"),
