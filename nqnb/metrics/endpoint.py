@@ -73,7 +73,7 @@ class MetricsEndpoint:
         except ImportError as error:
             raise MetricsUnavailable(
                 f"metrics cannot be served: prometheus-client cannot be imported ({clause(error)}). "
-                "Install it with: pip install 'nqnb[metrics]'"
+                "Run `pip install 'nqnb[metrics]'`."
             ) from None
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)

@@ -170,7 +170,8 @@ class _Tasks:
             await asyncio.wait_for(self._complete.wait(), _LOAD_SECONDS)
         if self._lost:
             raise ConnectionFailed(
-                "the card is not up to date: the connection to the server is lost. Wait until it is restored."
+                "the card is not up to date: the connection to the server is lost. Wait until the connection is "
+                "restored."
             )
         groups = sorted(map(self._group, self._groups), key=lambda group: (-group.count, group.queue, group.error))
         several = len({group.queue for group in groups}) > 1

@@ -1,7 +1,7 @@
 """The columns of a live table: the standard columns, and a column for each field of the payloads and results.
 
-A sample of the tasks determines which fields have a column. Apart from the sample, a payload or result is decoded only
-to show it, or to sort or filter by it.
+A sample of the tasks determines which fields have a column. Outside the sample, a payload or result is decoded only
+if the table shows it, or is sorted or filtered by it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Columns:
     Args:
         columns: the names of the columns to show, in their order, or None for a selection that depends on the tasks. A
             name is the name of a standard column (`STANDARD`), the name of a payload field, or ``"→ "`` and the name of
-            a result field. If a payload field has the name of a standard column, use ``"payload."`` and its name.
+            a result field. If a payload field has the name of a standard column, use ``"payload."`` and the field name.
         formats: the formats of fields, by the names of their columns. A name without a prefix applies to a payload
             field and to a result field. The columns ``payload`` and ``result`` can have a function, which receives the
             decoded value. If a format raises an exception, the plain value is shown.
@@ -162,7 +162,7 @@ class Columns:
         return preview(task.payload, 120)
 
     def worker(self, worker_id: str) -> str:
-        """Return the readable name of a worker, or its id if its name is unknown."""
+        """Return the readable name of a worker, or the worker's id if the name is unknown."""
         return self.workers.get(worker_id, worker_id)
 
     def getter(self, key: str) -> Callable[[TaskInfo], Any]:
@@ -254,7 +254,7 @@ class Columns:
         self._payload_shown = (not tasks) or (bool(payloads) and not self._payloads.covers(payloads))
 
     def _with_chosen(self, found: list[TableColumn], chosen: list[str]) -> list[TableColumn]:
-        """Return the columns with those of the caller first. Only those are shown."""
+        """Return the columns, with the columns that the caller chose first. Only the chosen columns are shown."""
         known = {column.key: column for column in found}
         first = [known.get(key, TableColumn(key, heading(key), "text", 0))._replace(shown=2) for key in chosen]
         return [*first, *(column._replace(shown=0) for column in found if column.key not in chosen)]
@@ -270,7 +270,7 @@ class _Fields:
         self._default: set[str] = set()
 
     def learn(self, samples: list[dict[str, Any] | None]) -> None:
-        """Read a sample. Fields of simple values that most of the objects have are shown by default."""
+        """Read a sample. Fields that have simple values and occur in most objects are shown by default."""
         counts: Counter[str] = Counter()
         first: dict[str, Any] = {}
         varied, nested = set(), set()
@@ -352,7 +352,7 @@ def number_test(text: str, *, seconds: bool = False) -> Callable[[float], bool] 
 
 
 def is_key(key: str) -> bool:
-    """Return whether a key can be that of a column."""
+    """Return whether a column can have this key."""
     return key in STANDARD or (len(key) <= 1000 and key.startswith((PAYLOAD, RESULT)))
 
 
@@ -386,8 +386,8 @@ def _checked_names(columns: Any) -> list[str]:
     for name in names:
         if not isinstance(name, str) or not name:
             raise BadInput(
-                f"columns={shown(columns)} is invalid: a name must be a string that is not empty, got {shown(name)}. "
-                "Pass names of columns or of fields."
+                f"columns={shown(columns)} is invalid: each name must be a non-empty string, got {shown(name)}. "
+                "Pass the names of columns or fields."
             )
     if not names:
         raise BadInput("columns=[] is invalid: a table needs at least one column. Pass the names of columns, or None.")
@@ -404,8 +404,8 @@ def _checked_formats(formats: Any) -> dict[str, ValueFormat]:
     for name, form in formats.items():
         if not isinstance(name, str) or not (isinstance(form, str) or callable(form)):
             raise BadInput(
-                f"format={shown(formats)} is invalid: expected names and formats, got {shown(name)}: {shown(form)}. "
-                'A format is a string such as "{:,}", or a function.'
+                f"format={shown(formats)} is invalid: the item {shown(name)}: {shown(form)} does not "
+                'map a name to a format. Use a string such as "{:,}", or a function, as a format.'
             )
         key = _key(name)
         if key in STANDARD and key not in ("payload", "result"):
@@ -421,7 +421,7 @@ def _checked_formats(formats: Any) -> dict[str, ValueFormat]:
 
 
 def _sampled(encoded: Iterable[bytes]) -> list[dict[str, Any] | None]:
-    """Return the fields of the values that are not empty. A value that is not an object is None."""
+    """Return the fields of each value that is not empty, or None for a value that is not an object."""
     found: list[dict[str, Any] | None] = []
     size = 0
     for data in encoded:
@@ -478,7 +478,7 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a decoded value is a number. The values ``true`` and ``false`` are not."""
+    """Return whether a decoded value is a number. ``true`` and ``false`` do not count as numbers."""
     kind = type(value)
     return kind is int or kind is float
 
