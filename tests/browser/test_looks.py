@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import axe
 from browser.bucket import Bucket
 from browser.sheets import Sheet, Table
 
@@ -114,6 +115,7 @@ def test_the_table_fits_at_every_width(
         fits(table)
     with wide(table, 1160):
         shot(page.output(4), "card-light")
+        assert axe.findings(page.page, ".nq") + axe.findings(page.page, ".nqnb-card") == []
         page.menu("Settings", "Theme", "JupyterLab Dark")
         page.page.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
         page.page.locator(".jp-Spinner, #jupyterlab-splash").wait_for(state="hidden")
@@ -121,6 +123,7 @@ def test_the_table_fits_at_every_width(
         page.run(6)
         shot(table.root, "dark-1160")
         shot(page.output(4), "card-dark")
+        assert axe.findings(page.page, ".nq") + axe.findings(page.page, ".nqnb-card") == []
         shot(page.output(5), "frame-dark")
         shot(page.output(6), "local-dark")
         fits(table)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from browser import axe
 from browser.bucket import Bucket
 from browser.sheets import Sheet
 
@@ -95,6 +96,7 @@ def test_queues_and_workers_say_what_is_wrong(
         page.until(lambda: "1/" in row(workers, f"/{others[0].pid}"), "the other worker shows it")
         page.until(lambda: "is lost" in row(queues, "served"), "the queue names the lost worker")
         shot(workers, "workers")
+        assert axe.findings(page.page, ".nq-board") == []
         served = queues.locator("tbody tr", has_text="served")
         served.get_by_role("button", name="Cancel all served").click()
         served.locator("[data-yes]").click()
