@@ -207,10 +207,10 @@ class TaskTable(anywidget.AnyWidget):
         """Whether the table has been closed or frozen."""
         return self._ended or self._state == "frozen" or jupyter_compat.is_closed(self.comm)
 
-    def wait_until_loaded(self, seconds: float = LOAD_SECONDS) -> None:
-        """Wait up to ``seconds`` for the rows to load. Stop waiting if the connection is lost."""
+    def wait_until_loaded(self, seconds: float | None = None) -> None:
+        """Wait up to ``seconds`` (default `LOAD_SECONDS`) for the rows to load, or until the connection is lost."""
         if self._feeding and not self._ended:
-            self._loaded.wait(seconds)
+            self._loaded.wait(LOAD_SECONDS if seconds is None else seconds)
 
     def wait_until_shown(self) -> None:
         """Wait until the table has enough rows to be shown, but not until all rows of a large table have loaded.

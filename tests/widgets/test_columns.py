@@ -280,7 +280,7 @@ def test_a_message_of_the_page_filters_and_asks_for_columns() -> None:
     assert [row["id"] for row in body["rows"]] == ["t04", "t03"]
     assert (body["filters"], body["sort"]) == ({"payload.width": ">= 300"}, "→ bytes")
     assert "error" not in body["rows"][0]["fields"]
-    page.handle({"type": "columns", "view": "v", "keys": ["error", "payload.new", "nothing", 5]})
+    page.handle({"type": "columns", "view": "v", "keys": ["error", "payload.new", "nothing", 5], "layout": []})
     assert {"error", "payload.new"} <= page.body()["rows"][0]["fields"].keys()
     page.handle({"type": "bye", "view": "v"})
     assert "error" not in page.body()["rows"][0]["fields"]

@@ -139,7 +139,7 @@ def test_a_large_table_is_shown_before_all_rows_have_loaded(
     assert 0.2 <= seconds(True) < 0.4
     found.it.update(batch("a", "b", "c", complete=False))
     assert seconds(True) < 0.1
-    assert seconds(False) >= 0.4, "nbconvert cannot show the other rows later"
+    assert 0.4 <= seconds(False) < 3, "nbconvert cannot show the other rows later"
     found.it.update(batch("d"))
     assert seconds(False) < 0.1
 
