@@ -21,7 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 _NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 _AREAS = {
-    "client": ("Client", ("nqnb.client", "nqnb.failures")),
+    "client": ("Client", ("nqnb.client", "nqnb.doctor", "nqnb.failures")),
     "worker": ("Worker", ("nqnb.worker", "nqnb.retry")),
     "notebook": ("Notebook", ("nqnb.notebook",)),
     "records": ("Records", ("nqnb.records", "nqnb.protocol")),
