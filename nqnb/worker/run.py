@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 
-from msgspec import UnsetType
-
 from nqnb.clock import elapsed
 from nqnb.jetstream.delivery import Delivery
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.heartbeat import EntryWatch
 from nqnb.protocol.lifecycle import Stop
-from nqnb.protocol.wire import TaskMessage, parse_time
+from nqnb.protocol.wire import TaskMessage
 from nqnb.worker.executors.executor import Executor
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
@@ -53,18 +51,6 @@ class Run(Attempt):
         meta = self.entry.meta
         attempt = self.entry.CurrentRetry + 1
         return {"task": self.id, "queue": self.delivery.queue, "worker": meta.worker, "attempt": attempt}
-
-    @property
-    def waited(self) -> float | None:
-        """How long the task waited before its first attempt, in seconds, or None if unknown or on a later attempt."""
-        if self.job is None or self.job.attempt != 1:
-            return None
-        meta, at = self.entry.meta, self.entry.ProcessAt
-        if not meta.submitted_at or not meta.started_at:
-            return None
-        if isinstance(at, UnsetType):
-            return meta.started_at - meta.submitted_at
-        return meta.started_at - max(parse_time(at), meta.submitted_at)
 
     @property
     def how(self) -> str:

@@ -312,13 +312,10 @@ class Runtime:
             if not self.runs:
                 self._empty.set()
             self._wake.set()
-            if run.claimed and self._metrics is not None:
-                self._count(self._metrics, run, status)
-
-    def _count(self, metrics: WorkerMetrics, run: Run, status: Status | None) -> None:
-        metrics.ran(run.delivery.queue, status, run.seconds, run.waited)
-        if status is Status.CANCELLED and run.cancel is not None and run.cancel.requested_at:
-            metrics.cancelled(run.delivery.queue, self.backend.now() - run.cancel.requested_at)
+            if self._metrics is not None and run.claimed:
+                self._metrics.ran(run.delivery.queue, status, run.seconds, run.entry)
+                if status is Status.CANCELLED and run.cancel is not None and run.cancel.requested_at:
+                    self._metrics.cancelled(run.delivery.queue, self.backend.now() - run.cancel.requested_at)
 
     async def _fail(self, run: Run, error: Exception) -> None:
         """Mark a task as failed after an internal error.
