@@ -65,7 +65,8 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
         family = task.origin or task.id
         if task.id in ids:
             families.add(family)
-        return family in families and (start is None or is_after(start, task))
+        # A large bucket is read with its newest entries first: a copy may come before the task.
+        return (family in families or task.origin in ids) and (start is None or is_after(start, task))
 
     tasks = _Tasks(client, () if ids is None else ids)
     if ids is not None and len(ids) <= MANY_TASKS:
@@ -94,7 +95,7 @@ class _Tasks:
         self._counts: Counter[tuple[str, Status]] = Counter()
         """The number of tasks by queue and state."""
         self._groups: dict[str, dict[str, TaskInfo]] = {}
-        """The failed tasks of each group, in the order of their failures, by the group's id."""
+        """The failed tasks of each group, by the group's id."""
         self._made: dict[str, FailureGroup] = {}
         """The groups that have not changed since they were last shown."""
         self._requeued: set[str] = set()
@@ -200,7 +201,8 @@ class _Tasks:
     def _group(self, group_id: str) -> FailureGroup:
         made = self._made.get(group_id)
         if made is None:
-            made = self._made[group_id] = group_of(list(self._groups[group_id].values()))
+            tasks = sorted(self._groups[group_id].values(), key=lambda task: task.revision)
+            made = self._made[group_id] = group_of(tasks)
         return made
 
     def _labels(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from helpers.waiting import until
 import nqnb
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import TaskList
+from nqnb.records import TaskBatch
 from nqnb.widgets import board as boards
 from nqnb.widgets.board import Action, Board, BoardRow
 
@@ -145,6 +146,29 @@ def test_the_card_of_a_list_shows_its_progress_and_cancels_the_rest(session: Ses
     until(lambda: card._content.summary == "1 failed, 5 deleted")
     session.down()
     assert card.closed
+
+
+def test_a_card_shows_the_same_if_the_newest_entries_arrive_first(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nqnb.notebook.failure_board.MANY_TASKS", 0)  # as for a long list, which only the feed reads
+    serve(session)
+    tasks = session.map("resize", [{"n": n, "kind": "disk"} for n in range(4)])
+    tasks.wait(20)
+    copies = session.requeue(tasks[:2].ids)
+    for copy in copies:
+        copy.wait(20)
+    infos = session.call(session.client.tasks())
+    follow = session._feed.follow
+
+    def newest_first(listener: Any, wanted: Any) -> Any:
+        listener.update(TaskBatch(tasks=list(filter(wanted, reversed(infos))), complete=True))
+        return follow(listener, lambda task: False)
+
+    monkeypatch.setattr(session._feed, "follow", newest_first)
+    card = tasks.card()
+    assert card._content.summary == "4 failed"
+    assert card._content.rows[0].detail_title == f"traceback of task {infos[-1].id}"
 
 
 def test_a_card_is_limited_to_the_tasks_since_a_time_and_shows_no_markup(session: Session) -> None:
