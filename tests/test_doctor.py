@@ -471,6 +471,20 @@ class TestHealthy:
         assert [TaskMessage.decode(each.data).ID for each in messages] == left
         assert [each async for each in nq.backend.task_messages("gaps", "gaps")] == messages
 
+    @pytest.mark.full
+    async def test_reading_all_messages_ends_while_tasks_are_submitted(self, nq: nqnb.Client) -> None:
+        await nq.submit_many("flood", range(500))
+        over = asyncio.Event()
+
+        async def flood() -> None:
+            while not over.is_set():
+                await nq.submit_many("flood", range(500))
+
+        flooding = asyncio.ensure_future(flood())
+        assert len(await asyncio.wait_for(nq.backend.read_all_messages("flood"), 20)) >= 500
+        over.set()
+        await flooding
+
 
 def test_each_code_is_documented() -> None:
     page = (DOCS / "doctor.md").read_text(encoding="utf-8")

@@ -76,12 +76,15 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
     first, end = int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1
     step = max(1, -(-(end - first) // _CONCURRENT_READS))
 
-    async def read(start: int, stop: int | None) -> list[StreamMessage]:
+    async def read(start: int, stop: int) -> list[StreamMessage]:
         return [message async for message in read_messages(connection, stream, start=start, end=stop)]
 
     parts = await asyncio.gather(*(read(at, min(at + step, end)) for at in range(first, end, step)))
     # Messages that arrived during the reads are read last. They may come from schedules that fired before their read.
-    return [message for part in (*parts, await read(max(end, 1), None)) for message in part]
+    # Later messages are not read, because on a busy queue they would never end.
+    info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
+    late = await read(max(end, 1), int(info["state"]["last_seq"]) + 1)
+    return [message for part in (*parts, late) for message in part]
 
 
 async def scan_messages(connection: Connection, stream: str) -> AsyncGenerator[StreamMessage, None]:
