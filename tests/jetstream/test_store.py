@@ -506,7 +506,7 @@ class Test{name}(StoreContract):
 class TestAUsersTests:
     def test_a_few_lines_run_the_whole_store_contract(self, pytester: pytest.Pytester) -> None:
         path = pytester.makepyfile(test_users=USERS_FILE)
-        passed, skipped, failed = pytester.inline_run(path, "-Werror").listoutcomes()
+        passed, skipped, failed = pytester.inline_run(path, "-Werror", "-p", "no:asyncio").listoutcomes()
         assert {each.nodeid.rpartition("::")[2].partition("[")[0] for each in passed} == {
             name for name in dir(StoreContract) if name.startswith("test_")
         }
@@ -518,7 +518,7 @@ class TestAUsersTests:
         source = USERS_FILE + "".join(BROKEN_CLASS.format(name=name) for name in kinds)
         path = pytester.makepyfile(test_users=source)
         nodes = [f"{path}::Test{kind.__name__}::{test}" for kind, test, _ in BROKEN]
-        *_, failed = pytester.inline_run(*nodes, "-Werror").listoutcomes()
+        *_, failed = pytester.inline_run(*nodes, "-Werror", "-p", "no:asyncio").listoutcomes()
         for kind, test, words in BROKEN:
             node = f"::Test{kind.__name__}::{test}"
             told = [each.longreprtext for each in failed if each.nodeid.partition("[")[0].endswith(node)]
