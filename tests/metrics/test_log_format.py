@@ -21,7 +21,7 @@ import asyncio
 import logging
 import nqnb
 
-worker = nqnb.Worker(concurrency=2)
+worker = nqnb.Worker(concurrency=2, shutdown_timeout=0.1)
 log = logging.getLogger("jobs")
 
 @worker.handler("thread")
@@ -52,8 +52,7 @@ def test_each_line_names_the_task_that_it_concerns(start: Start, run: Run, url: 
     ends = {"completed\n", "failed\n"}
     until(lambda: all(run("task", "status", task).out in ends for task in (thread, coroutine)), 20)
     until(lambda: run("task", "status", waiting).out == "processing\n", 20)
-    for _ in range(2):
-        process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     answer = ended(process)
     found = lines(answer.err)
     assert found[0]["message"].startswith("worker w-")
