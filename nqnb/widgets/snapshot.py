@@ -151,8 +151,9 @@ def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[
     if "payload" not in shown:
         omitted.add("payload")
     names: dict[str, str] = {name: name for name in COLUMNS if name not in omitted}
-    tail: dict[str, str] = {name: names.pop(name) for name in ("payload", "note") if name in names}
-    return {**names, **fields, **tail}, lines
+    # The error of a failed task is more important than the fields, which may not fit into a narrow page.
+    note, payload = ({name: names.pop(name)} if name in names else {} for name in ("note", "payload"))
+    return {**names, **note, **fields, **payload}, lines
 
 
 def _cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> dict[str, str]:
