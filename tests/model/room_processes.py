@@ -123,6 +123,11 @@ async def _repair(backend: QueueBackend, client: ClientSpec) -> Any:
     return await end_task_without_message(backend, client.task_id, client.name)
 
 
+async def _lose(backend: QueueBackend, client: ClientSpec) -> None:
+    """Remove the first message as an operator does who purges the stream without nqnb."""
+    await Call("delete_message", (1,))
+
+
 OPERATIONS: dict[str, Operation] = {
     "submit": _submit,
     "cancel": _cancel,
@@ -131,6 +136,7 @@ OPERATIONS: dict[str, Operation] = {
     "prune": _prune,
     "requeue": _requeue,
     "repair": _repair,
+    "lose": _lose,
 }
 
 

@@ -57,6 +57,8 @@ PRUNE = ClientSpec("prune", "prune", 4)
 PRUNE_TOO = PRUNE._replace(name="prune2", number=8)
 REQUEUE = ClientSpec("requeue", "requeue", 5)
 REPAIR = ClientSpec("repair", "repair", 9)
+LOSE = ClientSpec("operator", "lose", 10)
+"""An operator who purges the stream without nqnb."""
 
 
 def after_submit(client: ClientSpec) -> ClientSpec:
@@ -143,6 +145,12 @@ SCENARIOS = {
         (SUBMIT, after_submit(DELETE), after_submit(REPAIR)), failures=(Failure.CLIENT_CRASH,)
     ),
     "repair against retry": Scenario((RETRIED, after_submit(REPAIR)), failures=QUICK, handlers=BOTH_ENDS),
+    "repair after a purge without nqnb": Scenario(
+        (SUBMIT, after_submit(LOSE), REPAIR._replace(after=("operator",))), failures=(Failure.LOST_REPLY,)
+    ),
+    "repair after a purge without nqnb against cancel": Scenario(
+        (SUBMIT, after_submit(LOSE), after_submit(CANCEL), REPAIR._replace(after=("operator",)))
+    ),
     "repair against move into a schedule": Scenario((NOT_DUE, after_submit(REPAIR)), days=1),
     "schedule against cancel": Scenario((SCHEDULED, after_submit(CANCEL)), failures=QUICK, days=1),
     "schedule against purge": Scenario((SCHEDULED, PURGE), failures=QUICK, days=1),

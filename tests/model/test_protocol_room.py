@@ -23,8 +23,6 @@ NOT_EXPLORED = {
     "bulk": "the loops over many tasks run in sequence here; errors about unknown queues change nothing",
     "follow": "reads only",
     "serving": "reads only",
-    "repair.end_task_without_message": "needs an operator who removes messages; ends the task as purge and delete do",
-    "repair._has_message": "reads only",
     "cancel.cancel_each": "cancels one task after the other",
     "cancel.cancel_many": "cancels one task after the other",
     "cancel.cancel_one": "cancels, and waits for the end of the run",
