@@ -37,7 +37,7 @@ DOTS = {
 _LEAST_CHARACTERS, _SHORT_CHARACTERS = 7, 24
 """The minimum width of a shortened column in plain text, and the width below which other columns are left out first."""
 
-COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "payload", "note")
+COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "note", "payload")
 
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _LINE = "border-bottom:1px solid rgba(128,128,128,.3)"
@@ -152,8 +152,8 @@ def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[
         omitted.add("payload")
     names: dict[str, str] = {name: name for name in COLUMNS if name not in omitted}
     # The error of a failed task is more important than the fields, which may not fit into a narrow page.
-    note, payload = ({name: names.pop(name)} if name in names else {} for name in ("note", "payload"))
-    return {**names, **note, **fields, **payload}, lines
+    payload: dict[str, str] = {name: names.pop(name) for name in ("payload",) if name in names}
+    return {**names, **fields, **payload}, lines
 
 
 def _cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> dict[str, str]:
