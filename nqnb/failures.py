@@ -130,7 +130,7 @@ def message_pattern(message: str) -> str:
 
 
 def handler_line(traceback: str) -> str:
-    """Return the innermost line of a traceback outside libraries, or the innermost line if all lines are in libraries.
+    """Return the innermost traceback line in non-library code, or the innermost line if all are in libraries.
 
     If the traceback has no lines, return an empty string. If the error has causes, their tracebacks are ignored.
     """

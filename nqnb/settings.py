@@ -404,7 +404,7 @@ def _read_context(name: str) -> _Source:
                 f"{where} is invalid: {key!r} must be {'true or false' if key == 'tls_first' else 'a string'}. {repair}"
             )
         if isinstance(value, str) and value.lower().startswith(_REFERENCES):
-            raise BadInput(f"{where} is invalid: only the NATS CLI can look up the value of {key!r}. {repair}")
+            raise BadInput(f"{where} cannot be used: only the NATS CLI can look up the value of {key!r}. {repair}")
         values[target] = _expanded(value) if key in _CONTEXT_PATHS and isinstance(value, str) else value
     names_there = {target: key for key, target in _CONTEXT_FIELDS.items()}
     return _Source(lambda target: f"{names_there[target]!r} of {where}", values)

@@ -166,7 +166,7 @@ class _Examination:
         return await self._backend.presence.rest(task.worker, task.queue, task.id, task.written, lease) > 0
 
     async def _unchanged(self, tasks: list[OpenTask]) -> list[OpenTask]:
-        """Return the tasks whose entries still have the same revision."""
+        """Return the tasks whose entries have not changed since the first look."""
 
         async def is_unchanged(task: OpenTask) -> bool:
             return (await read_entry(self._backend, task.id)).revision == task.revision

@@ -237,8 +237,8 @@ def _prepare(
         ) from None
     except TypeError as error:
         raise BadInput(
-            f"the handler's options are invalid: {error}. The options are concurrency, isolation, backoff, grace, "
-            "reuse and is_failure."
+            f"the handler's options are invalid: {error}. The valid options are concurrency, isolation, backoff, "
+            "grace, reuse and is_failure."
         ) from None
     if kernel is not None and not handler.is_coroutine:
         raise InvalidHandler(

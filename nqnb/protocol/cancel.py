@@ -156,8 +156,8 @@ class EndWaiting(Retry):
         backend: the backend to use.
         record: the cancel record to store in the final entry.
         seconds: how long to retry, in seconds.
-        stream_gone: whether the stream with the task's message was deleted. In a new stream, another message may have
-            the same sequence.
+        stream_gone: whether the stream with the task's message was deleted. If so, no message is removed, because
+            the same sequence may belong to another message in a new stream.
         owed: a dict of the tasks whose entries were removed and whose final entries have not been written yet. Each
             task is stored under its id, in its waiting state.
     """

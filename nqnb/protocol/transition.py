@@ -202,8 +202,8 @@ async def transition(
             # A leader without a quorum refuses a write while an earlier write to the same entry is in progress.
             if time.monotonic() >= retry.until:
                 raise Unconfirmed(
-                    f"the change to task {task_id!r} is unconfirmed: an earlier change is still in progress. "
-                    "Check that a majority of the servers are running, and try again.",
+                    f"the change to task {task_id!r} is unconfirmed: the servers have not yet committed an earlier "
+                    "change to the task. Check that a majority of the servers are running, and try again.",
                     task_id,
                 )
             await retry.rest()

@@ -404,8 +404,8 @@ def _checked_formats(formats: Any) -> dict[str, ValueFormat]:
     for name, form in formats.items():
         if not isinstance(name, str) or not (isinstance(form, str) or callable(form)):
             raise BadInput(
-                f"format={shown(formats)} is invalid: the item {shown(name)}: {shown(form)} does not "
-                'map a name to a format. Use a string such as "{:,}", or a function, as a format.'
+                f"format={shown(formats)} is invalid: {{{shown(name)}: {shown(form)}}} does not map a column name to a "
+                'format. A format is a string such as "{:,}", or a function.'
             )
         key = _key(name)
         if key in STANDARD and key not in ("payload", "result"):

@@ -46,8 +46,8 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
             value = getattr(value, attribute)
     except (KeyError, AttributeError):
         raise BadInput(
-            f"cannot pass ${name}: there is no such variable. Define the variable, or write '${name}' to pass the text "
-            "itself."
+            f"cannot pass ${name}: there is no such variable. Define the variable, or put single quotes around "
+            f"${name} to pass it as text."
         ) from None
     if isinstance(value, _TASKS):
         return ids_of(value)
