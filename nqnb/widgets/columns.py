@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nqnb.decode import decode, decode_value
-from nqnb.error_text import kind_of, shown
+from nqnb.error_text import exact_text, kind_of, said, shown
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.frames import decoded, preview, run_time, share
 from nqnb.records import TaskInfo
@@ -50,6 +50,8 @@ _OTHER_NAMES = {"run time": "run", "run_time": "run"}
 MAX_FILTER_CHARACTERS = 200
 MAX_CHOICES = 50
 """The maximum number of choices of a filter. If a column has more values, its filter is a search for text."""
+_MOST_NAMES = 1000
+"""The maximum number of names that are read from ``columns``, which may be an endless generator."""
 _MAX_FIELDS = 50
 """The maximum number of payload fields, and of result fields, from which the user can choose."""
 _MAX_DECODED_BYTES = 65_536
@@ -382,16 +384,19 @@ def _checked_names(columns: Any) -> list[str]:
             f"columns={shown(columns)} is invalid: expected a list of names, got {kind_of(columns)}. "
             'Pass a list, such as ["status", "path", "→ bytes"].'
         )
-    names = list(columns)
+    try:
+        names = list(islice(columns, _MOST_NAMES))
+    except Exception as error:  # noqa: BLE001  a foreign iterable may raise anything
+        raise BadInput(f"columns={shown(columns)} cannot be read: {said(error)}. Pass a list of names.") from None
     for name in names:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not exact_text(name):
             raise BadInput(
                 f"columns={shown(columns)} is invalid: each name must be a non-empty string, got {shown(name)}. "
                 "Pass the names of columns or fields."
             )
     if not names:
         raise BadInput("columns=[] is invalid: a table needs at least one column. Pass the names of columns, or None.")
-    return list(dict.fromkeys(map(_key, names)))
+    return list(dict.fromkeys(_key(exact_text(name)) for name in names))
 
 
 def _checked_formats(formats: Any) -> dict[str, ValueFormat]:
@@ -400,24 +405,30 @@ def _checked_formats(formats: Any) -> dict[str, ValueFormat]:
             f"format={shown(formats)} is invalid: expected a dict, got {kind_of(formats)}. "
             'Pass a dict, such as {"bytes": "{:,}"}.'
         )
+    try:
+        items = list(formats.items())
+    except Exception as error:  # noqa: BLE001  a foreign mapping may raise anything
+        raise BadInput(f"format={shown(formats)} cannot be read: {said(error)}. Pass a dict.") from None
     found: dict[str, ValueFormat] = {}
-    for name, form in formats.items():
-        if not isinstance(name, str) or not (isinstance(form, str) or callable(form)):
+    exact: dict[str, ValueFormat] = {}
+    for given, form in items:
+        if not isinstance(given, str) or not (isinstance(form, str) or callable(form)):
             raise BadInput(
-                f"format={shown(formats)} is invalid: {{{shown(name)}: {shown(form)}}} does not map a column name to a "
-                'format. A format is a string such as "{:,}", or a function.'
+                f"format={shown(formats)} is invalid: {{{shown(given)}: {shown(form)}}} does not map a column name to "
+                'a format. A format is a string such as "{:,}", or a function.'
             )
+        name = exact_text(given)
         key = _key(name)
         if key in STANDARD and key not in ("payload", "result"):
             raise BadInput(
                 f"format={shown(formats)} is invalid: the column {shown(name)} has a fixed format. For a payload field "
                 f"of this name, use {shown(PAYLOAD + name)}."
             )
-        found[key] = form
+        found[key] = exact[key] = form
         if key == PAYLOAD + name:
             found.setdefault(RESULT + name, form)
     # An explicit name overrides a name without a prefix.
-    return {**found, **{_key(name): form for name, form in formats.items()}}
+    return {**found, **exact}
 
 
 def _sampled(encoded: Iterable[bytes]) -> list[dict[str, Any] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -314,3 +315,20 @@ def test_a_snapshot_shows_the_fields() -> None:
     assert "&lt;b&gt;x" in snapshot.html(hostile)
     rows.filter({"payload.path": "02"})
     assert "1 of 3 tasks (filter: path: 02)" in snapshot.text(rows)
+
+
+class Unreadable(dict[str, str]):
+    """A dict that refuses to be read."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("broken")
+
+    items = __iter__
+
+
+def test_columns_and_formats_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"columns=.* cannot be read: RuntimeError: broken\. Pass a list of names\."):
+        Columns(Unreadable())
+    with pytest.raises(BadInput, match=r"format=.* cannot be read: RuntimeError: broken\. Pass a dict\."):
+        Columns(None, Unreadable())
+    assert Columns(f"field{each}" for each in itertools.count()).chosen is not None
