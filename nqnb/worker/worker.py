@@ -27,6 +27,7 @@ from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 from nqnb.version import __version__
+from nqnb.worker import service_manager
 from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_decorated, make_handler
 
 if TYPE_CHECKING:
@@ -386,7 +387,8 @@ class Worker:
     async def serve(self) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
-        In the main thread, SIGINT and SIGTERM call `request_stop`.
+        In the main thread, SIGINT and SIGTERM call `request_stop`. If systemd has started this process, it is notified
+        when the worker is ready, while it is alive, and when it stops.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
@@ -396,11 +398,12 @@ class Worker:
         if self.dedicated:
             gc.collect()
             gc.freeze()
-        with self._signals():
+        with self._signals(), service_manager.reporting(f"serving {', '.join(self.handlers)}"):
             try:
                 await self.ended()
             finally:
                 lost = not self._stop.is_set()
+                service_manager.notify("STOPPING=1")
                 await self.stop()
                 if self.dedicated:
                     gc.unfreeze()

@@ -370,7 +370,7 @@ class TestVariables:
         [
             (
                 "submit resize $nobody",
-                "cannot pass $nobody: there is no such variable. Define the variable, or put single quotes around $nobody",
+                "cannot pass $nobody: there is no such variable. Define the variable, or put single quotes around",
             ),
             ("submit resize $kept.nobody", "cannot pass $kept.nobody: there is no such variable"),
             (

@@ -1,0 +1,69 @@
+"""What a worker reports to systemd, and the unit of the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nqnb
+
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd's socket is a Unix socket")
+UNIT = Path(__file__).parents[2] / "deploy" / "nqnb-worker@.service"
+JOBS = """
+import nqnb
+
+worker = nqnb.Worker()
+
+
+@worker.handler("resize")
+async def resize(job):
+    pass
+"""
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """Listen as systemd does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(30)
+        yield listening
+
+
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+def test_a_worker_reports_that_it_is_ready_alive_and_stopping(
+    manager: socket.socket, server: nqnb.DevServer, tmp_path: Path, processes: list[str]
+) -> None:
+    (tmp_path / "jobs.py").write_text(JOBS)
+    settings = {"NATS_URL": server.url, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+    command = [sys.executable, "-m", "nqnb", "worker", "jobs:worker", *processes]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **settings}, stderr=subprocess.DEVNULL) as worker:
+        reports = [manager.recv(1000).decode()]
+        assert reports == ["READY=1\nSTATUS=serving resize"]
+        while reports.count("WATCHDOG=1") < 5:
+            reports.append(manager.recv(1000).decode())
+        worker.send_signal(signal.SIGTERM)
+        while "STOPPING=1" not in reports:
+            reports.append(manager.recv(1000).decode())
+        assert worker.wait(30) == 0
+    assert set(reports) == {"READY=1\nSTATUS=serving resize", "WATCHDOG=1", "STOPPING=1"}
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    text = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text())
+    (tmp_path / "nqnb-worker@.service").write_text(text)
+    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / "nqnb-worker@jobs.service")]
+    (tmp_path / "nqnb-worker@jobs.service").write_text(text)
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
