@@ -11,12 +11,13 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timezone
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
 
-from nqnb.decode import decode, decode_value
+from nqnb.decode import MAX_DEPTH, decode, decode_value, depth
 from nqnb.error_text import exact_text, kind_of, said, shown
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.frames import decoded, preview, run_time, share
@@ -54,6 +55,8 @@ _MOST_NAMES = 1000
 """The maximum number of names that are read from ``columns``, which may be an endless generator."""
 _MAX_FIELDS = 50
 """The maximum number of payload fields, and of result fields, from which the user can choose."""
+_MAX_NAME_CHARACTERS = 200
+"""The maximum length of the name of a field from which the user can choose."""
 _MAX_DECODED_BYTES = 65_536
 """The maximum size of a payload or result whose fields are decoded."""
 _SAMPLED_TASKS, _SAMPLED_BYTES = 100, 500_000
@@ -147,14 +150,16 @@ class Columns:
         return found if self.chosen is None else self._with_chosen(found, self.chosen)
 
     def texts(self, keys: Iterable[str], task: TaskInfo) -> dict[str, str]:
-        """Return the texts of the given columns. Each payload and result is decoded once."""
-        decoded_fields: dict[str, dict[str, Any]] = {}
+        """Return the texts of the given columns. Each payload and result is decoded once, if all of it is valid."""
+        objects: dict[str, dict[str, Any] | None] = {}
         found = {}
         for key in keys:
             prefix, field = _split(key)
-            if prefix and prefix not in decoded_fields:
-                decoded_fields[prefix] = _fields(_DATA[prefix](task))
-            found[key] = self._text(key, decoded_fields[prefix].get(field) if prefix else self._value(key, task))
+            if prefix and prefix not in objects:
+                objects[prefix] = _object(_DATA[prefix](task))
+            fields = objects.get(prefix)
+            # If another field is invalid, the cell has the value that filters and exports use.
+            found[key] = self._text(key, self.getter(key)(task) if fields is None else fields.get(field))
         return found
 
     def payload(self, task: TaskInfo) -> str:
@@ -191,6 +196,8 @@ class Columns:
             case "error":
                 return task.failure or None
             case "payload":
+                if "payload" in self._formats:
+                    return decoded(task.payload)
                 return preview(task.payload, _SEARCHED_CHARACTERS) or None
             case "result":
                 if "result" in self._formats:
@@ -279,7 +286,7 @@ class _Fields:
         for sample in samples:
             for field, value in islice((sample or {}).items(), _MAX_FIELDS):
                 if field not in self._kinds:
-                    if len(self._kinds) >= _MAX_FIELDS:
+                    if len(self._kinds) >= _MAX_FIELDS or len(field) > _MAX_NAME_CHARACTERS:
                         continue
                     self._kinds[field] = "number"
                 counts[field] += 1
@@ -437,7 +444,7 @@ def _sampled(encoded: Iterable[bytes]) -> list[dict[str, Any] | None]:
     size = 0
     for data in encoded:
         if data and size < _SAMPLED_BYTES:
-            size += len(data)
+            size += len(data) if len(data) <= _MAX_DECODED_BYTES else 0
             found.append(_object(data))
     return found
 
@@ -453,22 +460,26 @@ def _object(data: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _fields(data: bytes) -> dict[str, Any]:
-    return _object(data) or {}
-
-
+@lru_cache(maxsize=256)
 def _reader(field: str) -> Callable[[bytes], Any]:
-    """Return a function that returns one field of an encoded object, or None. Other fields are not decoded."""
-    kind = msgspec.defstruct("Field", [("value", Any, None)], rename={"value": field}, gc=False)
+    """Return a function that returns one field of an encoded object, or None. Other fields are not decoded.
+
+    The result is also None if the field has nested values and the object has too many levels of nesting.
+    """
+    try:
+        kind = msgspec.defstruct("Field", [("value", Any, None)], rename={"value": field}, gc=False)
+    except ValueError:  # msgspec does not support quotes, backslashes and control characters in names
+        return lambda data: (_object(data) or {}).get(field)
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
 
     def read(data: bytes) -> Any:
         if not data or len(data) > _MAX_DECODED_BYTES:
             return None
         try:
-            return decode(data, decoder, "a field").value
+            value = decode(data, decoder, "a field").value
         except MalformedMessage:
             return None
+        return None if isinstance(value, (dict, list)) and depth(data) > MAX_DEPTH else value
 
     return read
 

@@ -155,8 +155,8 @@ class Rows:
         filters = {key: text for key, text in filters.items() if text}
         if filters == self.filters:
             return
-        self.filters = filters
         self._matchers = [self.columns.matcher(key, text) for key, text in filters.items()]
+        self.filters = filters
         self._find_among(self._tasks)
 
     def only(self, statuses: Iterable[State]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nqnb.decode import decode_value
+from nqnb.decode import MAX_DEPTH, decode_value
 from nqnb.errors import BadInput
 from nqnb.protocol.wire import ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import TaskInfo
@@ -315,6 +315,55 @@ def test_a_snapshot_shows_the_fields() -> None:
     assert "&lt;b&gt;x" in snapshot.html(hostile)
     rows.filter({"payload.path": "02"})
     assert "1 of 3 tasks (filter: path: 02)" in snapshot.text(rows)
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "\x00", ""])
+def test_any_field_name_can_be_shown_sorted_and_filtered(name: str) -> None:
+    key = f"payload.{name}"
+    rows = rows_of(info("a", {name: 2}), info("b", {name: 1}), info("c", [1]))
+    assert rows.row("a", [key])["fields"] == {key: "2"}
+    rows.sort(key)
+    assert ids(rows)[:2] == ["b", "a"]
+    rows.filter({key: "> 1"})
+    assert ids(rows) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b'{"n": 5, "x": 1e999}', "5"),
+        (b" " * 30 + b'{"n": 5}', "5"),
+        (b'{"n": 5, "x": ' + b"[" * 300 + b"]" * 300 + b"}", "5"),
+        (b'{"x": 5, "n": ' + b"[" * 900 + b"5" + b"]" * 900 + b"}", ""),
+        (b'{"n": [5], "x": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", ""),
+        (b'{"n": 5, "x"', ""),
+    ],
+)
+def test_a_cell_has_the_value_that_filters_use_if_another_field_is_invalid(payload: bytes, text: str) -> None:
+    rows = rows_of(info("a", payload))
+    assert rows.row("a", ["payload.n"])["fields"]["payload.n"] == text
+    rows.filter({"payload.n": "5"})
+    assert ids(rows) == ["a"] * bool(text)
+
+
+def test_a_payload_that_is_too_large_to_decode_does_not_hide_the_fields_of_others() -> None:
+    rows = rows_of(info("huge", {"x": "y" * 600_000}), *(info(f"t{each}", {"n": each}) for each in range(9)))
+    assert "payload.n" in shown(rows)
+
+
+def test_fields_with_very_long_names_are_not_columns() -> None:
+    rows = rows_of(info("a", {"n" * 2000: 1, "m" * 200: 2}), info("b", {"n" * 2000: 2, "m" * 200: 3}))
+    assert shown(rows) == [*STANDARD, "payload." + "m" * 200, "payload"]
+
+
+def test_a_filter_of_payloads_searches_the_text_of_their_format() -> None:
+    formats: dict[str, ValueFormat] = {"payload": lambda payload: f"image {payload['n']:03}"}
+    rows = rows_of(info("a", {"n": 7}), info("b", {"n": 8}), info("c", b"\xff"), columns=Columns(None, formats))
+    assert rows.row("a")["payload"] == "image 007"
+    rows.filter({"payload": "IMAGE 007"})
+    assert ids(rows) == ["a"]
+    rows.filter({"payload": '"n":8'})
+    assert ids(rows) == ["b"]
 
 
 class Unreadable(dict[str, str]):

@@ -477,3 +477,14 @@ def test_ended_tasks_are_no_longer_selected() -> None:
     rows.apply([info("a", Status.COMPLETED, 2)])
     assert page.body()["ended"] == ["a"]
     assert page.selected == {"b"}
+
+
+def test_a_filter_that_fails_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def matcher(key: str, text: str) -> None:
+        raise RuntimeError("no")
+
+    rows = some("ab")
+    monkeypatch.setattr(rows.columns, "matcher", matcher)
+    with pytest.raises(RuntimeError):
+        rows.filter({"id": "a"})
+    assert rows.filters == {}
