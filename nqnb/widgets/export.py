@@ -33,6 +33,8 @@ PART_BYTES = 4_000_000
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """How the text of a cell begins that a spreadsheet may evaluate. The last four are full-width forms."""
 _MAX_INT = 2**63 - 1
+_MAX_EXACT_INT = 2**53 - 1
+"""The maximum integer in a column of floats. Some larger integers have no exact float."""
 
 
 def columns_of(rows: Rows, keys: Iterable[str]) -> dict[str, tuple[str, Callable[[TaskInfo], Any]]]:
@@ -60,7 +62,9 @@ def columns_of(rows: Rows, keys: Iterable[str]) -> dict[str, tuple[str, Callable
         keys.insert(keys.index("progress") + 1, "error")
     found = {key: own.get(key) or (key.removeprefix(PAYLOAD), rows.columns.getter(key)) for key in keys}
     names = Counter(name for name, _ in found.values())
-    return {key: (name if names[name] == 1 else key, value) for key, (name, value) in found.items()}
+    return {
+        key: (name if names[name] == 1 and name not in found else key, value) for key, (name, value) in found.items()
+    }
 
 
 class Export:
@@ -103,7 +107,8 @@ class Export:
                 if frame[name].dtype == TEXT:
                     frame[name] = pd.array([_guarded(text) for text in frame[name]], dtype=TEXT)
             frame.columns = pd.Index([_guarded(name) for name in frame.columns])
-            return bytes(frame.to_csv(index=False, lineterminator="\n").encode("utf-8-sig"))
+            # With "\n", csv does not quote a cell with "\r", at which some programs begin a new record.
+            return bytes(frame.to_csv(index=False, lineterminator="\r\n").encode("utf-8-sig"))
         try:
             return frame.to_parquet(index=False)
         except ImportError:
@@ -230,9 +235,10 @@ class Downloads:
 def _column(values: list[Any]) -> Any:
     """Return values as a column whose type suits all values. Values of several types are text."""
     kinds = {type(value) for value in values if value is not None}
-    if kinds == {int} and all(value is None or abs(value) <= _MAX_INT for value in values):
+    largest_int = max((abs(value) for value in values if type(value) is int), default=0)
+    if kinds == {int} and largest_int <= _MAX_INT:
         return pd.array(values, dtype="Int64")
-    if float in kinds and kinds <= {int, float}:
+    if float in kinds and kinds <= {int, float} and largest_int <= _MAX_EXACT_INT:
         return pd.array(values, dtype="Float64")
     if kinds == {bool}:
         return pd.array(values, dtype="boolean")

@@ -86,6 +86,8 @@ def test_text_that_a_spreadsheet_would_evaluate_is_guarded_in_csv() -> None:
     [
         ([b"1", b"-2", b""], "Int64", ["1", "-2", ""]),
         ([b"1.5", b"-2"], "Float64", ["1.5", "-2.0"]),
+        ([b"1.5", str(2**53 + 1).encode()], "string", ["1.5", str(2**53 + 1)]),
+        ([b"1.5", str(10**400).encode()], "string", ["1.5", str(10**400)]),
         ([b"true", b"false"], "boolean", ["True", "False"]),
         ([b"1", b"[1]"], "string", ["1", "[1]"]),
         ([str(2**63).encode(), b"1"], "string", [str(2**63), "1"]),
@@ -111,8 +113,30 @@ def test_the_columns_are_those_that_the_page_shows() -> None:
     assert dict(frame.iloc[0]) == {"→ bytes": 3, "payload.status": "s", "path": "x", "status": "completed"}
 
 
+def test_columns_of_an_export_have_different_names() -> None:
+    rows = Rows()
+    rows.apply([info("a", b'{"status": 1, "payload.status": 2}')])
+    frame = Export(rows, ["status", "payload.status", "payload.payload.status"]).frame()
+    assert dict(frame.iloc[0]) == {"status": "pending", "payload.status": 1, "payload.payload.status": 2}
+
+
+def test_a_cell_with_a_carriage_return_is_quoted_in_csv() -> None:
+    rows = Rows()
+    rows.apply([info("a", b'{"n": "x\\r=1+1"}')])
+    assert Export(rows, ["payload.n"]).data("csv").decode("utf-8-sig") == 'n\r\n"x\r=1+1"\r\n'
+
+
+def test_fields_with_any_name_and_nesting_are_exported_and_copied() -> None:
+    rows = Rows()
+    deep = b'{"n": ' + b"[" * 900 + b"]" * 900 + b"}"
+    rows.apply([info("a", b'{"a\\"b": 5}'), info("b", deep)])
+    assert Export(rows, ['payload.a"b']).data("csv").decode("utf-8-sig") == '"a""b"\r\n5\r\n""\r\n'
+    assert Export(rows, ['payload.a"b'], ["a"]).text('payload.a"b') == "5"
+    assert json.loads(Export(rows, ["payload.n"], ["b"]).text("json")) == {"n": None}
+
+
 def test_an_export_without_tasks_has_its_columns() -> None:
-    assert exported().data("csv").decode("utf-8-sig") == "id,status,submitted_at,run_seconds,progress,error,payload\n"
+    assert exported().data("csv").decode("utf-8-sig") == "id,status,submitted_at,run_seconds,progress,error,payload\r\n"
 
 
 def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
