@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -110,7 +109,8 @@ class TaskTable(anywidget.AnyWidget):
         self._page = VisiblePage(rows, size)
         self._downloads = Downloads(self._page, title, lambda content, buffers: self.send(content, buffers))
         self._inbox: deque[Callable[[], None]] = deque()
-        self._cancel_all_ids: list[str] = []
+        self._counted: dict[str, tuple[int, list[str]]] = {}
+        """The number of the latest question in each view about all matching tasks, and the ids of these tasks."""
         self._state = "loading"
         self._since = time.time()
         self._complete = False
@@ -401,13 +401,18 @@ class TaskTable(anywidget.AnyWidget):
         match message:
             case {"type": "cancel", "ids": list(ids)}:
                 self._press([task_id for task_id in ids if isinstance(task_id, str)])
-            case {"type": "cancel_all"}:
-                ids, self._cancel_all_ids = self._cancel_all_ids, []
-                self._press(ids)
-            case {"type": "ask_all"}:
+            case {"type": "cancel_all", "view": str(view), "asked": int(number)}:
+                asked, ids = self._counted.pop(view, (0, []))
+                if asked == number:
+                    self._press(ids)
+            case {"type": "ask_all", "view": str(view), "n": int(number)}:
                 with self._lock:
                     self._drain()
-                    self._cancel_all_ids = self._rows.open_matching()
+                    ids = self._rows.open_matching()
+                self._counted[view] = number, ids
+                self.send({"type": "answer", "view": view, "n": number, "count": len(ids)})
+            case {"type": "bye", "view": str(view)}:
+                self._counted.pop(view, None)
             case {"type": "hello" | "poll"}:
                 with self._lock:
                     self._drain()
@@ -442,9 +447,12 @@ class TaskTable(anywidget.AnyWidget):
     # The methods below run on the throttle's thread, or under the lock.
 
     def _drain(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._inbox.popleft()()
+        while self._inbox:
+            step = self._inbox.popleft()
+            try:
+                step()
+            except Exception:  # noqa: BLE001  an error in one step must not discard the others
+                _log.exception("cannot apply a change to a live table: unexpected error in nqnb")
 
     def _apply(self, batch: TaskBatch) -> None:
         if self._state == "frozen":

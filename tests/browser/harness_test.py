@@ -224,7 +224,7 @@ def test_the_delete_key_asks_before_it_cancels(bench: Bench) -> None:
     bench.row("p1").locator("[data-act=select]").check()
     bench.row("f1").locator(".nq-row").focus()
     press("Delete")
-    assert "Cancel 2 tasks?" in text(bench, ".nq-confirm")
+    assert "Cancel 2 selected tasks?" in text(bench, ".nq-confirm")
     bench.page.locator("[data-act=cancel-all]").click()
     bench.settle()
     assert bench.cancelled == [["r1"], ["p0", "p1"]]
@@ -261,17 +261,62 @@ def test_cancelling_all_that_match_asks_first(bench: Bench) -> None:
     bench.page.locator("[data-act=filter][data-status=pending]").click()
     bench.until(lambda: bench.ids == ["p0", "p1", "p2"])
     bench.page.locator("[data-act=ask-all]").click()
-    assert "Cancel 3 tasks, on all pages?" in text(bench, ".nq-confirm")
+    bench.until(lambda: "Cancel 3 tasks, on all pages?" in text(bench, ".nq-confirm"))
+    assert bench.focused == " nq-button", "on the button that keeps them"
     bench.page.locator("[data-act=keep-all]").click()
     bench.settle()
     assert not bench.cancelled
     bench.page.locator("[data-act=ask-all]").click()
+    bench.until(bench.page.locator(".nq-confirm").is_visible)
     bench.feed(task("p9"))
     bench.page.locator("[data-act=cancel-all]").click()
     bench.settle()
     assert [sorted(ids) for ids in bench.cancelled] == [["p0", "p1", "p2"]]
     assert text(bench, '[data-id="p0"] .nq-label').startswith("cancelling…")
     assert text(bench, '[data-id="p9"] .nq-label') == "pending"
+
+
+def test_the_question_about_all_tasks_counts_those_that_the_kernel_cancels(bench: Bench) -> None:
+    page, confirm = bench.page, bench.page.locator(".nq-confirm")
+    page.locator("[data-act=filter][data-status=pending]").click()
+    bench.until(lambda: text(bench, "[data-act=ask-all]") == "Cancel all (3)")
+    bench.deaf = True
+    page.locator("[data-act=filter][data-status='']").click()
+    page.locator("[data-act=ask-all]").click()
+    bench.until(lambda: text(bench, "[data-act=ask-all]") == "kernel busy…")
+    assert not confirm.is_visible()
+    bench.listen()
+    bench.until(lambda: "Cancel 5 tasks, on all pages?" in confirm.inner_text())
+    page.locator("[data-act=cancel-all]").click()
+    bench.settle()
+    assert [sorted(ids) for ids in bench.cancelled] == [["p0", "p1", "p2", "r1", "r2"]]
+    assert text(bench, "[data-act=ask-all]").startswith("Cancel all")
+
+
+def test_a_count_of_tasks_is_dropped_if_the_filter_has_changed_since(bench: Bench) -> None:
+    bench.deaf = True
+    bench.page.locator("[data-act=ask-all]").click()
+    bench.page.locator("[data-act=filter][data-status=pending]").click()
+    bench.listen()
+    bench.until(lambda: bench.ids == ["p0", "p1", "p2"])
+    bench.settle()
+    assert not bench.page.locator(".nq-confirm").is_visible()
+    assert bench.page.locator("[data-act=ask-all]").get_attribute("aria-disabled") is None
+
+
+def test_the_delete_key_names_selected_tasks_that_are_not_on_the_page(bench: Bench) -> None:
+    press = bench.page.keyboard.press
+    bench.feed(*(task(f"x{each:02}", submitted_at=time.time() + each) for each in range(30)))
+    bench.row("p0").locator("[data-act=select]").check()
+    bench.page.locator("[data-act=next]").click()
+    bench.until(lambda: "p0" not in bench.ids)
+    bench.row("x29").locator(".nq-row").focus()
+    press("Delete")
+    assert "Cancel p0 (not on this page)?" in text(bench, ".nq-confirm")
+    press("Escape")
+    bench.row("x29").locator("[data-act=select]").check()
+    press("Delete")
+    assert "Cancel 2 selected tasks (1 not on this page)?" in text(bench, ".nq-confirm")
 
 
 def test_filter_search_sort_and_page(bench: Bench) -> None:
@@ -320,7 +365,11 @@ def test_a_row_a_cell_and_the_details_are_copied(bench: Bench) -> None:
     press = bench.page.keyboard.press
     long = b'{"path": "' + b"x" * 300 + b'"}'
     log = [f"line {each}" for each in range(300)]
-    bench.feed(task("f1", Status.FAILED, 2, Payload=long, error=ErrorInfo("E", "=1+1", ""), log=log))
+    bench.feed(
+        task(
+            "f1", Status.FAILED, 2, Payload=long, error=ErrorInfo("E", "=1+1", ""), log=log, progress=Progress(text="5")
+        )
+    )
     bench.row("f1").locator(".nq-row").focus()
     press("Control+c")
     assert copied(bench, "row").split("\t")[:2] == ["f1", "failed"]
@@ -339,6 +388,7 @@ def test_a_row_a_cell_and_the_details_are_copied(bench: Bench) -> None:
     assert copied(bench, "log").split("\n") == log, "the complete log"
     bench.row("f1").locator(".nq-facts [data-act=copy-text]").last.click()
     assert copied(bench, "text").startswith("id: f1\nqueue: resize\n")
+    assert "\nlast progress: 5" in copied(bench, "text")
 
 
 def test_text_is_shown_if_the_browser_does_not_allow_a_page_to_copy(bench: Bench) -> None:
@@ -715,6 +765,41 @@ def test_a_filter_for_each_column_and_show_all(make: Callable[..., Bench]) -> No
     page.locator(".nq-active [data-act=show-all]").click()
     page.get_by_label("Filter: status").select_option("failed")
     bench.until(lambda: bench.ids == ["failed"])
+
+
+def test_two_filters_typed_at_once_both_hold(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    bench.feed(*resized())
+    bench.page.locator("[data-act=filters]").click()
+    bench.page.evaluate(
+        """for (const [name, value] of [["width", "> 500"], ["path", "0007"]]) {
+            const control = document.querySelector(`[aria-label="Filter: ${name}"]`);
+            control.focus();
+            control.value = value;
+            control.dispatchEvent(new Event("input", { bubbles: true }));
+        }"""
+    )
+    bench.until(lambda: bench.ids == ["t07"])
+    assert bench.page.locator(".nq-active bdi").all_inner_texts() == ["width: > 500", "path: 0007"]
+
+
+def test_a_heading_that_is_released_elsewhere_is_not_dragged_afterwards(make: Callable[..., Bench]) -> None:
+    bench = make(width=1300)
+    bench.feed(*resized())
+    page, before = bench.page, headings(bench)
+    start, end = (page.locator(f"th[data-key='{key}']").bounding_box() for key in ("payload.path", "id"))
+    assert start is not None
+    assert end is not None
+    page.mouse.move(start["x"] + 20, start["y"] + 8)
+    page.mouse.down()
+    page.mouse.move(start["x"] + 20, start["y"] + 300)
+    page.mouse.up()
+    page.mouse.move(end["x"] + 5, end["y"] + 8, steps=5)
+    assert page.locator("th[data-dragged]").count() == 0
+    page.mouse.down(button="right")
+    page.mouse.up(button="right")
+    bench.settle()
+    assert headings(bench) == before
 
 
 def test_columns_are_hidden_shown_and_moved_and_the_browser_remembers(make: Callable[..., Bench]) -> None:

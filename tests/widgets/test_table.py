@@ -252,13 +252,45 @@ def test_a_cancel_that_cannot_be_sent_is_refused_in_its_row(make: Callable[..., 
 def test_cancel_all_cancels_the_tasks_that_matched_at_the_question(viewed: Table) -> None:
     viewed.comm.page(type="look", search="a")
     until(lambda: viewed.shown() == ["a"])
-    viewed.comm.page(type="ask_all")
+    viewed.comm.page(type="ask_all", n=3)
+    assert {"type": "answer", "view": "v1", "n": 3, "count": 1} in viewed.comm.pushes
     viewed.it.update(batch("a2"))
     until(lambda: viewed.shown() == ["a", "a2"])
-    viewed.comm.page(type="cancel_all")
-    assert viewed.cancelled == [["a"]]
-    viewed.comm.page(type="cancel_all")
-    assert viewed.cancelled == [["a"]]
+    viewed.comm.page(type="cancel_all", asked=2)
+    assert not viewed.cancelled, "another question"
+    viewed.comm.page(type="ask_all", n=4)
+    viewed.comm.page(type="cancel_all", asked=4)
+    assert viewed.cancelled == [["a", "a2"]]
+    viewed.comm.page(type="cancel_all", asked=4)
+    assert viewed.cancelled == [["a", "a2"]]
+
+
+def test_cancel_all_in_one_view_is_not_changed_by_a_question_in_another(viewed: Table) -> None:
+    viewed.comm.page(type="look", search="a", n=2)
+    viewed.comm.page(type="ask_all", n=3)
+    viewed.comm.page(type="look", search="", n=1, view="v2")
+    viewed.comm.page(type="ask_all", n=3, view="v2")
+    viewed.comm.page(type="cancel_all", asked=3)
+    assert viewed.cancelled == [["a"]], "the tasks of the question in this view"
+    viewed.it.update(batch("b", status=Status.COMPLETED, revision=2))
+    until(lambda: viewed.row("b").get("status") == "completed")
+    viewed.comm.page(type="cancel_all", asked=3, view="v2")
+    assert sorted(viewed.cancelled[1]) == ["a", "c"], "b has ended"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), IndexError("no")])
+def test_an_error_in_one_change_does_not_discard_the_others(
+    viewed: Table, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(viewed.it._rows, "name_workers", fail)
+    with caplog.at_level(logging.ERROR), viewed.it._lock:
+        viewed.it.show_workers({}, [], {"w": "gpu"})
+        viewed.it.update(batch("d"))
+        assert len(viewed.it.df) == 4
+    assert "cannot apply a change to a live table" in caplog.text
 
 
 def test_an_opened_row_receives_its_details(viewed: Table) -> None:

@@ -59,6 +59,7 @@ const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table
 const POLL_SECONDS = { news: 1, answers: 10, idle: 60 };
 const COPY_SECONDS = 4; // how long the kernel may take to return a copy: the browser permits it shortly after a key or click
 const EXPORT_SECONDS = 120; // how long the kernel may take to return a part of a file
+const COUNT_SECONDS = 30; // how long the kernel may take to count the tasks that "Cancel all" would cancel
 const NOTE_MS = 8000; // how long a note about a copy or a file is shown
 /** The columns whose short text is copied as it is shown. The kernel returns the complete values of the others. */
 const SHORT = ["status", "attempt", "age", "run", "progress"];
@@ -389,6 +390,8 @@ function render({ model, el }) {
   const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
   let typed = 0; // the timer of a search that was typed but not sent yet
   let filtering = 0; // the timer of a filter that was typed but not sent yet
+  let unsent = /** @type {?{control: HTMLElement, apply: () => void}} */ (null); // that filter
+  let countedAt = 0; // when the kernel was asked to count the tasks to cancel; 0 if it has answered
   const search = make("input", {
     type: "search", placeholder: "id, payload, error…", "aria-label": "Search tasks", spellcheck: false,
   });
@@ -427,8 +430,8 @@ function render({ model, el }) {
   const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });
   const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" }, "Keep them");
   const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, yes, no);
-  /** The tasks that the visible question is about, or null for all matching tasks; and the element to focus afterwards. */
-  let asked = { ids: /** @type {?string[]} */ (null), from: /** @type {?Element} */ (null) };
+  /** The tasks of the visible question, or null for the tasks that the kernel counted for message n; and the element to focus afterwards. */
+  let asked = { ids: /** @type {?string[]} */ (null), n: 0, from: /** @type {?Element} */ (null) };
   const pace = make("span", { className: "nq-pace" });
   const where = make("span", { className: "nq-where" });
   const sizes = make("select", { "data-act": "size", "aria-label": "Rows per page" });
@@ -481,7 +484,7 @@ function render({ model, el }) {
   const answered = ({ n, problem, ...rest }) => {
     const found = answers.get(n);
     answers.delete(n);
-    problem ? found?.reject(new Error(problem)) : found?.resolve(rest);
+    problem ? found?.reject(new Error(problem)) : found?.resolve({ n, ...rest });
   };
   const ask = (changes, then = {}) => {
     Object.assign(look, { page: 0 }, changes);
@@ -502,9 +505,6 @@ function render({ model, el }) {
     sizes.value = String(look.size);
     put(some, `Cancel selected (${number(selected.size)})`);
     mark(some, "aria-disabled", selected.size === 0 || fixed() ? "true" : null);
-    const open = last?.open ?? 0;
-    put(every, `Cancel all (${number(open)})`);
-    mark(every, "aria-disabled", open === 0 || fixed() ? "true" : null);
     for (const each of files) mark(each, "aria-disabled", exporting || over || !last?.loaded || !last.matching ? "true" : null);
   }
 
@@ -793,6 +793,7 @@ function render({ model, el }) {
     if (grip) event.preventDefault();
   }
   function dragTo(event) {
+    if (!event.buttons) return void (drag = null); // the button was released outside the headings
     if (!drag || !layout) return;
     const by = event.clientX - drag.x;
     if (!drag.moved && Math.abs(by) < 5) return;
@@ -885,6 +886,10 @@ function render({ model, el }) {
         if (selected.has(id)) chosen += 1;
       }
     }
+    const open = last?.open ?? 0;
+    const busy = countedAt > 0 && Date.now() - countedAt > KERNEL_ANSWER_SECONDS * 1000;
+    put(every, busy ? "kernel busy…" : `Cancel all (${number(open)})`);
+    mark(every, "aria-disabled", open === 0 || countedAt || fixed() ? "true" : null);
     all.disabled = choosable === 0;
     all.checked = choosable > 0 && chosen === choosable;
     all.indeterminate = chosen > 0 && chosen < choosable;
@@ -1040,7 +1045,7 @@ function render({ model, el }) {
     const what = button.dataset.what;
     if (what) return copy({ row: "row", json: "row as JSON" }[what] ?? what, fetched(task, what));
     const section = button.closest("section");
-    const lines = [...section.querySelectorAll(".nq-list > span")].map((each) => each.textContent.replace(" ", ": "));
+    const lines = [...section.querySelectorAll(".nq-list > span")].map((each) => [...each.children].map((part) => part.textContent).join(": "));
     return copy("text", Promise.resolve(lines.join("\n")));
   }
 
@@ -1072,17 +1077,44 @@ function render({ model, el }) {
     controls();
   }
 
-  /** Ask whether to cancel the tasks with the given ids, or all matching tasks if `ids` is null. */
-  function askToConfirm(ids) {
-    asked = { ids, from: focused(root) };
-    const count = ids ? ids.length : (last?.open ?? 0);
-    const what = `${number(count)} task${count === 1 ? "" : "s"}`;
-    const name = count === 1 && ids ? tasks.get(ids[0])?.row.name : "";
-    put(question, ids ? `Cancel ${name || what}?` : `Cancel ${what}, on all pages?`);
+  function askToConfirm(what, about, { ids = null, n = 0, focus = true }) {
+    asked = { ids, n, from: focused(root) };
+    put(question, `Cancel ${about}?`);
     put(yes, `Cancel ${what}`);
     confirm.hidden = false;
     some.hidden = every.hidden = true;
-    no.focus();
+    focus ? no.focus() : say(question.textContent);
+  }
+
+  const tasksOf = (count) => `${number(count)} task${count === 1 ? "" : "s"}`;
+
+  /** Ask whether to cancel the tasks with the given ids. */
+  function askAbout(ids) {
+    const count = ids.length;
+    const absent = ids.filter((id) => !tasks.has(id)).length;
+    const named = count === 1 ? (tasks.get(ids[0])?.row.name ?? ids[0]) : `${number(count)} selected tasks`;
+    const note = !absent ? "" : count === 1 ? " (not on this page)" : ` (${number(absent)} not on this page)`;
+    askToConfirm(tasksOf(count), named + note, { ids });
+  }
+
+  /** Let the kernel count the matching tasks, because it may still have to apply a filter, and ask whether to cancel them. */
+  async function askAboutAll() {
+    const from = focused(root);
+    countedAt = Date.now();
+    const counted = request({ type: "ask_all" }, COUNT_SECONDS);
+    tick();
+    try {
+      const { n, count } = await counted;
+      // If the user has changed the filter or opened another question since, the count answers nothing.
+      if (n < lookNumber || !confirm.hidden) return;
+      if (count) askToConfirm(tasksOf(count), `${tasksOf(count)}, on all pages`, { n, focus: focused(root) === from });
+      else tell("No matching task is open");
+    } catch (error) {
+      tell(`Not cancelled: ${/** @type {Error} */ (error).message}`);
+    } finally {
+      countedAt = 0;
+      tick();
+    }
   }
 
   function answer() {
@@ -1106,6 +1138,8 @@ function render({ model, el }) {
     const id = /** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "";
     const task = tasks.get(id);
     if (control?.getAttribute("aria-disabled") === "true") return;
+    unsent?.apply();
+    if (typed) searchNow();
     switch (control?.dataset.act) {
       case "cancel": return press([id]);
       case "copy": return task && copyId(task);
@@ -1124,14 +1158,12 @@ function render({ model, el }) {
         choose(ids, false);
         return press(ids);
       }
-      case "ask-all":
-        send({ type: "ask_all" });
-        return askToConfirm(null);
+      case "ask-all": return askAboutAll();
       case "cancel-all":
         answer();
         if (asked.ids) return choose(asked.ids, false), press(asked.ids);
-        send({ type: "cancel_all" });
-        return say("Cancelling all matching tasks");
+        send({ type: "cancel_all", asked: asked.n });
+        return say("Cancelling all tasks of the question");
       case "keep-all": return answer();
       case "keys": return showKeys(keyList.hidden);
       case "filter": {
@@ -1219,7 +1251,7 @@ function render({ model, el }) {
     else if (event.key === "?") showKeys(keyList.hidden);
     else if (["Delete", "Backspace"].includes(event.key)) {
       const ids = selected.size ? [...selected] : task && !task.box.disabled && !pressed.has(task.id) ? [task.id] : [];
-      if (ids.length && confirm.hidden && !fixed()) askToConfirm(ids);
+      if (ids.length && confirm.hidden && !fixed()) askAbout(ids);
     } else if (!task || target.closest("pre")) return;
     else if (["ArrowDown", "ArrowUp", "Home", "End"].includes(event.key)) {
       const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: ids.length - 1 }[event.key];
@@ -1267,27 +1299,34 @@ function render({ model, el }) {
     point(over_rows, body !== null && target.matches(":focus-visible"));
   }
 
+  const searchNow = () => {
+    clearTimeout(typed);
+    typed = 0;
+    if (search.value !== look.search) ask({ search: search.value });
+  };
   const type = () => {
     clearTimeout(typed);
-    typed = setTimeout(() => {
-      typed = 0;
-      if (search.value !== look.search) ask({ search: search.value });
-    }, 150);
+    typed = setTimeout(searchNow, 150);
   };
   const filterBy = (event) => {
     const control = event.target.closest("[data-act=filter-by]");
     if (!control) return;
     const { key, kind } = control.dataset;
-    const text = control.value.trim();
+    const { value } = control;
+    const text = value.trim();
     const apply = () => {
+      clearTimeout(filtering);
       filtering = 0;
-      if (kind === "status") return ask({ statuses: control.value ? [control.value] : [] });
+      unsent = null;
+      if (kind === "status") return ask({ statuses: value ? [value] : [] });
       const { [key]: _, ...others } = look.filters;
       ask({ filters: text ? { ...others, [key]: text } : others });
     };
+    if (unsent && unsent.control !== control) unsent.apply();
     clearTimeout(filtering);
-    if (control.tagName === "SELECT") apply();
-    else filtering = setTimeout(apply, 150);
+    if (control.tagName === "SELECT") return apply();
+    unsent = { control, apply };
+    filtering = setTimeout(apply, 150);
   };
   filterLine.addEventListener("input", filterBy);
   head.addEventListener("pointerdown", grab);
