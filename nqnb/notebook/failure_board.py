@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 _KNOWN_SECONDS = 1.0
 """How long a card of only a few tasks waits for their records before it waits for the feed."""
 _LOAD_SECONDS = 5.0
-"""How long the first read waits for the tasks."""
+"""How long a read or an action waits for the tasks."""
+_UNREAD_SECONDS = 30.0
+"""How long a card that is not read stays subscribed. A card on a page is read once a second."""
 _MAX_QUEUES = 10
 """The maximum number of queues that are checked for workers."""
 _MAX_GROUPS = 50
@@ -68,25 +71,32 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
         # A large bucket is read with its newest entries first: a copy may come before the task.
         return (family in families or task.origin in ids) and (start is None or is_after(start, task))
 
-    tasks = _Tasks(client, () if ids is None else ids)
+    tasks = _Tasks(client, () if ids is None else ids, lambda: feed.follow(tasks, wanted))
     if ids is not None and len(ids) <= MANY_TASKS:
         # A few tasks are shown at once, even if the feed must first read many others.
         known = LOOP.call(_known(client, ids))
         tasks.update(TaskBatch(tasks=list(filter(wanted, known)), complete=bool(known)))
-    stop = feed.follow(tasks, wanted)
     title = queue or ("all queues" if ids is None else "1 task" if len(ids) == 1 else f"{len(ids):,} tasks")
     try:
-        return open_board(title, tasks, stop)
+        return open_board(title, tasks, lambda: LOOP.soon(tasks.close))
     except BaseException:
-        stop()
+        LOOP.soon(tasks.close)
         raise
 
 
 class _Tasks:
-    """The tasks of a card. Call all methods on the loop, except the first `update`, which must precede all others."""
+    """The tasks of a card. Call all methods on the loop, except the first `update`, which must precede all others.
 
-    def __init__(self, client: Client, ids: Collection[str]) -> None:
+    The card follows the feed only while it is read, because a page does not report that it has removed a card.
+    """
+
+    def __init__(self, client: Client, ids: Collection[str], follow: Callable[[], Callable[[], None]]) -> None:
         self._client = client
+        self._follow = follow
+        self._stop: Callable[[], None] | None = None
+        """The function that ends the subscription, or None if the card does not follow the feed."""
+        self._closed = False
+        self._read_at = 0.0
         self._ids = frozenset(ids)
         self._unseen = set(ids)
         """The ids of the tasks of a list that have no record."""
@@ -100,11 +110,16 @@ class _Tasks:
         """The groups that have not changed since they were last shown."""
         self._requeued: set[str] = set()
         """The tasks that were requeued with a button, so that a second click does not requeue them again."""
-        self._ends: deque[float] = deque()
-        """The times at which tasks ended, in Unix seconds, for the rate."""
+        self._marks: dict[str, tuple[int, str]] = {}
+        """The number and the group of each failed task, and the number and an empty string of each open task.
+
+        Tasks are numbered in the order in which the card first counted them so. A question counts the tasks up to the
+        last number at that time. Numbers are kept if the tasks are read again.
+        """
+        self._last_mark = 0
+        self._ends: list[float] = []
+        """The times at which tasks recently ended, in Unix seconds and in no order, for the rate."""
         self._began: float | None = None
-        self._newest = 0
-        """The time at which the last task was submitted, in Unix milliseconds."""
         self._complete = asyncio.Event()
         self._lost = False
 
@@ -116,6 +131,8 @@ class _Tasks:
             self._unseen = set(self._ids)
             for each in (self._tasks, self._counts, self._groups, self._made, self._ends):
                 each.clear()
+            self._began = None
+            self._complete.clear()
         for task in batch.tasks:
             self._unseen.discard(task.id)
             before = self._remove(task.id)
@@ -123,6 +140,7 @@ class _Tasks:
                 self._add(task, before)
         for task_id in batch.gone:
             self._remove(task_id)
+            self._marks.pop(task_id, None)
             self._unseen |= self._ids & {task_id}
         self._lost = batch.lost
         if batch.complete:
@@ -132,7 +150,28 @@ class _Tasks:
         """Do nothing: `read` checks the queues itself."""
 
     def refresh(self) -> None:
-        """Do nothing: the card is read once a second."""
+        """End the subscription if no page has read the card for a while. The next read starts it again."""
+        if time.monotonic() - self._read_at > _UNREAD_SECONDS:
+            self._leave()
+            LOOP.soon(self.update, TaskBatch(anew=True))  # after the last batch of the subscription
+
+    def close(self) -> None:
+        """End the subscription for good."""
+        self._closed = True
+        self._leave()
+
+    def _leave(self) -> None:
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop()
+
+    async def _load(self) -> None:
+        """Follow the feed, and wait a few seconds at most for the tasks."""
+        self._read_at = time.monotonic()
+        if self._stop is None and not self._closed:
+            self._stop = self._follow()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._complete.wait(), _LOAD_SECONDS)
 
     def _add(self, task: TaskInfo, before: TaskInfo | None) -> None:
         self._tasks[task.id] = task
@@ -141,12 +180,21 @@ class _Tasks:
             group = failure_id(task)
             self._groups.setdefault(group, {})[task.id] = task
             self._made.pop(group, None)
-        self._newest = max(self._newest, _milliseconds(task))
+        if task.status is Status.FAILED or not task.status.terminal:
+            self._mark(task)
         if task.started_at is not None:
             started = task.started_at.timestamp()
             self._began = started if self._began is None else min(self._began, started)
         if task.completed_at is not None and (before is None or not before.status.terminal):
-            self._ends.append(task.completed_at.timestamp())
+            end = task.completed_at.timestamp()
+            if end > self._client.backend.now() - RECENT_SECONDS:
+                self._ends.append(end)
+
+    def _mark(self, task: TaskInfo) -> None:
+        group = failure_id(task) if task.status is Status.FAILED else ""
+        if task.id not in self._marks or self._marks[task.id][1] != group:
+            self._last_mark += 1
+            self._marks[task.id] = (self._last_mark, group)
 
     def _remove(self, task_id: str) -> TaskInfo | None:
         task = self._tasks.pop(task_id, None)
@@ -164,11 +212,10 @@ class _Tasks:
     # Content
 
     async def read(self) -> BoardContent:
-        """Return the current content. The first call waits a few seconds at most for the tasks."""
+        """Return the current content. A call waits a few seconds at most for the tasks."""
         from nqnb.widgets.board import BoardContent, BoardRow, Cell
 
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._complete.wait(), _LOAD_SECONDS)
+        await self._load()
         if self._lost:
             raise ConnectionFailed(
                 "the card is not up to date: the connection to the server is lost. Wait until the connection is "
@@ -213,8 +260,7 @@ class _Tasks:
         if not self._complete.is_set():
             return "loading…"
         now = self._client.backend.now()
-        while self._ends and self._ends[0] <= now - RECENT_SECONDS:
-            self._ends.popleft()
+        self._ends = [end for end in self._ends if end > now - RECENT_SECONDS]
         states = ", ".join(f"{count:,} {label}" for label, count in self._labels().items())
         rate = rate_words(self._open, len(self._ends), now - (now if self._began is None else self._began))
         waiting = {queue for (queue, status), count in self._counts.items() if count and status is Status.PENDING}
@@ -234,14 +280,13 @@ class _Tasks:
     def _all_row(self) -> Any:
         from nqnb.widgets.board import Action, BoardRow, Cell
 
-        failed, actions = self._count(Status.FAILED), []
-        if failed and len(self._groups) > 1:
+        failed, actions, loaded = self._count(Status.FAILED), [], self._complete.is_set()
+        if loaded and failed and len(self._groups) > 1:
             question = f"Requeue {_tasks(failed)} of {len(self._groups):,} groups?"
-            upto = max(map(_latest, self._groups.values()))
-            actions.append(Action("requeue", f"Requeue all {failed:,}…", question, upto))
-        if self._open:
+            actions.append(Action("requeue", f"Requeue all {failed:,}…", question, self._last_mark))
+        if loaded and self._open:
             question = f"Cancel the {_tasks(self._open)} that {'has' if self._open == 1 else 'have'} not ended?"
-            actions.append(Action("cancel", f"Cancel {self._open:,}…", question, self._newest))
+            actions.append(Action("cancel", f"Cancel {self._open:,}…", question, self._last_mark))
         groups = len(self._groups)
         what = f"in {groups:,} group{'s' if groups > 1 else ''}" if groups else "no failed tasks"
         return BoardRow(_ALL, [Cell(f"{failed:,}" if failed else ""), Cell(what, "dim"), Cell(""), Cell("")], actions)
@@ -249,32 +294,35 @@ class _Tasks:
     def _group_actions(self, group: FailureGroup) -> list[Any]:
         from nqnb.widgets.board import Action
 
+        if not self._complete.is_set():
+            return []
         tasks = self._groups[group.id]
         examples = [_named(tasks[each]) for each in group.ids[-_EXAMPLES:]]
         rest = group.count - len(examples)
         named = "\n".join([*examples, *([f"and {rest:,} more"] if rest else [])])
-        upto = _latest(tasks)
-        actions = [Action("requeue", f"Requeue {group.count:,}…", f"Requeue {_tasks(group.count)}?\n{named}", upto)]
+        question = f"Requeue {_tasks(group.count)}?\n{named}"
+        actions = [Action("requeue", f"Requeue {group.count:,}…", question, self._last_mark)]
         if group.count > 1:
             question = f"Requeue only this task?\n{examples[-1]}"
-            actions.append(Action("requeue-one", "Requeue one…", question, tasks[group.example].revision))
+            actions.append(Action("requeue-one", "Requeue one…", question, self._marks[group.example][0]))
         return actions
 
     async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
         """Requeue failed tasks, or cancel all tasks that have not ended.
 
-        Tasks that failed or were submitted after the question was asked are not changed. ``upto`` is the revision of
-        the last failed task, or the time at which the last task was submitted.
+        Only tasks that the question counted are changed. ``upto`` is the number of the last of them.
         """
+        await self._load()
         if action == "cancel":
-            some = (task for task in self._tasks.values() if not task.status.terminal)
-            ids = [task.id for task in some if _milliseconds(task) <= upto]
+            some = (task.id for task in self._tasks.values() if not task.status.terminal)
+            ids = [task_id for task_id in some if self._marks[task_id][0] <= upto]
             return await cancel_listed(self._client, "tasks", ids, show)
         groups = self._groups.values() if key == _ALL else [self._groups.get(key, {})]
-        found = [task for group in groups for task in group.values() if task.revision <= upto]
+        marks = {task_id: self._marks[task_id][0] for group in groups for task_id in group}
+        counted = [task_id for task_id, mark in marks.items() if mark <= upto]
         if action == "requeue-one":
-            found = [task for task in found if task.revision == upto]
-        return await self._requeue([task.id for task in found if task.id not in self._requeued], show)
+            counted = [task_id for task_id in counted if marks[task_id] == upto]
+        return await self._requeue([task_id for task_id in counted if task_id not in self._requeued], show)
 
     async def _requeue(self, ids: list[str], show: Callable[[str], None]) -> str:
         show(f"requeuing {_tasks(len(ids))}")
@@ -301,15 +349,6 @@ async def _known(client: Client, ids: Collection[str]) -> list[TaskInfo]:
 def _named(task: TaskInfo) -> str:
     """Return the start of the payload of a task, or the id of a task without a payload."""
     return line(payload_text(task.payload[:400]), 80) or task.id
-
-
-def _milliseconds(task: TaskInfo) -> int:
-    """Return the time at which a task was submitted, in Unix milliseconds, or 0 if the time is unknown."""
-    return 0 if task.submitted_at is None else int(task.submitted_at.timestamp() * 1000)
-
-
-def _latest(tasks: Mapping[str, TaskInfo]) -> int:
-    return max(task.revision for task in tasks.values())
 
 
 def _tasks(count: int) -> str:

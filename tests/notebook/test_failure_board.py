@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from helpers.waiting import until
 
 import nqnb
+from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import TaskList
-from nqnb.records import TaskBatch
+from nqnb.records import TaskBatch, TaskInfo
 from nqnb.widgets import board as boards
 from nqnb.widgets.board import Action, Board, BoardRow
 
@@ -135,8 +138,7 @@ def test_the_card_of_a_list_shows_its_progress_and_cancels_the_rest(session: Ses
     until(lambda: "no worker serves queue 'nobody'" in card._content.summary)
     assert card._content.shares == [("failed", 1), ("pending", 5)]
     cancel = row(card, "in 1 group").actions[0]
-    newest = max(task.fetch().submitted_at.timestamp() for task in mine)
-    assert cancel == Action("cancel", "Cancel 5…", "Cancel the 5 tasks that have not ended?", int(newest * 1000))
+    assert cancel == Action("cancel", "Cancel 5…", "Cancel the 5 tasks that have not ended?", cancel.upto)
     press(card, row(card, "in 1 group"), "cancel")
     until(lambda: card._content.summary == "1 failed, 5 deleted")
     assert session.tasks(status="pending").empty
@@ -169,6 +171,95 @@ def test_a_card_shows_the_same_if_the_newest_entries_arrive_first(
     card = tasks.card()
     assert card._content.summary == "4 failed"
     assert card._content.rows[0].detail_title == f"traceback of task {infos[-1].id}"
+
+
+def listener_of(session: Session, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace the feed, and return a function that sends a batch to the next card."""
+    listeners: list[Any] = []
+
+    def follow(listener: Any, wanted: Any) -> Callable[[], None]:
+        listeners.append(listener)
+        return lambda: None
+
+    monkeypatch.setattr(session._feed, "follow", follow)
+    monkeypatch.setattr("nqnb.notebook.failure_board._LOAD_SECONDS", 0.05)
+    return lambda **batch: LOOP.soon(listeners[-1].update, TaskBatch(**batch))
+
+
+def test_a_card_acts_on_exactly_the_tasks_that_its_question_counted(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(session)
+    session.map("resize", [{"n": n, "kind": "disk"} for n in range(4)]).wait(20)
+    waiting = session.map("nobody", range(3))
+    infos = sorted(session.call(session.client.tasks()), key=lambda task: task.revision)
+    older, newer = [infos[0], infos[4]], [*infos[1:4], *infos[5:]]
+    send = listener_of(session, monkeypatch)
+    board = opened(session.watch_failures())
+    send(tasks=newer)
+    until(lambda: [each.cells[0].text for each in board._content.rows] == ["3"])
+    assert board._content.summary == "loading…"
+    assert not board._content.rows[0].actions, "other tasks have not arrived"
+    send(complete=True)
+    until(lambda: board._content.summary.startswith("2 pending, 3 failed"))
+    disk, all_ = row(board, "no disk"), row(board, "in 1 group")
+    send(tasks=older, complete=True)
+    until(lambda: board._content.summary.startswith("3 pending, 4 failed"))
+    press(board, disk, "requeue")
+    until(lambda: board._note == "3 tasks were requeued")
+    press(board, all_, "cancel")
+    until(lambda: [task.status().label for task in waiting].count("deleted") == 2)
+    assert waiting[0].status() is nqnb.Status.PENDING
+
+    send(anew=True)
+    until(lambda: board._content.summary == "loading…")
+    send(tasks=infos)
+    until(lambda: [each.cells[0].text for each in board._content.rows] == ["4"])
+    assert not any(each.actions for each in board._content.rows)
+
+
+def test_a_card_that_is_not_read_leaves_the_feed_until_a_page_shows_it_again(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("table_feed._FIRST_CHECK_SECONDS", "table_feed._CHECK_SECONDS", "failure_board._UNREAD_SECONDS"):
+        monkeypatch.setattr(f"nqnb.notebook.{name}", 0.1)
+    serve(session)
+    tasks = session.map("resize", [{"n": n, "kind": "disk"} for n in range(3)])
+    tasks.wait(20)
+    boards_ = [session.watch_failures("resize") for _ in range(3)]
+    until(lambda: not session._feed._subscribers)
+    asked = row(boards_[0], "no disk")
+    session.submit("resize", {"n": 3, "kind": "disk"}).wait(20)
+    assert boards_[0]._content.summary == "3 failed"
+    opened(boards_[0])
+    until(lambda: boards_[0]._content.summary == "4 failed")
+    assert len(session._feed._subscribers) == 1
+    press(boards_[0], asked, "requeue")  # the question of the page that was hidden
+    until(lambda: boards_[0]._note == "3 tasks were requeued")
+
+
+def test_the_rate_counts_only_tasks_that_ended_in_the_last_minute(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(session)
+    done = session.submit("resize", {"n": 1, "kind": "good"})
+    done.wait(20)
+    info, now = done.fetch(), session.client.backend.now()
+
+    def ended(seconds: float, task_id: str) -> TaskInfo:
+        at = datetime.fromtimestamp(now - seconds, timezone.utc)
+        return msgspec.structs.replace(info, id=task_id, started_at=at, completed_at=at)
+
+    old = [ended(3600, f"old{n}") for n in range(60)]
+    recent = [ended(5 if n % 2 == 0 else 20, f"recent{n}") for n in range(120)]
+    left = msgspec.structs.replace(info, id="left", status=nqnb.Status.PROCESSING, completed_at=None)
+    send = listener_of(session, monkeypatch)
+    board = opened(session.watch_failures())
+    send(tasks=[*recent[:1], *old, *recent[1:], left], complete=True)
+    until(lambda: "180 completed" in board._content.summary)
+    assert "; 2.0 tasks/s; " in board._content.summary
+    monkeypatch.setattr(session.client.backend, "now", lambda: now + 50)
+    until(lambda: "; 1.0 tasks/s; " in board._content.summary)
 
 
 def test_a_card_is_limited_to_the_tasks_since_a_time_and_shows_no_markup(session: Session) -> None:
