@@ -33,6 +33,8 @@ class VisiblePage:
         self.opened: set[str] = set()
         self.selected: set[str] = set()
         self._hold = False
+        self._downloading: set[str] = set()
+        """The views that are downloading a file."""
         self._shown: list[str] = []
         self._detailed: dict[str, int] = {}
         self._heard: dict[str, int] = {}
@@ -43,8 +45,8 @@ class VisiblePage:
 
     @property
     def in_use(self) -> bool:
-        """Whether the user is pointing at the rows, or has expanded a row on this page."""
-        return bool(self.views) and (self._hold or bool(self.opened & set(self._shown)))
+        """Whether the user is pointing at the rows, has expanded a row on this page, or is downloading a file."""
+        return bool(self.views) and (self._hold or bool(self._downloading or self.opened & set(self._shown)))
 
     def handle(self, message: dict[str, Any]) -> None:
         """Apply a message from the browser. Invalid messages are ignored."""
@@ -60,6 +62,7 @@ class VisiblePage:
                 self.views.discard(view)
                 self._heard.pop(view, None)
                 self._wanted.pop(view, None)
+                self._downloading.discard(view)
                 self._hold = False
                 self.hidden = message.get("why") == "hidden"
             case {"type": "look"}:
@@ -70,6 +73,10 @@ class VisiblePage:
                 self._wanted[view] = sorted(filter(is_key, _texts(keys)))[:_MAX_COLUMNS]
                 known = (key for key in layout if isinstance(key, str) and is_key(key))
                 self._layout = list(dict.fromkeys(known))[:_MAX_COLUMNS]
+            case {"type": "export", "view": str(view)} if view in self.views:
+                self._downloading.add(view)
+            case {"type": "exported", "view": str(view)}:
+                self._downloading.discard(view)
             case {"type": "hold", "on": bool(on)}:
                 self._hold = on
             case {"type": "open", "ids": list(ids)}:

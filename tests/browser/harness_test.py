@@ -420,9 +420,11 @@ def test_the_matching_tasks_of_all_pages_are_exported(bench: Bench, monkeypatch:
     rows = list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8-sig"))))
     assert [row["id"] for row in rows] == [f"x{each:02}" for each in reversed(range(30))]
     assert rows[0]["n"] == "29"
+    bench.until(lambda: bench.heard[-1]["type"] == "exported")
     monkeypatch.setattr(pd.DataFrame, "to_parquet", _no_engine)
     bench.page.locator("[data-format=parquet]").click()
     bench.until(lambda: text(bench, ".nq-note").startswith("Not exported: cannot export tasks as Parquet"))
+    bench.until(lambda: bench.heard[-1]["type"] == "exported")
 
 
 def _no_engine(*args: Any, **options: Any) -> None:

@@ -487,6 +487,22 @@ def test_a_table_freezes_when_all_tasks_have_ended(
     assert found.closed == 1
 
 
+def test_a_table_does_not_freeze_during_a_download(
+    make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "FREEZE_AFTER_SECONDS", 0.05)
+    found = make(Rows(ids=["a"]))
+    found.it._ipython_display_()
+    found.comm.page(type="hello", n=1)
+    found.comm.page(type="export", format="csv", part=0, n=2)
+    found.it.update(batch("a", status=Status.COMPLETED))
+    until(lambda: found.shown() == ["a"])
+    time.sleep(0.3)
+    assert not found.it.closed
+    found.comm.page(type="exported", n=3)
+    until(lambda: found.closed)
+
+
 def test_a_table_without_a_view_freezes_at_once(make: Callable[..., Table], shell: Shell) -> None:
     found = make(Rows(ids=["a"]))
     found.it._ipython_display_()

@@ -1074,6 +1074,7 @@ function render({ model, el }) {
       tell(`Not exported: ${/** @type {Error} */ (error).message}`);
     }
     exporting = false;
+    send({ type: "exported" }); // until then, the kernel does not freeze the table
     controls();
   }
 
