@@ -17,7 +17,7 @@ from nqnb.doctor.diagnosis import Diagnosis, check_codes
 from nqnb.doctor.examination import examine
 from nqnb.doctor.treatment import treat
 from nqnb.error_text import kind_of
-from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, WaitTimeout
+from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, Unconfirmed, WaitTimeout
 from nqnb.failures import FailureGroup, group_failures
 from nqnb.inputs import (
     Duration,
@@ -277,8 +277,8 @@ class Client:
             unsure += 1
             try:
                 task = await self.submit_item(batch, item)
-            except NqnbError:
-                unsure -= 1
+            except NqnbError as error:
+                unsure -= not isinstance(error, Unconfirmed)
                 raise
             accepted, unsure = accepted + 1, unsure - 1
             return task

@@ -211,8 +211,9 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
 class TaskBatch(Struct, frozen=True, kw_only=True):
     """A batch of changes from a watch of all tasks; see `nqnb.Client.watch`.
 
-    ``tasks`` lists the changed tasks, in the order of their changes. The same task may occur several times. ``gone``
-    lists the ids of tasks whose entries were deleted. The server does not report entries that were pruned or have
+    ``tasks`` lists the changed tasks, in the order of their changes. If there are many tasks, the first batch has the
+    newest tasks, which occur again later, in their order. The same task may occur several times. ``gone`` lists the ids
+    of tasks whose entries were deleted. The server does not report entries that were pruned or have
     expired. ``complete`` is True once every task that existed at the start of the watch has arrived. ``lost`` is True
     while the connection is down. After a reconnect, the next batch continues where the last batch ended. ``anew`` is
     True if the server has lost its store. In that case, all earlier batches are invalid, and the watch starts again

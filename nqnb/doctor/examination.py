@@ -141,9 +141,15 @@ class _Examination:
         return not (task.due or not task.sequence) or task.id not in await self._ids_in(stream)
 
     async def _without_entry(self, suspects: list[FoundMessage]) -> list[FoundMessage]:
-        """Return the messages that still exist and still have no entry."""
+        """Return the messages that still exist and still have no entry, and whose task no live worker is running."""
+        workers = (await self._backend.presence.roll_call())[0].values() if suspects else ()
+        # A worker that is late with its heartbeat may still be running the task.
+        live = [each.info for each in workers if each.age < 3 * each.info.ttl]
 
         async def is_orphan(message: FoundMessage) -> bool:
+            if any(info.runs(message.id) for info in live):
+                # The entry was removed while the task was running. The worker writes the outcome.
+                return False
             data = await self._backend.stored_message(message.stream, message.sequence)
             if data is None or id_of(data) != message.id:
                 return False

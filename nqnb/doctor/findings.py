@@ -246,21 +246,6 @@ def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> 
             "other times here.",
             remedy=synchronize,
         )
-    fast = [
-        (each.info.started_at.timestamp() - each.written, name)
-        for name, each in seen.workers.items()
-        if each.info.started_at.timestamp() - each.written > SKEW_SECONDS
-    ]
-    if fast:
-        most_ahead, _ = max(fast)
-        yield Finding(
-            code="clock-skew",
-            ids=[name for _, name in fast],
-            problem=f"The clock of {_count(len(fast), 'worker is', 'workers are')} at least "
-            f"{duration(most_ahead, gap=' ')} ahead of the server's clock: a handler that reads the time sees another "
-            "time than the server.",
-            remedy=synchronize,
-        )
     if len(facts.clocks) > 1:
         fastest = max(facts.clocks, key=lambda name: facts.clocks[name][0])
         slowest = min(facts.clocks, key=lambda name: facts.clocks[name][1])

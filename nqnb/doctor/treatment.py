@@ -17,6 +17,8 @@ from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
 
+Remedy = Callable[[str], Awaitable[bool]]
+
 
 async def treat(
     backend: Backend, diagnosis: Diagnosis, by: str, queue: str | None = None, ignore: Collection[str] = ()
@@ -36,24 +38,46 @@ async def treat(
     fixed: list[Finding] = []
     errors: list[NqnbError] = []
     for finding in diagnosis.fixable:
+        repaired: list[str] = []
         try:
-            await each_in(finding.ids or [""], await _remedy(backend, finding, by))
-            fixed.append(finding)
+            await _repair_each(finding.ids or [""], await _remedy(backend, finding, by), repaired)
         except NqnbError as error:
             errors.append(error)
+        if repaired:
+            # A task that a worker or a client has changed in the meantime needs no repair.
+            fixed.append(msgspec.structs.replace(finding, ids=repaired if finding.ids else []))
     again = await examine(backend, queue, ignore)
     return msgspec.structs.replace(again, fixed=fixed, errors=errors)
 
 
-async def _remedy(backend: Backend, finding: Finding, by: str) -> Callable[[str], Awaitable[object]]:
-    """Return the function that repairs one of the finding's ids."""
+async def _repair_each(ids: list[str], remedy: Remedy, repaired: list[str]) -> None:
+    async def repair(task_id: str) -> None:
+        if await remedy(task_id):
+            repaired.append(task_id)
+
+    await each_in(ids, repair)
+
+
+async def _remedy(backend: Backend, finding: Finding, by: str) -> Remedy:
+    """Return the function that repairs one of the finding's ids, and returns whether it was repaired."""
+
+    async def end(task_id: str) -> bool:
+        status = await end_task_without_message(backend, task_id, by)
+        return status is not None and status.terminal
+
     if finding.code == "no-message":
-        return lambda task_id: end_task_without_message(backend, task_id, by)
+        return end
     if finding.code == "no-entry":
         stream = await backend.find_queue(finding.queue)
         messages = [] if stream is None else await backend.read_all_messages(stream)
         found = {id_of(each.data): each.sequence for each in messages}
         return lambda task_id: write_missing_entry(backend, stream or "", found.get(task_id, 0), by)
-    if finding.code == "no-consumer":
-        return lambda _: backend.recreate_consumer(finding.queue)
-    return lambda _: backend.recreate_queue(finding.queue)
+
+    async def recreate(_: str) -> bool:
+        if finding.code == "no-consumer":
+            await backend.recreate_consumer(finding.queue)
+        else:
+            await backend.recreate_queue(finding.queue)
+        return True
+
+    return recreate

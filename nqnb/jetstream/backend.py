@@ -388,6 +388,10 @@ class Backend:
         paused = await self.pauses.get(queue) is not None
         await ensure_consumer(self.connection, await self.ensure_queue(queue), paused=paused)
 
+    async def has_messages(self, queue: str) -> bool:
+        """Return whether a queue has a message that is waiting for a worker or is leased by one."""
+        return (await service_of(self.connection, queue, 0)).waiting
+
     async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
         """Return the minimum and maximum number of messages ahead of a message.
 

@@ -155,8 +155,11 @@ class BucketFeed:
         The first page starts after the last entry that has arrived.
         """
         state = await self._examine()
+        newest: dict[str, int] = {}
         if self._last == 0 and int(state["messages"]) > 2 * NEWEST:
-            yield self._page(await self._newest(int(state["last_seq"])))
+            first = await self._newest(int(state["last_seq"]))
+            newest = {entry.key: entry.revision for entry in first}
+            yield self._page(first)
         async with await _BucketConsumer.create(
             self._connection, self._bucket, outlives=FEED_OUTLIVES_SECONDS, after=self._last
         ) as consumer:
@@ -189,13 +192,18 @@ class BucketFeed:
                 heard = now
                 batch = consumer.read()
                 self._last = max(self._last, consumer.sequence)
-                requested = 0 if batch.ended else max(0, requested - batch.size)
+                # Several pulls may be open, so the end of one does not end the others.
+                requested = max(0, requested - batch.size - batch.undelivered)
                 was_complete = self._complete
                 # An idle server has nothing left. If entries were deleted, fewer than expected have arrived.
                 self._complete = was_complete or batch.idle or batch.size >= waiting
                 waiting = max(0, waiting - batch.size)
+                # In a cluster, this consumer may be on a server that lags behind that of the newest entries.
+                entries = [entry for entry in batch.entries if entry.revision >= newest.get(entry.key, 0)]
+                if self._complete:
+                    newest.clear()
                 if batch.size or self._complete != was_complete:
-                    yield self._page(batch.entries, batch.gone)
+                    yield self._page(entries, batch.gone)
                 if batch.broken:
                     return
 
@@ -331,7 +339,9 @@ class _Batch(NamedTuple):
     drained: bool
     """Whether one of the messages was the last pending message of the consumer."""
     ended: bool
-    """Whether the server ended the pull."""
+    """Whether the server ended a pull."""
+    undelivered: int
+    """The number of messages that the ended pulls requested and did not receive."""
     idle: bool
     """Whether the server has sent a heartbeat because it had nothing else to send."""
     broken: bool
@@ -415,11 +425,13 @@ class _BucketConsumer:
         entries: list[Entry] = []
         gone: list[str] = []
         drained = ended = idle = broken = False
+        undelivered = 0
         for message, facts in messages:
             if facts is None:
                 status = message.headers.get("Status", "")
                 if status in ("404", "408") or "Batch" in message.headers.get("Description", ""):
                     ended = True
+                    undelivered += int(message.headers.get("Nats-Pending-Messages", PAGE))
                 elif status == "100":
                     idle = True
                 else:
@@ -435,7 +447,7 @@ class _BucketConsumer:
                 gone.append(key)
             else:
                 entries.append(Entry(key, message.data, facts.sequence, facts.stored))
-        return _Batch(entries, gone, drained, ended, idle, broken)
+        return _Batch(entries, gone, drained, ended, undelivered, idle, broken)
 
     def _receive(self, message: Message) -> None:
         facts = AckFacts.of(message.reply) if message.reply.startswith("$JS.ACK.") else None

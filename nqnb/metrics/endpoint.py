@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -11,6 +13,9 @@ from nqnb.errors import BadInput, MetricsUnavailable
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
+
+_CLOSE_TIMEOUT_SECONDS = 5.0
+"""How long to wait for the HTTP server to stop."""
 
 _ALL_INTERFACES = "0.0.0.0"  # noqa: S104  Prometheus usually runs on another machine
 _MAX_PORT = 65535
@@ -88,8 +93,12 @@ class MetricsEndpoint:
         """The address, with the actual port."""
 
     async def close(self) -> None:
-        """Stop serving."""
-        await asyncio.to_thread(self._close)
+        """Stop serving. The default threads of the event loop may all be blocked by handlers, so none is used."""
+        closing = threading.Thread(target=self._close, name="nqnb metrics close", daemon=True)
+        closing.start()
+        until = time.monotonic() + _CLOSE_TIMEOUT_SECONDS
+        while closing.is_alive() and time.monotonic() < until:  # noqa: ASYNC110  a thread has no event for the loop
+            await asyncio.sleep(0.02)
 
     def _close(self) -> None:
         self._server.shutdown()

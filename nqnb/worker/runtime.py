@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import first_of, spawn, start_task
-from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NqnbError, Unconfirmed
+from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NoResponders, NqnbError, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
@@ -157,15 +157,17 @@ class Runtime:
         Raises:
             ConnectionFailed: the connection is closed permanently, or the worker has failed.
         """
+        if self._broken.is_set() or self.backend.closed:
+            raise ConnectionFailed(
+                "the worker cannot run more tasks: its connection is closed, or it has failed. Check the worker's log."
+            )
         if self.runs:
             return False
         try:
-            services = [await self.backend.service_of(queue) for queue in self._handlers]
-        except (ConnectionFailed, Unconfirmed):
-            if self.backend.closed or self._broken.is_set():
-                raise
+            waiting = [await self.backend.has_messages(queue) for queue in self._handlers]
+        except (ConnectionFailed, Unconfirmed, NoResponders):
             return False
-        return not self.runs and not any(service.waiting for service in services)
+        return not self.runs and not any(waiting)
 
     async def gone(self) -> None:
         """Wait until the connection is permanently closed or a loop has failed."""
@@ -305,7 +307,7 @@ class Runtime:
                 log.warning("task %s was not finished and will be redelivered: %s", run.id, error)
         except Exception as error:
             log.exception("task %s failed because of an internal error in nqnb", run.id)
-            await self._fail(run, error)
+            status = await self._fail(run, error)
         finally:
             del self.runs[run.id]
             self.running[run.delivery.queue] -= 1
@@ -317,16 +319,17 @@ class Runtime:
                 if status is Status.CANCELLED and run.cancel is not None and run.cancel.requested_at:
                     self._metrics.cancelled(run.delivery.queue, self.backend.now() - run.cancel.requested_at)
 
-    async def _fail(self, run: Run, error: Exception) -> None:
-        """Mark a task as failed after an internal error.
+    async def _fail(self, run: Run, error: Exception) -> Status | None:
+        """Mark a task as failed after an internal error, and return the state that was written, or None.
 
         Otherwise, the server would redeliver the task indefinitely.
         """
         if run.claimed:
             try:
-                await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
+                return await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
             except Exception:
                 log.exception("task %s: the failure could not be recorded", run.id)
+        return None
 
     def _on_cancel(self, task_id: str, record: CancelRecord, noted: bool) -> None:
         if not noted:

@@ -34,7 +34,7 @@ def notify(state: str) -> None:
     """Send a state to systemd, or do nothing if there is no such socket.
 
     Args:
-        state: lines such as ``STOPPING=1``.
+        state: lines such as ``READY=1``. ``STOPPING=1`` is never sent: one of several workers may stop alone.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -42,6 +42,7 @@ def notify(state: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]  # an abstract socket
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)  # the event loop must not wait for systemd
         sender.sendto(state.encode(), address)
 
 

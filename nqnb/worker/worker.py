@@ -38,8 +38,8 @@ log = logging.getLogger("nqnb.worker")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_IDLE_CHECK_SECONDS = 0.05
-"""The time between two checks for waiting tasks."""
+_FIRST_IDLE_CHECK_SECONDS, _IDLE_CHECK_SECONDS = 0.02, 0.3
+"""The first and the longest pause between two checks for waiting tasks."""
 
 
 class State(enum.Enum):
@@ -379,16 +379,18 @@ class Worker:
             try:
                 await self._runtime.close()
             finally:
-                await self._close_endpoint()
-                self.state = State.STOPPED
-                self._stop.set()
-                log.info("worker %s has stopped", self.id, extra={"worker": self.id})
+                try:
+                    await self._close_endpoint()
+                finally:
+                    self.state = State.STOPPED
+                    self._stop.set()
+                    log.info("worker %s has stopped", self.id, extra={"worker": self.id})
 
     async def serve(self) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
         In the main thread, SIGINT and SIGTERM call `request_stop`. If systemd has started this process, it is notified
-        when the worker is ready, while it is alive, and when it stops.
+        when the worker is ready, and regularly while it is alive.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
@@ -403,7 +405,6 @@ class Worker:
                 await self.ended()
             finally:
                 lost = not self._stop.is_set()
-                service_manager.notify("STOPPING=1")
                 await self.stop()
                 if self.dedicated:
                     gc.unfreeze()
@@ -430,10 +431,12 @@ class Worker:
             async with self:
                 await self.run_until_idle()
             return
+        pause = _FIRST_IDLE_CHECK_SECONDS
         while self._runtime is not None and not await self._runtime.is_idle():
-            if self.state is not State.RUNNING:
+            if self.state is not State.RUNNING or self._stop.is_set():
                 break
-            await asyncio.sleep(_IDLE_CHECK_SECONDS)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _IDLE_CHECK_SECONDS)
 
     def pause(self) -> None:
         """Stop pulling tasks, but let the running tasks continue. SIGTSTP calls this method."""

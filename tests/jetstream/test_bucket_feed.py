@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb.jetstream import bucket_reader
+from nqnb.jetstream.bucket_reader import BucketFeed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import Message, OnMessage
+from nqnb.protocol import names
 from nqnb.records import TaskBatch
 from nqnb.store import Entry, MemoryStore
 from nqnb.testing.proxy import Proxy
@@ -321,3 +324,29 @@ async def test_a_closed_client_ends_the_watch_of_a_custom_store(
     await nq.close()
     with pytest.raises(nqnb.ConnectionFailed, match="closed"):
         await asyncio.wait_for(reading, 10)
+
+
+async def test_a_feed_has_at_most_two_open_pulls_however_often_they_expire(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_reader, "PULL_EXPIRES_SECONDS", 1.0)
+    monkeypatch.setattr(bucket_reader, "IDLE_HEARTBEAT_SECONDS", 0.4)
+    feed = BucketFeed(nq.backend.connection, nq.backend.settings.state_bucket)
+    seen = 0
+
+    async def read() -> None:
+        nonlocal seen
+        async for page in feed.pages():
+            seen += len(page.entries)
+
+    reading = asyncio.ensure_future(read())
+    stream = names.bucket_stream(nq.backend.settings.state_bucket)
+    for burst in range(1, 5):
+        # More than half a page: the feed asks for another page while the first pull is open.
+        await asyncio.gather(*(nq.backend.states.put(f"{burst}-{each}", b"x") for each in range(600)))
+        await until_async(lambda burst=burst: seen == 600 * burst)
+        await asyncio.sleep(1.3)
+        (consumer,) = (await nq.backend.connection.api(f"CONSUMER.LIST.{stream}"))["consumers"]
+        assert consumer["num_waiting"] <= 2
+    reading.cancel()
+    await asyncio.wait([reading])

@@ -17,6 +17,7 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.protocol.wire import TaskMessage
+from nqnb.worker.runtime import FetchPolicy
 
 pytestmark = pytest.mark.anyio
 
@@ -565,3 +566,34 @@ def test_a_dedicated_worker_lets_the_garbage_collector_visit_all_objects_again(s
     worker.run()
     assert frozen[0] > 1000
     assert gc.get_freeze_count() < 1000
+
+
+async def test_run_until_idle_ends_if_the_worker_fails(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("idle")
+    async def idle(job: nqnb.Job) -> None: ...
+
+    async def broken(policy: FetchPolicy) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(FetchPolicy, "step", broken)
+    await nq.submit("idle")
+    with pytest.raises(nqnb.ConnectionFailed, match="it has failed"):
+        await asyncio.wait_for(worker.run_until_idle(), 10)
+    assert "stopped" in repr(worker)
+
+
+async def test_run_until_idle_ends_at_a_request_to_stop(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, shutdown_timeout=0)
+
+    @worker.handler("endless")
+    async def endless(job: nqnb.Job) -> None:
+        worker.request_stop()
+        await asyncio.sleep(60)
+
+    await nq.submit("endless")
+    await asyncio.wait_for(worker.run_until_idle(), 20)
+    assert "stopped" in repr(worker)
