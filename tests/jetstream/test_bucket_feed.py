@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.waiting import until_async
 
 import nqnb
 from nqnb.jetstream import bucket_reader
@@ -344,7 +343,8 @@ async def test_a_feed_has_at_most_two_open_pulls_however_often_they_expire(
     for burst in range(1, 5):
         # More than half a page: the feed asks for another page while the first pull is open.
         await asyncio.gather(*(nq.backend.states.put(f"{burst}-{each}", b"x") for each in range(600)))
-        await until_async(lambda burst=burst: seen == 600 * burst)
+        while seen < 600 * burst:
+            await asyncio.sleep(0.02)
         await asyncio.sleep(1.3)
         (consumer,) = (await nq.backend.connection.api(f"CONSUMER.LIST.{stream}"))["consumers"]
         assert consumer["num_waiting"] <= 2
