@@ -115,8 +115,11 @@ class Sheet:
 
     def _check_dialogs(self) -> None:
         """Fail at once where a dialog stands in front of the notebook."""
-        text = self.page.evaluate("document.querySelector('.jp-Dialog')?.innerText")
-        if text:
+        # A dialog is attached before its header has its text.
+        header, text = self.page.evaluate(
+            "[document.querySelector('.jp-Dialog-header')?.innerText, document.querySelector('.jp-Dialog')?.innerText]"
+        )
+        if header and text:
             raise UnexpectedDialog(text)
 
     def close(self) -> None:
