@@ -79,6 +79,8 @@ def test_the_table_fits_at_every_width(
         "lab", SETUP, SUBMIT, 'table = nq.watch("resize")\ntable', "nq", "nq.queues()", "nq.local", height=1600
     )
     page.page.locator('.jp-SideBar [data-id="filebrowser"]').click()  # hides the file browser
+    page.menu("Settings", "Theme", "JupyterLab Light")  # an earlier test may have left the dark theme
+    page.page.wait_for_function("document.body.dataset.jpThemeLight === 'true'")
     page.run(0)
     page.run(1)
     stubborn = page.run(2).split()[-1]
