@@ -591,6 +591,7 @@ def test_text_from_a_queue_is_escaped(run: Run, new: Callable[..., str], worker:
     raw = new("idle", "--raw", EVIL)
     until_status(run, failed, "failed")
     until_status(run, running, "processing")
+    until(lambda: "progress" in run("task", "show", running).out, 20, f"the first progress of {running} is stored")
     shown = [
         run("task", *command)
         for each in (failed, running, raw)

@@ -260,9 +260,9 @@ def test_cancel_all_cancels_the_tasks_that_matched_at_the_question(viewed: Table
     assert not viewed.cancelled, "another question"
     viewed.comm.page(type="ask_all", n=4)
     viewed.comm.page(type="cancel_all", asked=4)
-    assert viewed.cancelled == [["a", "a2"]]
+    assert [sorted(ids) for ids in viewed.cancelled] == [["a", "a2"]]
     viewed.comm.page(type="cancel_all", asked=4)
-    assert viewed.cancelled == [["a", "a2"]]
+    assert len(viewed.cancelled) == 1
 
 
 def test_cancel_all_in_one_view_is_not_changed_by_a_question_in_another(viewed: Table) -> None:
