@@ -187,7 +187,12 @@ class TableFeed:
             LOOP.soon(self._detach, table)
 
         table = TaskTable(
-            rows, title=title, cancel=lambda ids: self.cancel(table, ids), on_close=detach, on_open=attach
+            rows,
+            title=title,
+            cancel=lambda ids: self.cancel(table, ids),
+            requeue=lambda ids: self.requeue(table, ids),
+            on_close=detach,
+            on_open=attach,
         )
         self._tables = [known for known in self._tables if not known.closed] + [table]
         attach()
@@ -211,6 +216,10 @@ class TableFeed:
     def cancel(self, table: TaskTable, ids: list[str]) -> None:
         """Start cancelling tasks for a table. This method does not block. The table later receives each outcome."""
         LOOP.soon(lambda: spawn(self._cancel(table, ids)))
+
+    def requeue(self, table: TaskTable, ids: list[str]) -> None:
+        """Start requeuing failed tasks for a table. This method does not block. The table receives each outcome."""
+        LOOP.soon(lambda: spawn(self._requeue(table, ids)))
 
     def close(self) -> None:
         """Stop the watch, and send no more changes to the tables."""
@@ -355,6 +364,17 @@ class TableFeed:
                     table.cancel_outcome(task_id, _outcome_text(receipt), refused=False)
 
         await outcomes_of(ids, cancel_one, AT_ONCE)
+
+    async def _requeue(self, table: TaskTable, ids: list[str]) -> None:
+        async def requeue_one(task_id: str) -> None:
+            try:
+                task = await self._client.requeue(task_id)
+            except NqnbError as error:
+                table.requeue_outcome(task_id, error=str(error))
+            else:
+                table.requeue_outcome(task_id, task.id)
+
+        await outcomes_of(ids, requeue_one, AT_ONCE)
 
 
 def _outcome_text(receipt: CancelReceipt) -> str:

@@ -44,10 +44,15 @@ def row(task: TaskInfo) -> dict[str, Any]:
         "share": share(progress) if task.status in (Status.PROCESSING, Status.FAILED, Status.CANCELLED) else None,
         "words": words if task.status is Status.PROCESSING else "",
         "error": line(task.failure, 160) if task.status in (Status.FAILED, Status.PENDING) else "",
-        "requeued": line(task.requeued_as, 100),
         "overtaken": overtaken(task),
         "stopping": stamp(cancel.requested_at) or 0 if cancel and not task.status.terminal else None,
     }
+
+
+def example(task: TaskInfo) -> str:
+    """Return a short text that tells tasks apart: the error and the start of the payload, or the id."""
+    start = line(payload_text(task.payload[:400]), 60) or line(task.id, 60)
+    return f"{line(task.failure, 80)} · {start}" if task.failure else start
 
 
 def compact(row: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Rows:
         self._matchers: list[Callable[[TaskInfo], bool]] = []
         self.statuses: frozenset[State] = frozenset()
         self.pending_cancels = PendingCancels()
+        self.pending_requeues = PendingRequeues()
         self.silent: Mapping[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self.unserved: Collection[str] = ()
@@ -86,6 +87,8 @@ class Rows:
         """A heap with the due time (in Unix seconds) and the id of each scheduled task."""
         self._now = now
         self._open: set[str] = set()
+        self._failed: set[str] = set()
+        """The ids of the failed tasks that have not been requeued."""
         self._running: set[str] = set()
         self._queues: dict[str, int] = {}
         self._order = Order()
@@ -215,6 +218,26 @@ class Rows:
             return list(self._open)
         return [task_id for task_id in self._open if task_id in order]
 
+    def can_requeue(self, task_id: str) -> bool:
+        """Return whether a task has failed and has not been requeued."""
+        return task_id in self._failed and not self.pending_requeues.has(task_id)
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether any task has failed and has not been requeued, including tasks that do not match."""
+        return any(map(self.can_requeue, self._failed))
+
+    def any_requeueable(self) -> bool:
+        """Return whether the tasks that match the search and the filter may include tasks that can be requeued."""
+        shown = not self._shown or _FAILED in self._shown
+        return bool(self._failed) and shown and self._counts[_FAILED] > 0
+
+    def requeueable_matching(self) -> list[str]:
+        """Return the ids of the matching tasks that have failed and have not been requeued, in the table's order."""
+        order = self._refreshed()
+        found = {task_id for task_id in self._failed if task_id in order and self.can_requeue(task_id)}
+        return [task_id for task_id in order.page(0, len(order)) if task_id in found]
+
     def page(self, start: int, count: int, keep: Iterable[str] = ()) -> list[str]:
         """Return the ids of the tasks on a page. Existing tasks in ``keep`` come first, in the order of ``keep``."""
         order = self._refreshed()
@@ -265,6 +288,8 @@ class Rows:
             "payload": self.columns.payload(task),
             "fields": self.columns.texts(keys, task),
             **self.pending_cancels.of(task_id),
+            **self.pending_requeues.of(task),
+            "requeueable": self.can_requeue(task_id),
             "silent": self.silent_since(task),
         }
 
@@ -316,8 +341,13 @@ class Rows:
                 self.throughput.end()
             self._open.discard(task_id)
             self.pending_cancels.ended(task_id, status)
+            if status is Status.FAILED and not task.requeued_as:
+                self._failed.add(task_id)
+            else:
+                self._failed.discard(task_id)
         else:
             self._open.add(task_id)
+            self._failed.discard(task_id)
         number = _NUMBER_OF_STATUS[status]
         if status is _PROCESSING:
             self._running.add(task_id)
@@ -335,6 +365,7 @@ class Rows:
             self._count_queue(task, None)
             self._texts.pop(task_id, None)
             self._open.discard(task_id)
+            self._failed.discard(task_id)
             self._running.discard(task_id)
             self.pending_cancels.forget(task_id)
             self._recount(task_id, None)
@@ -482,6 +513,49 @@ class PendingCancels:
             "refused": self._refused.get(task_id, ""),
             "late": self._late.get(task_id, ""),
         }
+
+
+class PendingRequeues:
+    """The requeues that the user requested with the buttons of a table.
+
+    A request is stored until the server has answered. The id of the new task is stored for good, because the failed
+    task may be received without it.
+    """
+
+    def __init__(self) -> None:
+        self._pressed: set[str] = set()
+        self._accepted: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
+
+    def press(self, ids: Iterable[str]) -> None:
+        """Record that requeue buttons were pressed."""
+        for task_id in ids:
+            self._pressed.add(task_id)
+            self._refused.pop(task_id, None)
+
+    def accept(self, task_id: str, new_id: str) -> None:
+        """Record the id of the new task."""
+        self._pressed.discard(task_id)
+        self._accepted[task_id] = new_id
+
+    def refuse(self, task_id: str, why: str) -> None:
+        """Record that a requeue was refused. The user can press the button again."""
+        self._pressed.discard(task_id)
+        self._refused[task_id] = line(why, 500)
+
+    def dismiss(self, task_id: str) -> None:
+        """Remove a task's note, which the user has dismissed."""
+        self._refused.pop(task_id, None)
+
+    def has(self, task_id: str) -> bool:
+        """Return whether a requeue of the task was requested or accepted."""
+        return task_id in self._pressed or task_id in self._accepted
+
+    def of(self, task: TaskInfo) -> dict[str, Any]:
+        """Return the fields for a task's requeue: the new id, whether it is pending, and the note to show."""
+        new_id = task.requeued_as or self._accepted.get(task.id, "")
+        note = self._refused.get(task.id, "")
+        return {"requeued": line(new_id, 100), "requeuing": task.id in self._pressed, "unqueued": note}
 
 
 Key = tuple[bool, Any, str]

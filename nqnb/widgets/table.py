@@ -47,6 +47,8 @@ ENOUGH_ROWS = 1000
 """The number of rows with which `TaskTable.wait_until_shown` stops waiting."""
 EXPORT_LOAD_SECONDS = 60.0
 """How long `TaskTable.export` waits for the rows to load."""
+EXAMPLES = 3
+"""The number of tasks that a question about all matching tasks shows."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
@@ -75,6 +77,8 @@ class TaskTable(anywidget.AnyWidget):
         title: the title, such as the name of the queue.
         cancel: a callback that receives the ids of the tasks to cancel. The callback may be called from any thread, and
             must not block. Report the outcome of each cancel with `cancel_outcome`, or as a change with `update`.
+        requeue: a callback that receives the ids of failed tasks to requeue, like ``cancel``. Report each outcome with
+            `requeue_outcome`. If it is None, the table has no buttons to requeue tasks.
         on_close: a callback that is called when the table is closed or frozen, or when its output is removed. The table
             then needs no more changes.
         on_open: a callback that is called when the table is displayed again after its output was removed. The table is
@@ -93,6 +97,7 @@ class TaskTable(anywidget.AnyWidget):
         *,
         title: str = "tasks",
         cancel: Callable[[list[str]], None],
+        requeue: Callable[[list[str]], None] | None = None,
         on_close: Callable[[], None] = lambda: None,
         on_open: Callable[[], None] | None = None,
         size: int = 20,
@@ -101,6 +106,7 @@ class TaskTable(anywidget.AnyWidget):
         jupyter_compat.warn_if_buttons_hang()
         self._title = title
         self._cancel = cancel
+        self._requeue = requeue
         self._on_close = on_close
         self._on_open = on_open
         self._freezes = freeze
@@ -109,8 +115,8 @@ class TaskTable(anywidget.AnyWidget):
         self._page = VisiblePage(rows, size)
         self._downloads = Downloads(self._page, title, lambda content, buffers: self.send(content, buffers))
         self._inbox: deque[Callable[[], None]] = deque()
-        self._counted: dict[str, tuple[int, list[str]]] = {}
-        """The number of the latest question in each view about all matching tasks, and the ids of these tasks."""
+        self._counted: dict[str, tuple[int, str, list[str]]] = {}
+        """The latest question in each view about all matching tasks: its number, the action, and the ids."""
         self._state = "loading"
         self._since = time.time()
         self._complete = False
@@ -243,6 +249,11 @@ class TaskTable(anywidget.AnyWidget):
         """Record that a cancel from this table was too late because the task had already completed or failed."""
         at = time.time()
         self._later(lambda: self._rows.pending_cancels.come_too_late(task_id, status, at))
+
+    def requeue_outcome(self, task_id: str, new_id: str = "", error: str = "") -> None:
+        """Record the outcome of a requeue from this table: the id of the new task, or the text of the error."""
+        requeues = self._rows.pending_requeues
+        self._later(lambda: requeues.refuse(task_id, error) if error else requeues.accept(task_id, new_id))
 
     def show_workers(
         self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str] | None = None
@@ -401,16 +412,21 @@ class TaskTable(anywidget.AnyWidget):
         match message:
             case {"type": "cancel", "ids": list(ids)}:
                 self._press([task_id for task_id in ids if isinstance(task_id, str)])
-            case {"type": "cancel_all", "view": str(view), "asked": int(number)}:
-                asked, ids = self._counted.pop(view, (0, []))
-                if asked == number:
-                    self._press(ids)
+            case {"type": "requeue", "ids": list(ids)}:
+                self._press_requeue([task_id for task_id in ids if isinstance(task_id, str)])
+            case {"type": "cancel_all" | "requeue_all" as action, "view": str(view), "asked": int(number)}:
+                asked, asked_action, ids = self._counted.pop(view, (0, "", []))
+                if (asked, asked_action) == (number, action):
+                    press = self._press if action == "cancel_all" else self._press_requeue
+                    press(ids)
             case {"type": "ask_all", "view": str(view), "n": int(number)}:
+                requeue = message.get("action") == "requeue_all"
                 with self._lock:
                     self._drain()
-                    ids = self._rows.open_matching()
-                self._counted[view] = number, ids
-                self.send({"type": "answer", "view": view, "n": number, "count": len(ids)})
+                    ids = self._rows.requeueable_matching() if requeue else self._rows.open_matching()
+                    examples = [row_content.example(self._rows.task(each)) for each in ids[:EXAMPLES]]
+                self._counted[view] = number, "requeue_all" if requeue else "cancel_all", ids
+                self.send({"type": "answer", "view": view, "n": number, "count": len(ids), "examples": examples})
             case {"type": "bye", "view": str(view)}:
                 self._counted.pop(view, None)
             case {"type": "hello" | "poll"}:
@@ -438,6 +454,21 @@ class TaskTable(anywidget.AnyWidget):
         except NqnbError as error:
             for task_id in ids:
                 self.cancel_outcome(task_id, str(error), refused=True)
+
+    def _press_requeue(self, ids: Iterable[str]) -> None:
+        if self._requeue is None:
+            return
+        with self._lock:  # at once, so that a second press does not requeue the tasks again
+            self._drain()
+            ids = [task_id for task_id in dict.fromkeys(ids) if self._rows.can_requeue(task_id)]
+            self._rows.pending_requeues.press(ids)
+        if not ids:
+            return
+        try:
+            self._requeue(ids)
+        except NqnbError as error:
+            for task_id in ids:
+                self.requeue_outcome(task_id, error=str(error))
 
     def _later(self, step: Callable[[], None], *, urgent: bool = False) -> None:
         if not self._ended:
@@ -497,7 +528,10 @@ class TaskTable(anywidget.AnyWidget):
                 self._freeze_soon()
 
     def _is_final(self) -> bool:
-        return self._freezes and self._complete and self._state == "live" and self._rows.done
+        if not (self._freezes and self._complete and self._state == "live" and self._rows.done):
+            return False
+        # A frozen table has no buttons: a table on a page stays live as long as failed tasks can be requeued in it.
+        return not (self._page.views and self._requeue is not None and self._rows.any_failed)
 
     def _freeze_view(self) -> None:
         self._drain()
@@ -512,6 +546,7 @@ class TaskTable(anywidget.AnyWidget):
             return
         body = {
             **self._page.body(),
+            "requeues": self._requeue is not None,
             "title": self._title,
             "state": self._state,
             "loaded": self._complete,

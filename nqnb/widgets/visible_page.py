@@ -88,6 +88,7 @@ class VisiblePage:
                 self.selected = _texts(ids)
             case {"type": "dismiss", "id": str(task_id)}:
                 self.rows.pending_cancels.dismiss(task_id)
+                self.rows.pending_requeues.dismiss(task_id)
 
     def column_keys(self) -> list[str]:
         """Return the keys of the columns that the user has chosen, or those that are shown by default.
@@ -126,6 +127,7 @@ class VisiblePage:
             "total": len(rows),
             "matching": matching,
             "open": rows.count_open(),
+            "requeueable": rows.any_requeueable(),
             "page": self.page,
             "pages": pages,
             "size": self.size,

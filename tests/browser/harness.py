@@ -66,13 +66,19 @@ class Bench:
         deaf: bool = False,
     ) -> None:
         self.cancelled: list[list[str]] = []
+        self.requeued: list[list[str]] = []
         self.heard: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self.deaf = deaf
         """Whether messages of the page are kept back, as by a busy kernel."""
         self._kept: list[dict[str, Any]] = []
         self._pushes: deque[tuple[dict[str, Any], list[bytes]]] = deque()
-        self.table = TaskTable(Rows() if rows is None else rows, title="resize", cancel=self.cancelled.append)
+        self.table = TaskTable(
+            Rows() if rows is None else rows,
+            title="resize",
+            cancel=self.cancelled.append,
+            requeue=self.requeued.append,
+        )
         self.table.send = lambda content, buffers=None: self._pushes.append((content, buffers or []))
         scheme: Any = "dark" if dark else "light"
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)

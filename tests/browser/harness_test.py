@@ -506,6 +506,40 @@ def test_a_requeued_task_says_as_what_and_the_states_of_cancelled_tasks_are_told
         assert words in str(chip.get_attribute("title"))
 
 
+def test_a_failed_task_is_requeued_after_a_question(bench: Bench) -> None:
+    bench.feed(task("a", Status.FAILED, error=ErrorInfo("E", "m", "t")), task("b"))
+    again = bench.row("a").locator("[data-act=requeue]")
+    assert again.is_visible()
+    assert not bench.button("a").is_visible()
+    assert not bench.row("b").locator("[data-act=requeue]").is_visible()
+    again.click()
+    assert text(bench, ".nq-confirm").startswith("Requeue a?")
+    bench.page.locator("[data-act=keep-all]").click()
+    bench.row("a").focus()
+    bench.page.keyboard.press("r")
+    bench.page.locator("[data-act=cancel-all]").click()
+    bench.until(lambda: bench.requeued == [["a"]])
+    bench.until(lambda: again.inner_text() == "requeuing…")
+    again.click(force=True)
+    bench.table.requeue_outcome("a", "a-2")
+    bench.until(lambda: "requeued as a-2" in bench.row("a").inner_text())
+    assert not again.is_visible()
+    assert bench.requeued == [["a"]]
+
+
+def test_all_matching_failed_tasks_are_requeued_after_a_preview(bench: Bench) -> None:
+    bench.feed(*(task(f"t{number}", Status.FAILED, error=ErrorInfo("E", "m", "t")) for number in range(5)), task("b"))
+    bench.page.locator("[data-act=ask-requeue]").click()
+    bench.until(lambda: bench.page.locator(".nq-confirm").is_visible())
+    assert text(bench, ".nq-confirm").startswith("Requeue 5 tasks, on all pages?")
+    shown = bench.page.locator(".nq-preview li").all_inner_texts()
+    assert len(shown) == 4
+    assert shown[-1] == "and 2 more"
+    bench.page.locator("[data-act=cancel-all]").click()
+    bench.until(lambda: [sorted(ids) for ids in bench.requeued] == [[f"t{number}" for number in range(5)]])
+    assert not bench.cancelled
+
+
 def test_a_task_that_waits_for_its_time_is_scheduled(bench: Bench) -> None:
     scheduled = bench.page.locator("[data-act=filter][data-status=scheduled]")
     assert not scheduled.is_visible()

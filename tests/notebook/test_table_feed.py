@@ -91,6 +91,22 @@ def test_an_original_shows_as_which_task_it_was_requeued(session: Session) -> No
     assert f"requeued as {third.id}" in table._repr_mimebundle_()[0]["text/plain"]
 
 
+def test_the_requeue_button_submits_a_failed_task_again(session: Session) -> None:
+    @session.handler("flaky")
+    def flaky(job: nqnb.Job) -> None:
+        raise ValueError("no")
+
+    table = session.watch("flaky")
+    old = session.submit("flaky", {"n": 1})
+    until(lambda: table._rows.can_requeue(old.id), 10)
+    table._receive({"type": "requeue", "ids": [old.id]})
+    until(lambda: len(table.df) == 2, 10)
+    (new_id,) = [str(task_id) for task_id in table.df.index if task_id != old.id]
+    new = session.task(new_id).fetch()
+    assert (new.origin, new.payload) == (old.id, old.fetch().payload)
+    until(lambda: table._rows.row(old.id)["requeued"] == new.id, 10)
+
+
 def test_a_scheduled_task_is_counted_as_scheduled_until_it_is_due(session: Session) -> None:
     table = session.watch("q")
     start = time.time()

@@ -65,8 +65,10 @@ class Table:
 
     def __init__(self, rows: Rows | None = None, **options: Any) -> None:
         self.cancelled: list[list[str]] = []
+        self.requeued: list[list[str]] = []
         self.closed = 0
         options.setdefault("cancel", self.cancelled.append)
+        options.setdefault("requeue", self.requeued.append)
         self.it = TaskTable(Rows() if rows is None else rows, title="resize", on_close=self._close, **options)
         assert isinstance(self.it.comm, FakeComm)
         self.comm = self.it.comm
@@ -253,7 +255,8 @@ def test_cancel_all_cancels_the_tasks_that_matched_at_the_question(viewed: Table
     viewed.comm.page(type="look", search="a")
     until(lambda: viewed.shown() == ["a"])
     viewed.comm.page(type="ask_all", n=3)
-    assert {"type": "answer", "view": "v1", "n": 3, "count": 1} in viewed.comm.pushes
+    answer = {"type": "answer", "view": "v1", "n": 3, "count": 1, "examples": ["{}"]}
+    assert answer in viewed.comm.pushes
     viewed.it.update(batch("a2"))
     until(lambda: viewed.shown() == ["a", "a2"])
     viewed.comm.page(type="cancel_all", asked=2)
@@ -263,6 +266,60 @@ def test_cancel_all_cancels_the_tasks_that_matched_at_the_question(viewed: Table
     assert [sorted(ids) for ids in viewed.cancelled] == [["a", "a2"]]
     viewed.comm.page(type="cancel_all", asked=4)
     assert len(viewed.cancelled) == 1
+
+
+def test_a_failed_task_is_requeued_once(viewed: Table) -> None:
+    viewed.it.update(batch("a", status=Status.FAILED, revision=2))
+    until(lambda: viewed.row("a").get("requeueable"))
+    assert viewed.comm.last["requeueable"]
+    assert not viewed.row("b").get("requeueable")
+    viewed.comm.page(type="requeue", ids=["b", "unknown", 5])
+    assert not viewed.requeued, "a task that has not failed"
+    viewed.comm.page(type="requeue", ids=["a", "a"])
+    viewed.comm.page(type="requeue", ids=["a"])
+    assert viewed.requeued == [["a"]]
+    until(lambda: viewed.row("a").get("requeuing"))
+    assert not viewed.row("a").get("requeueable")
+    viewed.it.requeue_outcome("a", error="the server said no")
+    until(lambda: viewed.row("a").get("unqueued") == "the server said no")
+    viewed.comm.page(type="requeue", ids=["a"])
+    viewed.it.requeue_outcome("a", "new")
+    until(lambda: viewed.row("a").get("requeued") == "new")
+    viewed.comm.page(type="requeue", ids=["a"])
+    assert viewed.requeued == [["a"], ["a"]]
+
+
+def test_requeue_all_requeues_the_failed_tasks_that_matched_at_the_question(viewed: Table) -> None:
+    viewed.it.update(batch("a", "b", "a2", status=Status.FAILED, revision=2))
+    viewed.comm.page(type="look", search="a")
+    until(lambda: sorted(viewed.shown()) == ["a", "a2"])
+    viewed.comm.page(type="ask_all", action="requeue_all", n=3)
+    assert viewed.comm.pushes[-1] | {"examples": []} == {
+        "type": "answer",
+        "view": "v1",
+        "n": 3,
+        "count": 2,
+        "examples": [],
+    }
+    assert len(viewed.comm.pushes[-1]["examples"]) == 2
+    viewed.it.update(batch("a3", status=Status.FAILED, revision=2))
+    viewed.comm.page(type="cancel_all", asked=3)
+    assert not viewed.cancelled, "a question about a requeue"
+    viewed.comm.page(type="ask_all", action="requeue_all", n=4)
+    viewed.comm.page(type="requeue_all", asked=4)
+    assert [sorted(ids) for ids in viewed.requeued] == [["a", "a2", "a3"]]
+
+
+def test_a_table_on_a_page_stays_live_while_failed_tasks_can_be_requeued(make: Callable[..., Table]) -> None:
+    found = make(Rows(ids=["a"]))
+    found.comm.page(type="hello")
+    found.it.update(batch("a", status=Status.FAILED))
+    until(lambda: found.shown() == ["a"])
+    time.sleep(table.FREEZE_AFTER_SECONDS + 0.3)
+    assert not found.it.closed
+    found.comm.page(type="requeue", ids=["a"])
+    found.it.requeue_outcome("a", "new")
+    until(lambda: found.it.closed)
 
 
 def test_cancel_all_in_one_view_is_not_changed_by_a_question_in_another(viewed: Table) -> None:

@@ -6,7 +6,7 @@
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
- *   error: string, fields: Record<string, string>, stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string,
+ *   error: string, fields: Record<string, string>, stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string, requeuing: boolean, requeueable: boolean, unqueued: string,
  *   overtaken: boolean}} Row
  *   times are Unix seconds of the kernel's clock; silent is the time of the last heartbeat of the task's worker, if the
  *   worker is silent
@@ -17,7 +17,7 @@
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
  *   columns: Offer[], filters: Record<string, string>, sort: string, down: boolean, queues: boolean, behind: boolean,
- *   unserved: string[], ended: string[], heard: Record<string, number>,
+ *   requeueable: boolean, requeues: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost"|"frozen", since: number, rate: ?number, left: ?number, now: number,
  *   loaded: boolean, snapshot: string, polled: boolean}} Rows  snapshot is the id of the element with the snapshot of the
  *   table, and polled is whether the message answers a poll
@@ -49,7 +49,7 @@ const LAYOUTS = new Map();
 /** The values of the fields that the kernel omits from a row because they are empty. */
 const EMPTY_ROW = {
   queue: "", attempt: "", submitted: null, started: null, ended: null, due: null, worker: "", share: null, words: "", payload: "",
-  error: "", fields: {}, stopping: null, pressed: null, refused: "", late: "", silent: null, requeued: "", overtaken: false,
+  error: "", fields: {}, stopping: null, pressed: null, refused: "", late: "", silent: null, requeued: "", requeuing: false, requeueable: false, unqueued: "", overtaken: false,
 };
 const SIZES = [10, 20, 50, 100];
 const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows keeps their order fixed
@@ -72,6 +72,7 @@ const KEYS = [
   [["Enter"], "show or hide the details of the row"],
   [["Space"], "select the row"],
   [["Delete"], "cancel the selected tasks or the task of the row, after a question"],
+  [["r"], "requeue the failed task of the row, after a question"],
   [[MAC ? "⌘ C" : "Ctrl C"], "copy the row or the cell"],
   [["/"], "search"],
   [["Escape"], "leave the search, a filter, the details or a question"],
@@ -166,15 +167,16 @@ class Task {
     this.fault = make("span", { className: "nq-fault" });
     this.payload = make("code", {});
     this.button = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel" });
+    this.again = make("button", { type: "button", className: "nq-button nq-again", "data-act": "requeue", hidden: true });
     this.cells.id.append(this.copy);
     this.cells.status.append(make("span", { className: "nq-dot" }), this.label, this.extra);
     this.cells.progress.append(this.track, this.share, this.words, this.fault);
     this.cells.payload.append(this.payload);
-    this.act = make("td", { className: "nq-act" }, this.button);
+    this.act = make("td", { className: "nq-act" }, this.button, this.again);
     this.select = make("td", { className: "nq-select" }, this.opener, this.box);
     this.line = make("tr", { className: "nq-row", tabIndex: -1 }, this.select, this.act);
     this.body = make("tbody", { "data-id": id }, this.line);
-    this.controls = [this.opener, this.box, this.copy, this.button];
+    this.controls = [this.opener, this.box, this.copy, this.button, this.again];
     this.why = this.more = this.reason = null;
   }
 
@@ -235,7 +237,8 @@ class Task {
     put(this.share, known ? percent(row.share) : "");
     put(this.words, row.words);
     mark(this.cells.progress, "title", fault || row.words || null);
-    this.explain(row.refused ? `Not cancelled: ${row.refused}` : row.late, columns, !row.refused);
+    const problem = row.refused ? `Not cancelled: ${row.refused}` : row.unqueued ? `Not requeued: ${row.unqueued}` : "";
+    this.explain(problem || row.late, columns, !problem);
     this.open(opened, details, columns);
   }
 
@@ -243,10 +246,10 @@ class Task {
    * Update the age, the run time and the duration of a cancel.
    *
    * @param {number} now
-   * @param {{at: number, pressed: ?number, heard: boolean, lost: ?number, over: boolean}} known  at is the time at which the
+   * @param {{at: number, pressed: ?number, heard: boolean, lost: ?number, over: boolean, requeues: boolean}} known  at is the time at which the
    *   row was last current, heard is whether the kernel has received the press, lost is when the connection was lost
    */
-  tick(now, { at, pressed, heard, lost, over }) {
+  tick(now, { at, pressed, heard, lost, over, requeues }) {
     const row = this.row;
     const open = ["pending", "scheduled", "processing"].includes(row.status);
     const asked = open ? (row.pressed ?? pressed ?? (row.stopping || null)) : null;
@@ -288,6 +291,13 @@ class Task {
     put(this.button, text);
     mark(this.button, "title", unsent ? "the connection to the server is lost" : null);
     mark(this.button, "aria-label", `${text || "cancelling"} ${row.name}`);
+    const again = requeues && (row.requeueable || row.requeuing);
+    if (this.again.hidden === again && this.again.contains(focused(this.again))) this.line.focus({ preventScroll: true });
+    this.again.hidden = !again;
+    mark(this.body, "data-again", again ? "" : null);
+    mark(this.again, "aria-disabled", row.requeuing || over || lost !== null ? "true" : null);
+    put(this.again, row.requeuing ? "requeuing…" : "Requeue…");
+    mark(this.again, "aria-label", `${row.requeuing ? "requeuing" : "Requeue"} ${row.name}`);
     this.box.disabled = !open || over;
     return open && !cancelling && !unsent && !over;
   }
@@ -409,7 +419,7 @@ function render({ model, el }) {
   const headings = /** @type {Map<string, HTMLElement>} */ (new Map());
   const filters = /** @type {Map<string, any>} */ (new Map()); // the control of each column's filter
   const choose_all = make("th", { className: "nq-select", scope: "col" }, all);
-  const acts = make("th", { className: "nq-act", scope: "col", "aria-label": "Cancel" });
+  const acts = make("th", { className: "nq-act", scope: "col", "aria-label": "Actions" });
   const head = make("tr", {}, choose_all, acts);
   const filterLine = make("tr", { className: "nq-filters", hidden: true });
   const table = make("table", { role: "grid", "aria-label": "Tasks", "aria-multiselectable": "true" }, make("thead", {}, head, filterLine));
@@ -426,12 +436,15 @@ function render({ model, el }) {
   const some = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel-selected" });
   const every = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "ask-all" });
   every.title = "cancel every matching task that has not ended, on all pages";
+  const again = make("button", { type: "button", className: "nq-button nq-again", "data-act": "ask-requeue", hidden: true }, "Requeue failed…");
+  again.title = "requeue the matching failed tasks on all pages, after a question";
   const question = make("span", {});
+  const preview = make("ul", { className: "nq-preview", hidden: true });
   const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });
-  const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" }, "Keep them");
-  const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, yes, no);
-  /** The tasks of the visible question, or null for the tasks that the kernel counted for message n; and the element to focus afterwards. */
-  let asked = { ids: /** @type {?string[]} */ (null), n: 0, from: /** @type {?Element} */ (null) };
+  const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" });
+  const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, preview, yes, no);
+  /** The visible question: its action, its tasks (null for the tasks that the kernel counted for message n), and the element to focus afterwards. */
+  let asked = { requeue: false, ids: /** @type {?string[]} */ (null), n: 0, from: /** @type {?Element} */ (null) };
   const pace = make("span", { className: "nq-pace" });
   const where = make("span", { className: "nq-where" });
   const sizes = make("select", { "data-act": "size", "aria-label": "Rows per page" });
@@ -457,7 +470,7 @@ function render({ model, el }) {
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips,
       make("span", { className: "nq-find" }, search, filterButton, menuButton)),
     menu, active, scroller, empty,
-    make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next), exports, help),
+    make("footer", {}, some, every, again, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next), exports, help),
     note, clip, keyList, voice, hider,
   );
 
@@ -881,7 +894,7 @@ function render({ model, el }) {
     let chosen = 0;
     for (const [id, task] of tasks) {
       const press = pressed.get(id);
-      if (task.tick(now, { at, pressed: press?.at ?? null, heard: !press || heard >= press.n, lost, over: fixed() })) {
+      if (task.tick(now, { at, pressed: press?.at ?? null, heard: !press || heard >= press.n, lost, over: fixed(), requeues: last?.requeues ?? false })) {
         choosable += 1;
         if (selected.has(id)) chosen += 1;
       }
@@ -890,6 +903,8 @@ function render({ model, el }) {
     const busy = countedAt > 0 && Date.now() - countedAt > KERNEL_ANSWER_SECONDS * 1000;
     put(every, busy ? "kernel busy…" : `Cancel all (${number(open)})`);
     mark(every, "aria-disabled", open === 0 || countedAt || fixed() ? "true" : null);
+    again.hidden = !confirm.hidden || !last?.requeues || !last.requeueable;
+    mark(again, "aria-disabled", countedAt || fixed() || lost !== null ? "true" : null);
     all.disabled = choosable === 0;
     all.checked = choosable > 0 && chosen === choosable;
     all.indeterminate = chosen > 0 && chosen < choosable;
@@ -959,6 +974,7 @@ function render({ model, el }) {
     else if (before && heard >= lookNumber && (before.heard[view] ?? 0) < lookNumber) say(`${number(message.matching)} tasks match`);
     for (const row of message.rows) if (row.late && !before?.rows.some((old) => old.id === row.id && old.late)) say(`${row.name} ${row.late}`);
     for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
+    for (const row of message.rows) if (row.unqueued && !before?.rows.some((old) => old.id === row.id && old.unqueued)) say(`Not requeued: ${row.unqueued}`);
     controls();
     tick();
     measureContents();
@@ -1078,12 +1094,16 @@ function render({ model, el }) {
     controls();
   }
 
-  function askToConfirm(what, about, { ids = null, n = 0, focus = true }) {
-    asked = { ids, n, from: focused(root) };
-    put(question, `Cancel ${about}?`);
-    put(yes, `Cancel ${what}`);
+  function askToConfirm(what, about, { requeue = false, ids = null, n = 0, focus = true, examples = /** @type {string[]} */ ([]) }) {
+    asked = { requeue, ids, n, from: focused(root) };
+    const verb = requeue ? "Requeue" : "Cancel";
+    put(question, `${verb} ${about}?`);
+    put(yes, `${verb} ${what}`);
+    put(no, requeue ? "Not now" : "Keep them");
+    preview.replaceChildren(...examples.map((text) => make("li", {}, make("bdi", {}, text))));
+    preview.hidden = !examples.length;
     confirm.hidden = false;
-    some.hidden = every.hidden = true;
+    some.hidden = every.hidden = again.hidden = true;
     focus ? no.focus() : say(question.textContent);
   }
 
@@ -1098,20 +1118,27 @@ function render({ model, el }) {
     askToConfirm(tasksOf(count), named + note, { ids });
   }
 
-  /** Let the kernel count the matching tasks, because it may still have to apply a filter, and ask whether to cancel them. */
-  async function askAboutAll() {
+  /** Ask whether to requeue one failed task. */
+  function askToRequeue(task) {
+    askToConfirm("1 task", task.row.name, { requeue: true, ids: [task.id] });
+  }
+
+  /** Let the kernel count the matching tasks, because it may still have to apply a filter, and ask what to do with them. */
+  async function askAboutAll(requeue = false) {
     const from = focused(root);
     countedAt = Date.now();
-    const counted = request({ type: "ask_all" }, COUNT_SECONDS);
+    const counted = request({ type: "ask_all", action: requeue ? "requeue_all" : "cancel_all" }, COUNT_SECONDS);
     tick();
     try {
-      const { n, count } = await counted;
+      const { n, count, examples } = await counted;
       // If the user has changed the filter or opened another question since, the count answers nothing.
       if (n < lookNumber || !confirm.hidden) return;
-      if (count) askToConfirm(tasksOf(count), `${tasksOf(count)}, on all pages`, { n, focus: focused(root) === from });
-      else tell("No matching task is open");
+      const more = count - examples.length;
+      const listed = more > 0 ? [...examples, `and ${number(more)} more`] : examples;
+      if (count) askToConfirm(tasksOf(count), `${tasksOf(count)}, on all pages`, { requeue, n, focus: focused(root) === from, examples: listed });
+      else tell(requeue ? "No matching task can be requeued" : "No matching task is open");
     } catch (error) {
-      tell(`Not cancelled: ${/** @type {Error} */ (error).message}`);
+      tell(`Not ${requeue ? "requeued" : "cancelled"}: ${/** @type {Error} */ (error).message}`);
     } finally {
       countedAt = 0;
       tick();
@@ -1119,10 +1146,11 @@ function render({ model, el }) {
   }
 
   function answer() {
-    const { ids, from } = asked;
+    const { requeue, ids, from } = asked;
     confirm.hidden = true;
     some.hidden = every.hidden = false;
-    const back = /** @type {HTMLElement} */ (from && root.contains(from) ? from : ids ? (tasks.get(current)?.line ?? root) : every);
+    tick();
+    const back = /** @type {HTMLElement} */ (from && root.contains(from) ? from : ids ? (tasks.get(current)?.line ?? root) : requeue ? again : every);
     back.focus({ preventScroll: true });
   }
 
@@ -1160,8 +1188,15 @@ function render({ model, el }) {
         return press(ids);
       }
       case "ask-all": return askAboutAll();
+      case "ask-requeue": return askAboutAll(true);
+      case "requeue": return task && askToRequeue(task);
       case "cancel-all":
         answer();
+        if (asked.requeue) {
+          if (asked.ids) send({ type: "requeue", ids: asked.ids });
+          else send({ type: "requeue_all", asked: asked.n });
+          return say("Requeuing");
+        }
         if (asked.ids) return choose(asked.ids, false), press(asked.ids);
         send({ type: "cancel_all", asked: asked.n });
         return say("Cancelling all tasks of the question");
@@ -1253,6 +1288,9 @@ function render({ model, el }) {
     else if (["Delete", "Backspace"].includes(event.key)) {
       const ids = selected.size ? [...selected] : task && !task.box.disabled && !pressed.has(task.id) ? [task.id] : [];
       if (ids.length && confirm.hidden && !fixed()) askAbout(ids);
+    } else if (event.key === "r" && !event.ctrlKey && !event.metaKey && !event.altKey && !target.closest("pre")) {
+      if (!task || task.again.hidden || task.again.getAttribute("aria-disabled") || !confirm.hidden || fixed()) return;
+      askToRequeue(task);
     } else if (!task || target.closest("pre")) return;
     else if (["ArrowDown", "ArrowUp", "Home", "End"].includes(event.key)) {
       const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: ids.length - 1 }[event.key];
