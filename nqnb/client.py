@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
 
 log = logging.getLogger("nqnb.client")
+_PROGRESS_TASKS = 1000
+"""The number of tasks after which a listing reports its progress."""
 
 
 def connect(
@@ -425,7 +427,11 @@ class Client:
         return info.cancel or CancelReceipt.of(task_id, info.status, None)
 
     async def tasks(
-        self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
+        self,
+        queue: str | None = None,
+        status: Status | str | int | Iterable[Status | str | int] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> list[TaskInfo]:
         """Return all tasks in the state bucket, least recently changed first.
 
@@ -435,6 +441,7 @@ class Client:
             queue: return only tasks of this queue.
             status: return only tasks in this state, or in any of several states. A state is a `Status`, a label
                 (``"failed"``) or NQ's number for the state; ``"scheduled"`` selects pending tasks that are not due yet.
+            progress: a function that is called repeatedly with the number of the queue's tasks that were read so far.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -445,9 +452,11 @@ class Client:
         now = self.backend.now()
         queue = None if queue is None else names.check_queue(queue)
         found: list[tuple[TaskMessage, int]] = []
-        requeues, seen = Requeues(), False
+        requeues, seen = Requeues(), 0
         async for entry, task in task_entries(self.backend, queue):
-            seen = True
+            seen += 1
+            if progress is not None and seen % _PROGRESS_TASKS == 0:
+                progress(seen)
             requeues.add(task)
             if wanted is None or task.Status in wanted or (early and lifecycle.is_scheduled(task, now)):
                 found.append((task, entry.revision))

@@ -139,7 +139,9 @@ def _(record: Submitted) -> RenderableType:
 
 @render.register
 def _(record: CommandProgress) -> RenderableType:
-    return Text.assemble(bar(record.done, record.total, 20), f"  {record.done:,} of {record.total:,} {record.what}")
+    if not record.total:
+        return Text(record.text)
+    return Text.assemble(bar(record.done, record.total, 20), f"  {record.text}")
 
 
 @render.register

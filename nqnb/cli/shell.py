@@ -141,7 +141,7 @@ class Shell:
             print(shown, flush=True)
 
     @contextlib.contextmanager
-    def live(self) -> Iterator[Callable[[object], None]]:
+    def live(self, *, transient: bool = False) -> Iterator[Callable[[object], None]]:
         """See `nqnb.commands.command.Front.live`. If stderr is not a terminal, only the last record is shown."""
         if self.json:
             yield lambda _: None
@@ -157,7 +157,7 @@ class Shell:
 
         from nqnb.cli.render import render
 
-        with Live(console=_console(sys.stderr), refresh_per_second=8) as live:
+        with Live(console=_console(sys.stderr), refresh_per_second=8, transient=transient) as live:
             yield lambda record: live.update(render(record))
 
     @contextlib.contextmanager

@@ -86,8 +86,11 @@ class Front(Protocol):
         """Show a record immediately, before the command ends."""
         ...
 
-    def live(self) -> AbstractContextManager[Callable[[object], None]]:
-        """Return a context manager that yields a function for showing records, each in place of the previous record."""
+    def live(self, *, transient: bool = False) -> AbstractContextManager[Callable[[object], None]]:
+        """Return a context manager that yields a function for showing records, each in place of the previous record.
+
+        If ``transient`` is True, the last record is removed at the end.
+        """
         ...
 
     def follow(self) -> AbstractContextManager[Callable[[Any], None]]:

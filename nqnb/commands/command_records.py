@@ -328,11 +328,19 @@ class Submitted(Struct, frozen=True):
 
 
 class CommandProgress(Struct, frozen=True):
-    """The progress of a long-running command. ``what`` describes what is counted, such as "tasks ended"."""
+    """The progress of a long-running command.
+
+    ``what`` describes what is counted, such as "tasks ended". ``total`` is 0 if the total is unknown.
+    """
 
     done: int
     total: int
     what: str
+
+    @property
+    def text(self) -> str:
+        """The progress as text, such as "3 of 5 tasks ended"."""
+        return f"{self.done:,} of {self.total:,} {self.what}" if self.total else f"{self.done:,} {self.what}"
 
 
 class ServerUp(Struct, frozen=True):

@@ -81,9 +81,17 @@ class Filter(Struct, frozen=True):
     not_requeued: bool = False
     failures: tuple[str, ...] = ()
 
-    async def tasks(self, nq: Client) -> list[TaskInfo]:
-        """Return the matching tasks, with the least recently changed task first."""
-        found = await nq.tasks(self.queue, [each.label for each in self.statuses] or None)
+    async def tasks(self, nq: Client, show: Callable[[object], None] = lambda _: None) -> list[TaskInfo]:
+        """Return the matching tasks, with the least recently changed task first.
+
+        ``show`` is called with the progress.
+        """
+        show(CommandProgress(0, 0, "tasks read"))
+        found = await nq.tasks(
+            self.queue,
+            [each.label for each in self.statuses] or None,
+            progress=lambda count: show(CommandProgress(count, 0, "tasks read")),
+        )
         now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
         return [each for each in found if self._matches(each, now)]
 
@@ -224,7 +232,8 @@ def cancel(
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait, known_queue)
     which = Filter(queue, statuses or OPEN_STATES, older_than, newer_than)
-    found = ask(ctx, (lambda nq: _fetch_open(nq, ids)) if ids else which.tasks)
+    with front_of(ctx).live(transient=True) as show:
+        found = ask(ctx, lambda nq: _fetch_open(nq, ids) if ids else which.tasks(nq, show))
     preview = Preview.of([task for task in found if known_queue in (None, task.queue)])
     if dry_run:
         return preview
@@ -474,7 +483,10 @@ def task_requeue(
     which = Filter(queue, statuses or (Status.FAILED,), newer_than=since, error=error or "", failures=failures)
     # Tasks that are named on the command line are requeued even if they have already been requeued.
     again = not filtered and _STDIN not in ids
-    preview, missing = ask(ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, again=again))
+    with front_of(ctx).live(transient=True) as show:
+        preview, missing = ask(
+            ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, show, again=again)
+        )
     if dry_run:
         return preview
     if not preview.ids and not missing:
@@ -650,7 +662,7 @@ async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
 
 
 async def _preview_of_requeue(
-    nq: Client, which: Filter | list[str], *, again: bool
+    nq: Client, which: Filter | list[str], show: Callable[[object], None], *, again: bool
 ) -> tuple[RequeuePreview, list[str]]:
     """Return the tasks that would be requeued, and the ids of tasks that do not exist.
 
@@ -658,7 +670,7 @@ async def _preview_of_requeue(
     """
     missing: list[str] = []
     if isinstance(which, Filter):
-        found = await which.tasks(nq)
+        found = await which.tasks(nq, show)
     else:
         known = {each.id: each for each in await nq.tasks()}
         found = [known[each] for each in which if each in known]

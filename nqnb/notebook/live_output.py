@@ -115,17 +115,25 @@ class CommandOutput:
         if self._kernel is None:
             _write_to_terminal(record, finished=finished)
         elif isinstance(record, CommandProgress):
-            text = _counts(record)
-            self._output.show(text, _with_bar(text, record.done, max(1, record.total), finished=finished))
+            total = record.total or None
+            self._output.show(record.text, _with_bar(record.text, record.done, total, finished=finished))
         else:
             from nqnb.cli.render import as_text  # rich and the commands are slow to import
 
             text = as_text(record)
             self._output.show(text, f"<pre>{escape(text)}</pre>")
 
+    def clear(self) -> None:
+        """Remove what was drawn."""
+        if self._drawn and self._kernel is not None:
+            self._output.show("", "")
+        elif self._drawn and sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
     def reached(self) -> str:
         """Return the command's progress, such as " at 3 of 5 tasks ended", or an empty string."""
-        return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
+        return f" at {self._record.text}" if isinstance(self._record, CommandProgress) else ""
 
 
 def cell_output() -> CommandOutput:
@@ -189,16 +197,12 @@ def _write_to_terminal(record: object, *, finished: bool) -> None:
     """Print a record. Progress overwrites the current line. Other records are printed only if ``finished`` is True."""
     if isinstance(record, CommandProgress):
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r{_counts(record)}" + ("\n" if finished else ""))
+            sys.stderr.write(f"\r{record.text}" + ("\n" if finished else ""))
             sys.stderr.flush()
     elif finished:
         from nqnb.cli.render import as_text
 
         print(as_text(record))  # noqa: T201  the cell's output
-
-
-def _counts(record: CommandProgress) -> str:
-    return f"{record.done:,} of {record.total:,} {record.what}"
 
 
 def _kernel() -> Any:

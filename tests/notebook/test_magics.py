@@ -124,6 +124,18 @@ class TestResults:
         assert list(frame.index) == ids[3:]
         assert nq(cells, f"cancel --queue {queue} --yes").empty
 
+    def test_a_cancel_by_filter_shows_its_progress_from_the_start(
+        self, cells: Shell, queue: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(3):
+            nq(cells, f"submit {queue} {number}")
+        shown: list[str] = []
+        monkeypatch.setattr("nqnb.client._PROGRESS_TASKS", 2)
+        monkeypatch.setattr(frontend.CommandOutput, "show", lambda _, record: shown.append(record.text))
+        nq(cells, f"cancel --queue {queue} --yes")
+        assert shown[:2] == ["0 tasks read", "2 tasks read"]
+        assert shown[-1].startswith("3 of 3 ")
+
     def test_queues_are_paused_and_emptied_and_deleted(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1")
         assert list(nq(cells, f"queue pause {queue}").paused) == [True]

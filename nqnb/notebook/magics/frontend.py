@@ -135,8 +135,8 @@ class NotebookFront:
         self.say(as_text(record))
 
     @contextlib.contextmanager
-    def live(self) -> Iterator[Callable[[object], None]]:
-        """Provide a function that shows the progress of the command below the cell."""
+    def live(self, *, transient: bool = False) -> Iterator[Callable[[object], None]]:
+        """See `nqnb.commands.command.Front.live`. The progress is shown below the cell."""
         if self.json or self.quiet:
             yield lambda _: None
             return
@@ -144,7 +144,7 @@ class NotebookFront:
         try:
             yield progress.show
         finally:
-            progress.draw(finished=True)
+            progress.clear() if transient else progress.draw(finished=True)
         self._progress = None
 
     follow = live
