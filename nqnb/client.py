@@ -8,7 +8,7 @@ import getpass
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 
@@ -209,6 +209,40 @@ class Client:
         self.serving.look_soon(batch.queue)
         return Task(self, made.task_id, batch.queue, attached=made.attached)
 
+    @overload
+    async def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = ...,
+        timeout: Timeout = ...,
+        deadline: Moment = ...,
+        process_at: Moment = ...,
+        group: str | None = ...,
+        key: Callable[[Any], str | int] | None = ...,
+        if_exists: IfExists = ...,
+        ordered: bool = ...,
+        errors: Literal["raise"] = ...,
+    ) -> list[Task]: ...
+
+    @overload
+    async def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = ...,
+        timeout: Timeout = ...,
+        deadline: Moment = ...,
+        process_at: Moment = ...,
+        group: str | None = ...,
+        key: Callable[[Any], str | int] | None = ...,
+        if_exists: IfExists = ...,
+        ordered: bool = ...,
+        errors: Literal["return"],
+    ) -> list[Task | NqnbError]: ...
+
     async def submit_many(
         self,
         queue: str,
@@ -223,7 +257,7 @@ class Client:
         if_exists: IfExists = "attach",
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
-    ) -> list[Any]:
+    ) -> list[Task] | list[Task | NqnbError]:
         """Submit many tasks to a queue, 256 at a time.
 
         If the call is cancelled, a warning reports how many tasks had been submitted.

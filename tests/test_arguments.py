@@ -266,7 +266,7 @@ class TestManyPayloads:
             yield 1
 
         with pytest.raises(BadInput, match=r"is asynchronous\. Pass a list"):
-            await nq.submit_many("many-none", payloads())  # type: ignore[arg-type]  # that is what is tried
+            await nq.submit_many("many-none", payloads())  # type: ignore[call-overload]  # that is what is tried
 
     @pytest.mark.parametrize("options", [{"errors": "bogus"}, {"retry": -1}, {"timeout": "1"}, {"process_at": 5}])
     async def test_a_bad_option_is_refused_once_and_nothing_is_sent(self, nq: nqnb.Client, options: Any) -> None:

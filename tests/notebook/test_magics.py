@@ -131,7 +131,7 @@ class TestResults:
             nq(cells, f"submit {queue} {number}")
         shown: list[str] = []
         monkeypatch.setattr("nqnb.client._PROGRESS_TASKS", 2)
-        monkeypatch.setattr(frontend.CommandOutput, "show", lambda _, record: shown.append(record.text))
+        monkeypatch.setattr("nqnb.notebook.live_output.CommandOutput.show", lambda _, record: shown.append(record.text))
         nq(cells, f"cancel --queue {queue} --yes")
         assert shown[:2] == ["0 tasks read", "2 tasks read"]
         assert shown[-1].startswith("3 of 3 ")
