@@ -8,6 +8,7 @@ from nqnb.doctor.diagnosis import Finding as Finding
 from nqnb.errors import BadInput as BadInput
 from nqnb.errors import ConnectionFailed as ConnectionFailed
 from nqnb.errors import DevServerError as DevServerError
+from nqnb.errors import HealthUnavailable as HealthUnavailable
 from nqnb.errors import InvalidHandler as InvalidHandler
 from nqnb.errors import InvalidQueueName as InvalidQueueName
 from nqnb.errors import InvalidTaskId as InvalidTaskId

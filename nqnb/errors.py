@@ -31,6 +31,7 @@
     │   └── WaitTimeout           the task did not end in time (also a TimeoutError)
     ├── NotSubmitted              ``submit_many`` could not submit some tasks (see ``.tasks`` and ``.errors``)
     ├── MetricsUnavailable        the metrics cannot be served: an extra is missing, or the address cannot be used
+    ├── HealthUnavailable         the health checks cannot be served, because the address cannot be used
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
 ``JobCancelled`` is not part of this hierarchy. nqnb raises this exception inside a handler to stop the handler. Like
@@ -282,6 +283,10 @@ class DevServerError(NqnbError):
 
 class MetricsUnavailable(NqnbError):
     """The metrics cannot be served: prometheus-client is not installed, or the address cannot be used."""
+
+
+class HealthUnavailable(NqnbError):
+    """The health checks cannot be served, because the address cannot be used."""
 
 
 class JobCancelled(BaseException):

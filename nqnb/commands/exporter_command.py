@@ -11,8 +11,8 @@ import click
 from nqnb.client import Client
 from nqnb.commands.arguments import log_format_option
 from nqnb.commands.command import Command, ask, front_of
-from nqnb.commands.param_types import AtLeast, listen_address
-from nqnb.metrics.endpoint import MetricsAddress, MetricsEndpoint
+from nqnb.commands.param_types import AtLeast, metrics_address
+from nqnb.listen_address import ListenAddress
 from nqnb.metrics.exporter import Exporter
 from nqnb.metrics.histogram import MAX_QUEUES
 
@@ -31,7 +31,7 @@ Examples:
 )
 @click.option(
     "--metrics",
-    type=listen_address,
+    type=metrics_address,
     default=f"{DEFAULT_PORT}",
     metavar="[HOST:]PORT",
     help=f"Address to listen on; without HOST, all interfaces  [{DEFAULT_PORT}]",
@@ -45,13 +45,15 @@ Examples:
 )
 @log_format_option
 @click.pass_context
-def exporter(ctx: click.Context, metrics: MetricsAddress, max_queues: int, log_format: str) -> None:
+def exporter(ctx: click.Context, metrics: ListenAddress, max_queues: int, log_format: str) -> None:
     """Serve metrics of the whole server to Prometheus until Ctrl-C.
 
     The metrics include the tasks in each state and queue, how long they wait and run, cancels, redeliveries, workers
     and storage. Tasks of Go clients and workers are included. One exporter is enough for a server or a cluster. To get
     the metrics of a single worker, use `nqnb worker --metrics`. Requires nqnb[metrics].
     """
+    from nqnb.metrics.endpoint import MetricsEndpoint  # an HTTP server takes milliseconds to import
+
     front = front_of(ctx)
     front.start_logging(json=log_format == "json")
 

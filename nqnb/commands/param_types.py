@@ -12,7 +12,7 @@ import click
 from nqnb.error_text import shown
 from nqnb.errors import BadInput
 from nqnb.inputs import LONGEST_SECONDS, State, check_status, read_length
-from nqnb.metrics.endpoint import MetricsAddress
+from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.protocol import names
 from nqnb.protocol.status import Status, Waiting
 
@@ -109,10 +109,18 @@ class AtLeast(click.IntRange):
             self.fail(f"expected a whole number of at least {self._least:,}, got {str(value)!r}", param, ctx)
 
 
-def listen_address(value: str | MetricsAddress) -> MetricsAddress:
+def metrics_address(value: str | ListenAddress) -> ListenAddress:
     """Parse the address on which to serve metrics: ``PORT`` or ``HOST:PORT``."""
     try:
-        return MetricsAddress.of(value)
+        return ListenAddress.of(value)
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def health_address(value: str | ListenAddress) -> ListenAddress:
+    """Parse the address on which to serve health checks: ``PORT`` or ``HOST:PORT``."""
+    try:
+        return ListenAddress.of(value, "health", THIS_MACHINE)
     except BadInput as error:
         raise click.BadParameter(str(error)) from None
 

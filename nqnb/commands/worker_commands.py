@@ -17,11 +17,12 @@ from nqnb.client import Client
 from nqnb.commands.arguments import log_format_option
 from nqnb.commands.command import Command, NewLoop, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
-from nqnb.commands.param_types import AtLeast, listen_address
+from nqnb.commands.param_types import AtLeast, health_address, metrics_address
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
+from nqnb.commands.worker_reload import Reloader, watched_folders
 from nqnb.error_text import clause
 from nqnb.errors import NqnbError
-from nqnb.metrics.endpoint import MetricsAddress
+from nqnb.listen_address import ListenAddress
 from nqnb.server.server_choice import resolve
 from nqnb.settings import Settings
 from nqnb.worker.worker import Worker
@@ -59,7 +60,8 @@ Examples:
   nqnb worker mymodule:worker
   nqnb worker app.tasks:worker --concurrency 16
   nqnb worker app.tasks:worker --processes 4
-  nqnb worker app.tasks:worker --metrics 9464 --log-format json
+  nqnb worker app.tasks:worker --metrics 9464 --health 8080 --log-format json
+  nqnb worker mymodule:worker --reload
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
@@ -74,9 +76,19 @@ Examples:
 )
 @click.option(
     "--metrics",
-    type=listen_address,
+    type=metrics_address,
     metavar="[HOST:]PORT",
     help="Serve metrics for Prometheus; with --processes, each process uses the next port",
+)
+@click.option(
+    "--health",
+    type=health_address,
+    metavar="[HOST:]PORT",
+    help="Answer /healthz and /readyz; without HOST, only on 127.0.0.1; with --processes, each process uses the next "
+    "port",
+)
+@click.option(
+    "--reload", is_flag=True, help="Restart the worker when a Python file of its package changes; for development"
 )
 @log_format_option
 @click.option("--member", is_flag=True, hidden=True)
@@ -87,7 +99,9 @@ def worker(
     concurrency: int | None,
     processes: int | None,
     loop: str,
-    metrics: MetricsAddress | None,
+    metrics: ListenAddress | None,
+    health: ListenAddress | None,
+    reload: bool,
     log_format: str,
     member: bool,
 ) -> None:
@@ -100,6 +114,12 @@ def worker(
     A process whose handlers are coroutines or threads uses about one CPU core. --processes starts several processes,
     each with the full concurrency of the worker. A process that crashes is replaced. Signals are forwarded to all
     processes. The exit code is the highest exit code of the processes.
+
+    --health serves two pages for Kubernetes, Docker and load balancers. /healthz fails if the event loop is blocked for
+    longer than 60 seconds, or the connection is lost for longer than 5 minutes. /readyz fails until the worker can
+    receive cancels and tasks, during each reconnect, and from the moment when the worker begins to stop.
+
+    --reload requires nqnb[reload]. It watches the package of MODULE, or the folder of a module without a package.
     """
     front = front_of(ctx)
     front.start_logging(json=log_format == "json")
@@ -107,6 +127,8 @@ def worker(
     parent = ParentLink() if member else None
     if parent is not None:
         options = {**options, **parent.options}
+    if reload:
+        ctx.exit(front.run(_reloader(ctx, options).run))
     found = _find_worker(target)
     if processes is not None:
         ctx.exit(front.run(_processes(ctx, found, options).run))
@@ -115,6 +137,8 @@ def worker(
         found.concurrency = concurrency
     if metrics is not None:
         found.metrics = metrics
+    if health is not None:
+        found.health = health
     found.dedicated = True
     front.run(found.serve if parent is None else lambda: parent.serve(found), new_loop_of(loop))
 
@@ -146,15 +170,31 @@ def _processes(ctx: click.Context, found: Worker, options: dict[str, Any]) -> Wo
         raise click.UsageError(
             "--processes is not available: Windows has no POSIX signals. Start several workers instead"
         )
+    given = {"--metrics": ctx.params["metrics"] or found.metrics, "--health": ctx.params["health"] or found.health}
+    endpoints = {option: address for option, address in given.items() if address is not None}
+    return WorkerProcesses(_arguments(ctx), options, ctx.params["processes"], found.shutdown_timeout, endpoints)
+
+
+def _reloader(ctx: click.Context, options: dict[str, Any]) -> Reloader:
+    if sys.platform == "win32":
+        raise click.UsageError("--reload is not available: Windows has no POSIX signals. Restart the worker yourself")
+    if ctx.params["processes"] is not None:
+        raise click.UsageError("--reload and --processes cannot be combined: --reload runs one process. Use only one")
+    module, _ = _split_target(ctx.params["target"])
+    endpoints = {f"--{name}": ctx.params[name] for name in ("metrics", "health")}
+    given = [part for option, address in endpoints.items() if address is not None for part in (option, f"{address}")]
+    return Reloader([*_arguments(ctx), *given], options, watched_folders(module))
+
+
+def _arguments(ctx: click.Context) -> list[str]:
+    """Return the arguments after ``nqnb worker`` on the command line of a worker process, without its addresses."""
     given = ctx.params
-    arguments = [
+    return [
         given["target"],
         *(() if given["concurrency"] is None else ("--concurrency", f"{given['concurrency']}")),
         *(["--json"] if front_of(ctx).json else []),
         *("--loop", given["loop"], "--log-format", given["log_format"]),
     ]
-    metrics = given["metrics"] or found.metrics
-    return WorkerProcesses(arguments, options, given["processes"], found.shutdown_timeout, metrics)
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
@@ -165,7 +205,7 @@ def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
     return choice.settings
 
 
-def _find_worker(target: str) -> Worker:
+def _split_target(target: str) -> tuple[str, str]:
     name, _, path = target.partition(":")
     if not name or not path or name.endswith(".py") or "/" in name:
         example = Path(name).name.removesuffix(".py") or "mymodule"
@@ -173,6 +213,11 @@ def _find_worker(target: str) -> Worker:
             f"worker {target!r} is invalid: expected MODULE:WORKER. For example, use "
             f"{example}:{path or 'worker'} in the module's folder"
         )
+    return name, path
+
+
+def _find_worker(target: str) -> Worker:
+    name, path = _split_target(target)
     module = _import(name)
     found: Any = module
     for part in path.split("."):

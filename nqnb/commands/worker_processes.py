@@ -1,5 +1,7 @@
 """The processes of ``nqnb worker --processes N``: a parent process starts, watches and replaces N worker processes.
 
+`nqnb.commands.worker_reload` uses one such process.
+
 A socket pair connects the parent to each worker process. The parent sends the connection options over the socket,
 because other users could read them on the command line. The worker process reports over the socket that it is serving.
 When the parent exits, the socket closes, and the worker process stops. Each worker process runs in a separate session
@@ -21,13 +23,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from nqnb.concurrency import first_of
-from nqnb.metrics.endpoint import MetricsAddress
+from nqnb.listen_address import ListenAddress
 from nqnb.retry import Backoff
 from nqnb.worker.worker import State, Worker
 
@@ -40,7 +42,7 @@ _MAX_QUICK_CRASHES = 5
 """After this many consecutive quick crashes of a process and its replacements, the parent stops all processes."""
 _REPORTED_EXIT_CODES = (1, 2, 3)
 """The exit codes of a process that has already reported its error. The other processes would report the same error."""
-_EXTRA_STOP_SECONDS = 15.0
+EXTRA_STOP_SECONDS = 15.0
 """How long a process may continue after the worker's ``shutdown_timeout`` before it is killed."""
 _POLL_SECONDS = 0.25
 _PARENT_POLL_SECONDS = 0.5
@@ -55,7 +57,8 @@ class WorkerProcesses:
         options: the fields of `nqnb.Settings` for each process.
         count: how many processes to run.
         shutdown_timeout: the worker's shutdown_timeout, in seconds.
-        metrics: the address of the first process's metrics, or None. Each further process uses the next port.
+        endpoints: the addresses of the first process's endpoints, by option, such as ``--metrics``. Each further
+            process uses the next ports.
     """
 
     def __init__(
@@ -64,14 +67,14 @@ class WorkerProcesses:
         options: dict[str, Any],
         count: int,
         shutdown_timeout: float,
-        metrics: MetricsAddress | None = None,
+        endpoints: Mapping[str, ListenAddress],
     ) -> None:
-        self._command = [sys.executable, "-m", "nqnb", "worker", *arguments, "--member"]
-        self._orders = json.dumps({"parent": os.getpid(), "options": options}).encode() + b"\n"
+        self._arguments = arguments
+        self._options = options
         self._count = count
         self._shutdown_timeout = shutdown_timeout
-        self._metrics = metrics
-        self._processes: set[_WorkerProcess] = set()
+        self._endpoints = endpoints
+        self._processes: set[WorkerProcess] = set()
         self._stop = asyncio.Event()
         self._paused = False
 
@@ -83,7 +86,7 @@ class WorkerProcesses:
             is 128 plus the signal number.
         """
         killer = asyncio.ensure_future(self._kill_late())
-        with self._signals():
+        with forwarded_signals(self._forward):
             try:
                 # The first process starts alone, so that an error in the module or the options is reported only once.
                 first = self._start(0)
@@ -98,7 +101,7 @@ class WorkerProcesses:
                 for process in self._processes:
                     process.signal(signal.SIGKILL)
 
-    async def _keep(self, number: int, process: _WorkerProcess | None = None) -> int:
+    async def _keep(self, number: int, process: WorkerProcess | None = None) -> int:
         """Run a process, replace it after each crash, and return the exit code of the last process."""
         quick_crashes = code = 0
         while process is not None or not (self._stop.is_set() or self._paused):
@@ -112,7 +115,7 @@ class WorkerProcesses:
             if self._stop.is_set() or self._paused or code == 0:
                 break
             quick_crashes = quick_crashes + 1 if time.monotonic() - since < _QUICK_CRASH_SECONDS else 1
-            what = f"worker process {process.pid} {_end_text(process.code)}"
+            what = process.end_text()
             if quick_crashes >= _MAX_QUICK_CRASHES:
                 log.error("%s after %d other crashes; stopping all worker processes", what, quick_crashes - 1)
                 self._forward(signal.SIGTERM)
@@ -123,20 +126,19 @@ class WorkerProcesses:
             process = None
         return code
 
-    def _start(self, number: int) -> _WorkerProcess:
-        command = self._command
-        if self._metrics is not None:
+    def _start(self, number: int) -> WorkerProcess:
+        arguments = list(self._arguments)
+        for option, (host, first) in self._endpoints.items():
             # A replacement uses the port of the process that it replaces.
-            port = self._metrics.port and self._metrics.port + number
-            command = [*command, "--metrics", f"{MetricsAddress(self._metrics.host, port)}"]
-        process = _WorkerProcess(command, self._orders)
+            arguments += option, f"{ListenAddress(host, first and first + number)}"
+        process = WorkerProcess(arguments, self._options)
         self._processes.add(process)
         return process
 
-    async def _exit_code(self, process: _WorkerProcess) -> int:
+    async def _exit_code(self, process: WorkerProcess) -> int:
         code = await process.ended()
         self._processes.discard(process)
-        return code if code >= 0 else 128 - code
+        return exit_code(code)
 
     def _forward(self, number: signal.Signals) -> None:
         if number in (signal.SIGINT, signal.SIGTERM):
@@ -149,30 +151,44 @@ class WorkerProcesses:
     async def _kill_late(self) -> None:
         await self._stop.wait()
         if math.isfinite(self._shutdown_timeout):
-            await asyncio.sleep(self._shutdown_timeout + _EXTRA_STOP_SECONDS)
+            await asyncio.sleep(self._shutdown_timeout + EXTRA_STOP_SECONDS)
             for process in self._processes:
                 log.error("worker process %d did not stop in time; killing it", process.pid)
                 process.signal(signal.SIGKILL)
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        caught = []
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT):
-            with contextlib.suppress(ValueError, RuntimeError):  # the loop is not in the main thread
-                loop.add_signal_handler(number, self._forward, number)
-                caught.append(number)
-        try:
-            yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
+
+def exit_code(code: int) -> int:
+    """Return the exit code for a process's `WorkerProcess.code`: 128 plus the number of the signal that killed it."""
+    return code if code >= 0 else 128 - code
 
 
-class _WorkerProcess:
-    """The parent's handle for a worker process."""
+@contextlib.contextmanager
+def forwarded_signals(forward: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """Call ``forward`` for each signal that a parent forwards to its processes, until the block ends."""
+    loop = asyncio.get_running_loop()
+    caught = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT):
+        with contextlib.suppress(ValueError, RuntimeError):  # the loop is not in the main thread
+            loop.add_signal_handler(number, forward, number)
+            caught.append(number)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
 
-    def __init__(self, command: Sequence[str], orders: bytes) -> None:
+
+class WorkerProcess:
+    """The parent's handle for a worker process.
+
+    Args:
+        arguments: the arguments after ``nqnb worker`` on the command line of the process.
+        options: the fields of `nqnb.Settings` for the process.
+    """
+
+    def __init__(self, arguments: Sequence[str], options: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", "nqnb", "worker", *arguments, "--member"]
+        orders = json.dumps({"parent": os.getpid(), "options": options}).encode() + b"\n"
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)  # noqa: S603  our own command
@@ -210,6 +226,22 @@ class _WorkerProcess:
         self._socket.close()
         return self.code
 
+    def end_text(self) -> str:
+        """Return how the process has ended, such as "worker process 5 exited with code 1"."""
+        if self.code >= 0:
+            return f"worker process {self.pid} exited with code {self.code}"
+        try:
+            return f"worker process {self.pid} was killed by {signal.Signals(-self.code).name}"
+        except ValueError:
+            return f"worker process {self.pid} was killed by signal {-self.code}"
+
+    def leave(self) -> None:
+        """Make the process stop as on a signal, and exit at the latest `EXTRA_STOP_SECONDS` after its timeout."""
+        if self._serves:
+            self._socket.close()
+        else:
+            self.signal(signal.SIGTERM)
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process. Do nothing if the process has exited."""
         if number == signal.SIGINT and not self._serves:
@@ -240,7 +272,7 @@ class ParentLink:
         def stop() -> None:
             loop.call_soon_threadsafe(worker.request_stop)
 
-        limit = worker.shutdown_timeout + _EXTRA_STOP_SECONDS
+        limit = worker.shutdown_timeout + EXTRA_STOP_SECONDS
         threading.Thread(target=self._watch_parent, args=(stop, limit), name="nqnb-parent", daemon=True).start()
         reporting = asyncio.ensure_future(self._report(worker))
         try:
@@ -264,12 +296,3 @@ class ParentLink:
         if math.isfinite(limit):
             time.sleep(limit)
             os._exit(1)
-
-
-def _end_text(code: int) -> str:
-    if code >= 0:
-        return f"exited with code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

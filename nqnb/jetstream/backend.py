@@ -157,6 +157,10 @@ class Backend:
         """Whether the connection is up now."""
         return self.connection.connected
 
+    def lost_for(self) -> float:
+        """Return for how many seconds the connection has been lost, or 0 if it is up or closed for good."""
+        return self.connection.lost_for()
+
     @property
     def closed(self) -> bool:
         """Whether the connection is closed for good."""

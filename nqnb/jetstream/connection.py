@@ -99,6 +99,8 @@ class Connection:
         """Set when the connection is closed for good."""
         self.losses = 0
         """The number of times that the connection has been lost."""
+        self._lost_at = 0.0
+        """The time of `elapsed` at which the connection was lost, or 0 while it is up."""
         self.clustered = client.clustered
         """Whether the server belongs to a cluster. If so, the server may reply even if a stream has no leader."""
         self.outage = Outage()
@@ -133,6 +135,11 @@ class Connection:
     def connected(self) -> bool:
         """Whether the connection is up now."""
         return bool(self.client.is_connected)
+
+    def lost_for(self) -> float:
+        """Return for how many seconds the connection has been lost, or 0 if it is up or closed for good."""
+        lost_at = self._lost_at
+        return elapsed() - lost_at if lost_at and not self.closed.is_set() else 0.0
 
     @property
     def max_payload(self) -> int:
@@ -400,6 +407,7 @@ class Connection:
     async def when_disconnected(self) -> None:
         """Fail the pending requests, and call the callbacks of `on_disconnect`."""
         self.losses += 1
+        self._lost_at = self._lost_at or elapsed()
         self._replies.fail_all("the connection was lost")
         for callback in self._on_disconnect:
             callback()
@@ -407,6 +415,7 @@ class Connection:
     async def when_reconnected(self) -> None:
         """Call the callbacks of `on_reconnect`."""
         self.clustered = self.client.clustered
+        self._lost_at = 0.0
         for callback in self._on_reconnect:
             await callback()
 

@@ -39,6 +39,10 @@ from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
 
+MAX_BLOCK_SECONDS = 60.0
+"""A worker whose event loop is blocked for longer must be restarted. The guard keeps its leases until then."""
+MAX_OUTAGE_SECONDS = 300.0
+"""A worker that cannot reconnect for longer must be restarted. By then, no lease of its tasks is left."""
 _GOODBYE_TIMEOUT_SECONDS = 2.0
 """The time limit for removing the presence. If the removal fails, other workers wait until the presence expires."""
 _STOP_TIMEOUT_SECONDS = 5.0
@@ -126,6 +130,28 @@ class Runtime:
     def free_for(self, queue: str) -> int:
         """Return the number of free slots for tasks of a queue, within the concurrency limit of the queue's handler."""
         return min(self.free(), self._handlers[queue].concurrency - self.running[queue])
+
+    def failure(self) -> str:
+        """Return why the worker must be restarted, or "". This method may be called in any thread."""
+        blocked, lost = self._pulse.blocked_for(), self.backend.lost_for()
+        if blocked > MAX_BLOCK_SECONDS:
+            return f"the event loop has been blocked for {blocked:.0f} s"
+        if lost > MAX_OUTAGE_SECONDS:
+            return f"the connection has been lost for {lost:.0f} s"
+        return ""
+
+    def not_ready(self) -> str:
+        """Return why the worker cannot receive cancels and tasks, or "". This method may be called in any thread."""
+        blocked = self._pulse.blocked_for()
+        if blocked:
+            return f"the event loop has been blocked for {blocked:.1f} s"
+        if self._paused:
+            return "the worker is paused, and pulls no more tasks"
+        if not self.backend.connected:
+            return "the connection to the server is lost"
+        if self._recovery.active:
+            return "the worker is reconnecting"
+        return ""
 
     async def open(self) -> None:
         """Start the worker. As the protocol requires, subscribe to cancel requests before pulling tasks.

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.inputs import Duration, check_count, check_flag, check_seconds
+from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.log_format import LOGGED, WorkerLogged
-from nqnb.metrics.endpoint import MetricsAddress, MetricsEndpoint
 from nqnb.metrics.worker_metrics import WorkerMetrics, WorkerNow
 from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff
@@ -31,6 +31,7 @@ from nqnb.worker import service_manager
 from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_decorated, make_handler
 
 if TYPE_CHECKING:
+    from nqnb.http_endpoint import HttpEndpoint
     from nqnb.worker.runtime import Runtime
     from nqnb.worker.typed_task import Register
 
@@ -70,6 +71,9 @@ class Worker:
         metrics: the port on which the worker serves metrics for Prometheus while it runs, or a string such as
             ``"127.0.0.1:9464"``. A port without a host means all interfaces. By default, no metrics are served.
             Requires ``nqnb[metrics]``.
+        health: the port on which the worker answers health checks while it runs, or a string such as
+            ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` whether it can receive
+            cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -90,6 +94,7 @@ class Worker:
         progress_raises: bool = True,
         store: StateStore | None = None,
         metrics: int | str | None = None,
+        health: int | str | None = None,
         **options: Any,
     ) -> None:
         self.concurrency = check_concurrency(concurrency)
@@ -97,8 +102,10 @@ class Worker:
         self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
         self.progress_raises = check_flag("progress_raises", progress_raises)
-        self.metrics = None if metrics is None else MetricsAddress.of(metrics)
+        self.metrics = None if metrics is None else ListenAddress.of(metrics)
         """The address of the metrics, or None."""
+        self.health = None if health is None else ListenAddress.of(health, "health", THIS_MACHINE)
+        """The address of the health checks, or None."""
         self.dedicated = False
         """Whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects that exist when
         `serve` has started the worker, mostly modules, from garbage collection. This makes short tasks faster."""
@@ -109,7 +116,7 @@ class Worker:
         self.handlers: dict[str, Handler] = {}
         self._store = check_store(store)
         self._runtime: Runtime | None = None
-        self._endpoint: MetricsEndpoint | None = None
+        self._endpoints: list[HttpEndpoint] = []
         self._stop = asyncio.Event()
         self._hurried = False
         """Whether `request_stop` was called twice."""
@@ -275,9 +282,13 @@ class Worker:
 
         Raises:
             InvalidHandler: no handler is registered, or the worker is running or stopping.
-            MetricsUnavailable: the metrics cannot be served.
+            MetricsUnavailable, HealthUnavailable: the metrics or the health checks cannot be served.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
+        await self._start()
+        self._log_start()
+
+    async def _start(self) -> None:
         if not self.handlers:
             raise InvalidHandler(
                 "the worker cannot start: it has no handler. Decorate a function with @worker.handler(queue)."
@@ -289,20 +300,18 @@ class Worker:
         if self.state is State.STOPPED:
             # Other programs must not mistake the restarted worker for the stopped worker.
             self.id, self.state, self._stop, self._hurried = _new_id(), State.NEW, asyncio.Event(), False
-        metrics = None
-        if self.metrics is not None:
-            metrics = WorkerMetrics(self.handlers, self._now)
-            self._endpoint = MetricsEndpoint(self.metrics, metrics)
         # The tasks and callbacks that are created here inherit the log fields.
         token = LOGGED.set(WorkerLogged(self.id))
         try:
-            await self._connect(metrics)
+            await self._connect(self._open_endpoints())
         except BaseException:
-            await self._close_endpoint()
+            await self._close_endpoints()
             raise
         finally:
             LOGGED.reset(token)
         self.state = State.RUNNING
+
+    def _log_start(self) -> None:
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
         log.info(
             "worker %s is serving %s%s",
@@ -311,8 +320,23 @@ class Worker:
             "" if loop == "asyncio" else f" ({loop})",
             extra={"worker": self.id},
         )
-        if self._endpoint is not None:
-            log.info("serving metrics on http://%s/metrics", self._endpoint.address, extra={"worker": self.id})
+
+    def _open_endpoints(self) -> WorkerMetrics | None:
+        """Start serving the metrics and the health checks. Return the metrics, or None if they are not served."""
+        metrics = None
+        # An HTTP server takes milliseconds to import.
+        if self.metrics is not None:
+            from nqnb.metrics.endpoint import MetricsEndpoint
+
+            metrics = WorkerMetrics(self.handlers, self._now)
+            self._endpoints.append(MetricsEndpoint(self.metrics, metrics))
+            log.info("serving metrics on http://%s/metrics", self._endpoints[-1].address)
+        if self.health is not None:
+            from nqnb.worker.health import HealthEndpoint
+
+            self._endpoints.append(HealthEndpoint(self.health, self._failure, self._not_ready))
+            log.info("serving health checks on http://%s/healthz and /readyz", self._endpoints[-1].address)
+        return metrics
 
     async def _connect(self, metrics: WorkerMetrics | None) -> None:
         # Import nats only to connect.
@@ -351,10 +375,21 @@ class Worker:
             return WorkerNow(self.id)
         return WorkerNow(self.id, runtime.backend.connected, self.concurrency, runtime.running, runtime.malformed)
 
-    async def _close_endpoint(self) -> None:
-        endpoint, self._endpoint = self._endpoint, None
-        if endpoint is not None:
-            await endpoint.close()
+    def _failure(self) -> str:
+        """Return why the worker must be restarted, or "". Called in another thread, as `_now` and `_not_ready` are."""
+        return "" if self._runtime is None else self._runtime.failure()
+
+    def _not_ready(self) -> str:
+        """Return why the worker cannot receive cancels and tasks, or ""."""
+        if self.state is State.NEW:
+            return "the worker is starting"
+        if self.state is not State.RUNNING or self._runtime is None:
+            return f"the worker is {self.state.value}"
+        return self._runtime.not_ready()
+
+    async def _close_endpoints(self) -> None:
+        endpoints, self._endpoints = self._endpoints, []
+        await asyncio.gather(*(endpoint.close() for endpoint in endpoints))
 
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
@@ -380,7 +415,7 @@ class Worker:
                 await self._runtime.close()
             finally:
                 try:
-                    await self._close_endpoint()
+                    await self._close_endpoints()
                 finally:
                     self.state = State.STOPPED
                     self._stop.set()
@@ -396,12 +431,14 @@ class Worker:
             ConnectionFailed: the connection was lost permanently.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
-        await self.start()
-        if self.dedicated:
-            gc.collect()
-            gc.freeze()
+        await self._start()
+        # Until the signals are handled, SIGTERM would kill the worker, so nothing reports before that it is ready.
         with self._signals(), service_manager.reporting(f"serving {', '.join(self.handlers)}"):
             try:
+                self._log_start()
+                if self.dedicated:
+                    gc.collect()
+                    gc.freeze()
                 await self.ended()
             finally:
                 lost = not self._stop.is_set()

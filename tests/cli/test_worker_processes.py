@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -116,13 +117,17 @@ def test_each_task_ends_once_and_ctrl_c_stops_every_process(
     wait_until_ended(pids)
 
 
-def test_each_process_serves_its_metrics_on_the_next_port(url: str, folder: Path, start: Start, run: Run) -> None:
-    port = free_port()
-    parent = start("worker", "jobs:worker", "-u", url, "--processes", "2", "--metrics", f"127.0.0.1:{port}", cwd=folder)
+def test_each_process_serves_its_endpoints_on_the_next_port(url: str, folder: Path, start: Start, run: Run) -> None:
+    port, health = free_port(), free_port()
+    endpoints = ["--metrics", f"127.0.0.1:{port}", "--health", f"{health}"]
+    parent = start("worker", "jobs:worker", "-u", url, "--processes", "2", *endpoints, cwd=folder)
     wait_for_processes(run, 2)
     ids = {each["id"] for each in run("workers", "--json").json}
     shown = [scrape_now(each).families["nqnb_worker_info"].samples[0].labels["worker"] for each in (port, port + 1)]
     assert set(shown) == ids
+    for each in (health, health + 1):
+        with urllib.request.urlopen(f"http://127.0.0.1:{each}/readyz", timeout=10) as answer:
+            assert answer.read() == b"ok\n"
     parent.send_signal(signal.SIGTERM)
     assert ended(parent).code == 0
 
@@ -154,7 +159,7 @@ def test_the_parent_gives_up_after_five_quick_crashes(
     monkeypatch.setattr("nqnb.commands.worker_processes._RESTART_BACKOFF", nqnb.Backoff(0.01, 0.02))
     monkeypatch.setattr("nqnb.commands.worker_processes._QUICK_CRASH_SECONDS", 60)
     monkeypatch.chdir(folder)
-    assert asyncio.run(WorkerProcesses(["jobs:hasty"], {"url": url}, 1, 5.0).run()) == 7
+    assert asyncio.run(WorkerProcesses(["jobs:hasty"], {"url": url}, 1, 5.0, {}).run()) == 7
     assert caplog.text.count("exited with code 7; starting a replacement in") == 4
     assert "after 4 other crashes; stopping all worker processes" in caplog.text
     run("queue", "purge", "crash", "--yes")

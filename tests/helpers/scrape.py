@@ -12,7 +12,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 import nqnb
-from nqnb.metrics.endpoint import MetricsAddress, MetricsEndpoint
+from nqnb.listen_address import ListenAddress
+from nqnb.metrics.endpoint import MetricsEndpoint
 from nqnb.metrics.exporter import Exporter
 
 
@@ -54,7 +55,7 @@ async def scrape(port: int) -> Scrape:
 async def exporting(nq: nqnb.Client, max_queues: int = 100) -> AsyncIterator[int]:
     """Serve the metrics of a server; return the port."""
     collector = Exporter(nq, max_queues)
-    endpoint = MetricsEndpoint(MetricsAddress("127.0.0.1", 0), collector)
+    endpoint = MetricsEndpoint(ListenAddress("127.0.0.1", 0), collector)
     following = asyncio.ensure_future(collector.follow())
     try:
         yield endpoint.address.port

@@ -12,7 +12,7 @@ from helpers.scrape import free_port, scrape
 from helpers.waiting import until_async
 
 import nqnb
-from nqnb.metrics.endpoint import MetricsAddress
+from nqnb.listen_address import ListenAddress
 from nqnb.metrics.histogram import BOUNDS_SECONDS, Histogram, QueueLabels
 
 pytestmark = pytest.mark.anyio
@@ -95,14 +95,14 @@ async def test_a_missing_extra_is_named(settings: nqnb.Settings, monkeypatch: py
 @pytest.mark.parametrize("value", [-1, 65536, True, 1.5, "", "x", "host:", "1.5", "host:99999", "٣", b"9464", "a:b:x"])
 def test_an_invalid_address_is_refused(value: object) -> None:
     with pytest.raises(nqnb.BadInput, match="metrics address"):
-        MetricsAddress.of(value)
+        ListenAddress.of(value)
 
 
 def test_addresses() -> None:
     everywhere = "0.0.0.0"  # noqa: S104  nothing is bound
-    assert MetricsAddress.of(9464) == MetricsAddress.of("9464") == (everywhere, 9464)
-    assert MetricsAddress.of("127.0.0.1:0") == ("127.0.0.1", 0)
-    assert f"{MetricsAddress.of('[::1]:9464')}" == "[::1]:9464"
+    assert ListenAddress.of(9464) == ListenAddress.of("9464") == (everywhere, 9464)
+    assert ListenAddress.of("127.0.0.1:0") == ("127.0.0.1", 0)
+    assert f"{ListenAddress.of('[::1]:9464')}" == "[::1]:9464"
 
 
 def test_queues_beyond_the_limit_share_a_label() -> None:
