@@ -46,6 +46,7 @@ SHELL_BLOCKS = {
     "docs/command-line.md": "run here",
     "docs/worker.md": "run here",
     "docs/operating.md": "they run until Ctrl-C; tests/metrics starts both commands",
+    "docs/production.md": "they need Docker, Kubernetes, Slurm or the NATS CLI; tests/test_deploy.py checks the files",
     "README.md": "they install the project; `.ci/run` does this, then runs the tests, and tests/cli runs the demo",
     "CONTRIBUTING.md": "they install the project and run its tests, as `.ci/run` does",
     "docs/doctor.md": "tests/cli/test_doctor_command.py runs the same commands",
