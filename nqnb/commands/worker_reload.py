@@ -108,7 +108,7 @@ class Reloader:
         Raises:
             NqnbError: the folders cannot be watched.
         """
-        waits = [asyncio.ensure_future(each) for each in awaitables]
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(each) for each in awaitables]
         try:
             await asyncio.wait({watching, *waits}, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.scrape import free_port
@@ -43,7 +44,7 @@ async def readiness(port: int) -> tuple[int, str]:
     return await asyncio.to_thread(ask, port, "/readyz")
 
 
-def new_worker(settings: nqnb.Settings | str, port: int, **options: object) -> nqnb.Worker:
+def new_worker(settings: nqnb.Settings | str, port: int, **options: Any) -> nqnb.Worker:
     worker = nqnb.Worker(settings, health=port, **options)
 
     @worker.handler("sleep")
