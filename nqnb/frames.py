@@ -6,25 +6,23 @@ Statuses are ordered categoricals, in the order of `Status`. Empty frames have t
 
 from __future__ import annotations
 
-import contextlib
 import html
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
-import msgspec
 import numpy as np
 import pandas as pd
 
-from nqnb.decode import decode_value
 from nqnb.error_text import kind_of, shown
-from nqnb.errors import BadInput, MalformedMessage, NotCancellable, NqnbError, UnknownTask
+from nqnb.errors import BadInput, NotCancellable, NqnbError, UnknownTask
 from nqnb.failures import FAILURE_INDEX, FailureGroup
 from nqnb.inputs import check_flag
-from nqnb.protocol.wire import Progress, Status
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.task_frame import TEXT, TaskFrame, field_columns, objects
-from nqnb.text import line, payload_text, receipt_words
+from nqnb.task_values import decoded, run_time, share
+from nqnb.text import receipt_words
 
 T = TypeVar("T")
 
@@ -259,50 +257,6 @@ class NotedFrame(OutcomesFrame):
         return f"<p>{html.escape(self.note)}</p>"
 
 
-def preview(payload: bytes, width: int = 80) -> str:
-    """Return the start of a payload as one line of safe text, with at most ``width`` characters.
-
-    Text, including JSON, is not converted; binary data is shown in hexadecimal. If JSON of up to 4 kB has Unicode
-    escapes, they are replaced by the characters themselves. The cost does not depend on the size of the payload.
-    """
-    if len(payload) <= 4096 and b"\\u" in payload:
-        with contextlib.suppress(MalformedMessage):
-            payload = msgspec.json.encode(decode_value(payload))
-    start = payload[: 16 * width]
-    if len(start) < len(payload):
-        start = start[: len(start) - _torn(start)]
-    text = line(payload_text(start), width)
-    return text if len(start) == len(payload) or text.endswith("…") else f"{text[: width - 1]}…"
-
-
-def decoded(data: bytes) -> Any:
-    """Decode a payload or result for display.
-
-    Bytes that are not JSON, or are nested too deeply to print, are returned unchanged. Empty bytes become None.
-    """
-    if not data:
-        return None
-    try:
-        return decode_value(data)
-    except MalformedMessage:
-        return data
-
-
-def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
-    """Return the run time of the last attempt, or None if it is unknown. A running task is timed up to ``now``."""
-    if task.started_at is None or task.status is Status.PENDING:
-        return None
-    end = task.completed_at if task.status.terminal else now
-    return None if end is None else max(end - task.started_at, timedelta())
-
-
-def share(progress: Progress | None) -> float | None:
-    """Return the progress as a fraction from 0 to 1, or None if the total is unknown."""
-    if progress is None or not progress.total > 0:
-        return None
-    return min(1.0, max(0.0, progress.done / progress.total))
-
-
 _MAX_SECONDS = 86400 * 365 * 1000
 """The maximum duration in a frame: 1,000 years. It prevents an overflow of the column's dtype."""
 
@@ -381,13 +335,3 @@ def _microseconds(values: Iterable[timedelta | None]) -> Any:
 
 def _length(seconds: float) -> timedelta:
     return timedelta(seconds=max(0, min(seconds, _MAX_SECONDS)))
-
-
-def _torn(data: bytes) -> int:
-    """Return the number of bytes at the end that form an incomplete UTF-8 character."""
-    for back in range(1, min(4, len(data)) + 1):
-        if data[-back] >= 0xC0:
-            return back
-        if data[-back] < 0x80:
-            break
-    return 0

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from nqnb.errors import NotCancellable, NqnbError, Unconfirmed, UnknownTask
-from nqnb.frames import decoded, outcomes_frame, preview, queues_frame, tasks_frame, workers_frame
+from nqnb.frames import outcomes_frame, queues_frame, tasks_frame, workers_frame
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.task_frame import TaskFrame
+from nqnb.task_values import decoded, preview
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=timezone.utc)
 LABELS = ["pending", "processing", "failed", "completed", "cancelled", "deleted"]

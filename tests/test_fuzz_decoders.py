@@ -22,11 +22,12 @@ from nqnb import payload
 from nqnb.cli.render import render
 from nqnb.commands.command_records import Tasks, Workers
 from nqnb.errors import BadInput, MalformedMessage
-from nqnb.frames import preview, tasks_frame, workers_frame
+from nqnb.frames import tasks_frame, workers_frame
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.submit import META_RESERVE
 from nqnb.protocol.wire import CancelMessage, CancelRecord, Meta, Status, TaskMessage
 from nqnb.records import CancelReceipt, TaskInfo, WorkerInfo
+from nqnb.task_values import preview
 from nqnb.text import to_json
 from nqnb.widgets import row_content
 from nqnb.widgets.rows import COLUMNS

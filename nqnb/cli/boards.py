@@ -9,7 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from nqnb.cli.tables import Column, Sheet, bar, fields, queue_state, run_duration, scheduled_column, stack, status
+from nqnb.cli.tables import Sheet, bar, fields, queue_state, run_duration, scheduled_column, stack, status
+from nqnb.column_fit import Column
 from nqnb.commands.watch_command import Changes, QueueCounts, Snapshot
 from nqnb.demo import DemoRow, DemoState, DemoSummary
 from nqnb.protocol.wire import Status

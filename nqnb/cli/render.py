@@ -15,7 +15,6 @@ from rich.text import Text
 
 from nqnb.cli.boards import ChaosBoard, DemoBoard, WatchBoard, changes, chaos_report, demo_summary
 from nqnb.cli.tables import (
-    Column,
     Sentence,
     Sheet,
     bar,
@@ -27,6 +26,7 @@ from nqnb.cli.tables import (
     stack,
     status,
 )
+from nqnb.column_fit import Column
 from nqnb.commands.check_command import Health
 from nqnb.commands.command_records import (
     Cancelled,

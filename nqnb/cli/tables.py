@@ -1,24 +1,19 @@
-"""Tables that fit the terminal.
-
-If a table is too wide, the least important columns are dropped first, and then long cells are clipped. Cells do not
-wrap.
-"""
+"""Tables that fit the terminal; see `nqnb.column_fit`. Cells do not wrap."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from nqnb.column_fit import GAP_CELLS, Column, fit_columns
 from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
 from nqnb.text import age, clean, duration, line, seconds_since
 
-_GAP_CELLS = 2
 _COMMAND = re.compile("`[^`]+`")
 _UNBROKEN_SPACE = "\ue000"
 """A stand-in for a space at which rich must not break a line. A no-break space would remain in a copied command."""
@@ -34,25 +29,6 @@ STYLES = {
 """The style of each state. The styles are readable on both dark and light terminals."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a `Sheet`.
-
-    Args:
-        name: the heading.
-        least: the minimum width of the column, in characters. Cells are clipped only down to this width; 0 means that
-            cells are never clipped.
-        dispensable: when to drop the column on a narrow terminal. Columns with the highest numbers are dropped first,
-            and columns with 0 are never dropped.
-        right: whether the column is right-aligned.
-    """
-
-    name: str
-    least: int = 0
-    dispensable: int = 0
-    right: bool = False
-
-
 class Sheet:
     """A table with one line per row. Cells of type ``str`` are escaped, because they may contain untrusted text."""
 
@@ -62,8 +38,9 @@ class Sheet:
         self._footer = footer
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widths = self._fit(options.max_width)
-        table = Table(box=None, padding=(0, _GAP_CELLS, 0, 0), pad_edge=False, header_style="bold", highlight=False)
+        longest = [max((row[index].cell_len for row in self._rows), default=0) for index in range(len(self._columns))]
+        widths = fit_columns(self._columns, longest, options.max_width)
+        table = Table(box=None, padding=(0, GAP_CELLS, 0, 0), pad_edge=False, header_style="bold", highlight=False)
         for index in widths:
             column = self._columns[index]
             table.add_column(
@@ -79,31 +56,6 @@ class Sheet:
             yield table
         if self._footer:
             yield Text(self._footer, style="dim" if self._rows else "")
-
-    def _fit(self, room: int) -> dict[int, int]:
-        """Return a dict that maps the position of each visible column to the column's width."""
-        natural = [
-            max([len(column.name), *(row[index].cell_len for row in self._rows)])
-            for index, column in enumerate(self._columns)
-        ]
-        least = [min(full, column.least or full) for full, column in zip(natural, self._columns, strict=True)]
-        stay = [  # empty columns are dropped
-            index
-            for index, column in enumerate(self._columns)
-            if not column.dispensable or any(row[index].cell_len for row in self._rows)
-        ]
-        while _total(least[index] for index in stay) > room:
-            worst = max(stay, key=lambda index: self._columns[index].dispensable)
-            if not self._columns[worst].dispensable:
-                break
-            stay.remove(worst)
-        excess = _total(natural[index] for index in stay) - room
-        widths = {}
-        for index in reversed(stay):
-            cut = min(max(excess, 0), natural[index] - least[index])
-            excess -= cut
-            widths[index] = natural[index] - cut
-        return {index: widths[index] for index in stay}
 
 
 class Sentence:
@@ -124,7 +76,7 @@ class Sentence:
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
     """Return a table of names and values. Empty values are omitted, and long values wrap."""
-    grid = Table.grid(padding=(0, _GAP_CELLS, 0, 0), pad_edge=False)
+    grid = Table.grid(padding=(0, GAP_CELLS, 0, 0), pad_edge=False)
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
     for name, value in pairs:
@@ -173,8 +125,3 @@ def queue_state(queue: QueueInfo) -> Text:
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
     """Return the column for numbers of scheduled tasks. The column is dropped first if no queue has such tasks."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
-
-
-def _total(widths: Iterable[int]) -> int:
-    widths = list(widths)
-    return sum(widths) + _GAP_CELLS * (len(widths) - 1)

@@ -17,7 +17,7 @@ from nqnb.error_text import clause
 from nqnb.errors import ConnectionFailed, NqnbError
 from nqnb.failures import FailureGroup, failure_id, group_of
 from nqnb.notebook.loop import LOOP
-from nqnb.notebook.queue_boards import cancel_listed, open_board
+from nqnb.notebook.queue_boards import open_board
 from nqnb.notebook.table_feed import TableFeed
 from nqnb.notebook.task_list_card import RECENT_SECONDS, rate_words
 from nqnb.notebook.tasks import MANY_TASKS, ids_of
@@ -27,10 +27,12 @@ from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.status import Status
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.text import age, line, payload_text
+from nqnb.widgets.board_content import Action, BoardContent, BoardRow, Cell
+from nqnb.widgets.board_sources import cancel_listed
 from nqnb.widgets.state_bar import in_bar_order
 
 if TYPE_CHECKING:
-    from nqnb.widgets.board import Board, BoardContent
+    from nqnb.widgets.board import Board
 
 _KNOWN_SECONDS = 1.0
 """How long a card of only a few tasks waits for their records before it waits for the feed."""
@@ -213,8 +215,6 @@ class _Tasks:
 
     async def read(self) -> BoardContent:
         """Return the current content. A call waits a few seconds at most for the tasks."""
-        from nqnb.widgets.board import BoardContent, BoardRow, Cell
-
         await self._load()
         if self._lost:
             raise ConnectionFailed(
@@ -278,8 +278,6 @@ class _Tasks:
     # Actions
 
     def _all_row(self) -> Any:
-        from nqnb.widgets.board import Action, BoardRow, Cell
-
         failed, actions, loaded = self._count(Status.FAILED), [], self._complete.is_set()
         if loaded and failed and len(self._groups) > 1:
             question = f"Requeue {_tasks(failed)} of {len(self._groups):,} groups?"
@@ -292,8 +290,6 @@ class _Tasks:
         return BoardRow(_ALL, [Cell(f"{failed:,}" if failed else ""), Cell(what, "dim"), Cell(""), Cell("")], actions)
 
     def _group_actions(self, group: FailureGroup) -> list[Any]:
-        from nqnb.widgets.board import Action
-
         if not self._complete.is_set():
             return []
         tasks = self._groups[group.id]

@@ -10,11 +10,11 @@ import time
 import uuid
 from asyncio import sleep
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anywidget
 from IPython.display import display
@@ -22,6 +22,7 @@ from IPython.display import display
 from nqnb.errors import NqnbError
 from nqnb.text import clean, clock, line
 from nqnb.widgets import jupyter_compat
+from nqnb.widgets.board_content import BoardContent, BoardRow
 from nqnb.widgets.state_bar import bar_html
 
 _STATIC = Path(__file__).parent / "static"
@@ -38,54 +39,6 @@ _LONGEST_DETAIL = 4000
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _CELL = "padding:4px 10px;white-space:nowrap;border-bottom:1px solid rgba(128,128,128,.3);unicode-bidi:isolate"
-
-
-class Cell(NamedTuple):
-    """The text of a cell, and the style of the text: an empty string, ``dim``, ``warn`` or ``bad``."""
-
-    text: str
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Action:
-    """A button. A click shows the question, and the action is performed only if the user confirms.
-
-    The page returns ``upto`` with the action, so that the action matches the question that the user confirmed.
-    """
-
-    name: str
-    label: str
-    question: str
-    upto: int = 0
-
-
-@dataclass(frozen=True)
-class BoardRow:
-    """A row. ``key`` identifies the row in messages from the page.
-
-    ``detail`` is text of several lines, which is shown below the row after a click on ``detail_title``.
-    """
-
-    key: str
-    cells: list[Cell]
-    actions: list[Action] = field(default_factory=list)
-    detail_title: str = ""
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class BoardContent:
-    """The content of a board. ``columns`` contains the name of each column, and whether the column is numeric."""
-
-    columns: list[tuple[str, bool]]
-    rows: list[BoardRow]
-    empty: str = ""
-    """The text that is shown if there are no rows."""
-    summary: str = ""
-    """The text above the rows."""
-    shares: list[tuple[str, int]] = field(default_factory=list)
-    """The number of tasks in each state, which are shown as parts of a bar above the rows."""
 
 
 class Board(anywidget.AnyWidget):

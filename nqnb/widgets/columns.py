@@ -20,8 +20,8 @@ import msgspec
 from nqnb.decode import MAX_DEPTH, decode, decode_value, depth
 from nqnb.error_text import exact_text, kind_of, said, shown
 from nqnb.errors import BadInput, MalformedMessage
-from nqnb.frames import decoded, preview, run_time, share
 from nqnb.records import TaskInfo
+from nqnb.task_values import decoded, preview, run_time, share
 from nqnb.text import line
 
 ValueFormat = str | Callable[[Any], object]

@@ -16,9 +16,9 @@ import pandas as pd
 
 from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, NqnbError
-from nqnb.frames import decoded, run_time, share
 from nqnb.records import TaskInfo
 from nqnb.task_frame import TEXT
+from nqnb.task_values import decoded, run_time, share
 from nqnb.text import plain, to_json
 from nqnb.widgets.columns import PAYLOAD, is_key
 from nqnb.widgets.rows import Rows

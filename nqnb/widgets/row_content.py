@@ -8,9 +8,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from nqnb.frames import preview, share
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.task_values import preview, share
 from nqnb.text import clean, line, payload_text, receipt_words, size
 
 MAX_LINE_CHARACTERS = 2000

@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from nqnb.frames import run_time, share
 from nqnb.protocol.status import Status, Waiting
 from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.task_values import run_time, share
 from nqnb.text import line
 from nqnb.widgets import row_content
 from nqnb.widgets.columns import MAX_FILTER_CHARACTERS, Columns, TableColumn, is_key

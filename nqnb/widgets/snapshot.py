@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from html import escape
 
-from nqnb.frames import run_time, share
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
+from nqnb.task_values import run_time, share
 from nqnb.text import line, long_duration
 from nqnb.widgets.columns import STANDARD, heading
 from nqnb.widgets.row_content import attempt, overtaken
@@ -144,7 +144,7 @@ def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[
     now = datetime.fromtimestamp(at, timezone.utc)
     shown = {column.key: column.name for column in rows.available_columns() if column.shown}
     fields = {key: name for key, name in shown.items() if key not in STANDARD}
-    lines = [_cells(rows.task(task_id), now, rows, fields) for task_id in rows.first(most)]
+    lines = [cells(rows.task(task_id), now, rows, fields) for task_id in rows.first(most)]
     omitted = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
     if not rows.many_queues:
         omitted.add("queue")
@@ -156,7 +156,11 @@ def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[
     return {**names, **fields, **payload}, lines
 
 
-def _cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> dict[str, str]:
+def cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> dict[str, str]:
+    """Return the cells of a task's row: those of `COLUMNS`, and those of the payload and result columns in ``fields``.
+
+    All text is escaped.
+    """
     ran = run_time(task, now)
     done = share(task.progress) if task.status is Status.PROCESSING else None
     note = task.failure or ("" if done is None else f"{done:.0%}")

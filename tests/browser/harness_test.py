@@ -20,7 +20,8 @@ from nqnb.notebook.session_card import Card
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.widgets import export, snapshot
-from nqnb.widgets.board import Action, Board, BoardContent, BoardRow, Cell
+from nqnb.widgets.board import Board
+from nqnb.widgets.board_content import Action, BoardContent, BoardRow, Cell
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -17,7 +17,8 @@ from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import TaskList
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.widgets import board as boards
-from nqnb.widgets.board import Action, Board, BoardRow
+from nqnb.widgets.board import Board
+from nqnb.widgets.board_content import Action, BoardRow
 
 KINDS: dict[str, type[Exception]] = {"disk": OSError, "width": ValueError, "<b>key</b>": KeyError}
 
@@ -221,8 +222,9 @@ def test_a_card_acts_on_exactly_the_tasks_that_its_question_counted(
 def test_a_card_that_is_not_read_leaves_the_feed_until_a_page_shows_it_again(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("table_feed._FIRST_CHECK_SECONDS", "table_feed._CHECK_SECONDS", "failure_board._UNREAD_SECONDS"):
-        monkeypatch.setattr(f"nqnb.notebook.{name}", 0.1)
+    for name in ("_FIRST_CHECK_SECONDS", "_CHECK_SECONDS"):
+        monkeypatch.setattr(f"nqnb.widgets.task_feed.{name}", 0.1)
+    monkeypatch.setattr("nqnb.notebook.failure_board._UNREAD_SECONDS", 0.1)
     serve(session)
     tasks = session.map("resize", [{"n": n, "kind": "disk"} for n in range(3)])
     tasks.wait(20)

@@ -9,10 +9,11 @@ import pytest
 from helpers.waiting import until
 
 import nqnb
-from nqnb.notebook.queue_boards import Rate, is_lost, queue_hints
 from nqnb.notebook.session import Session
 from nqnb.records import QueueInfo, WorkerInfo
-from nqnb.widgets.board import BoardContent, BoardRow, Cell, html, text
+from nqnb.widgets.board import html, text
+from nqnb.widgets.board_content import BoardContent, BoardRow, Cell
+from nqnb.widgets.board_sources import Rate, is_lost, queue_hints
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
