@@ -30,7 +30,8 @@ ROOMS = [
     "protocol.wire",
     "inputs listen_address",
     "retry protocol.lifecycle records payload",
-    "text failures",
+    "text failures column_fit",
+    "task_values",
     "settings",
     "store http_endpoint",
     "server.binary",
@@ -44,9 +45,10 @@ ROOMS = [
     "task_frame",
     "frames",
     "demo testing",
+    "widgets",
+    "top",
     "commands",
     "cli __main__",
-    "widgets",
     "notebook",
 ]
 """From the ground up: each room imports from itself and from the rows above it; rooms of one row know nothing of each
@@ -75,7 +77,8 @@ OUTSIDE = {
     "pickle": {"worker"},
     "cloudpickle": {"worker"},
     "click": {"commands", "cli", "notebook", "demo"},
-    "rich": {"cli", "commands"},
+    "rich": {"cli", "commands", "top"},
+    "textual": {"top"},
     "prometheus_client": {"metrics"},
 }
 """Libraries that only these rooms import, for type checkers too."""

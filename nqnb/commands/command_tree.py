@@ -13,6 +13,7 @@ from nqnb.commands import (
     server_commands,
     submit_command,
     task_commands,
+    top_command,
     watch_command,
     worker_commands,
 )
@@ -61,6 +62,7 @@ for command in (
     check_command.check,
     doctor_command.doctor,
     watch_command.watch,
+    top_command.top,
     task_commands.cancel,
     task_commands.task,
     queue_commands.queue,

@@ -46,7 +46,7 @@ class FeedListener(Protocol):
         """Update everything that depends on the time."""
 
 
-class CancelListener(Protocol):
+class CancelOutcomes(Protocol):
     """A receiver of the outcomes of cancels, such as a `TaskTable`. The methods are called on the event loop."""
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
@@ -222,7 +222,7 @@ class TaskFeed:
         self._subscribers.clear()
         self._stop_watch()
 
-    async def cancel_each(self, listener: CancelListener, ids: Sequence[str]) -> None:
+    async def cancel_each(self, listener: CancelOutcomes, ids: Sequence[str]) -> None:
         """Cancel tasks, and send the outcome of each cancel to a listener."""
 
         async def cancel_one(task_id: str) -> None:

@@ -247,6 +247,7 @@ def _build() -> click.Group:
     made.commands["exporter"] = _refused(
         "exporter", "an exporter would block the kernel. Run `nqnb exporter` in a terminal."
     )
+    made.commands["top"] = _refused("top", "a full-screen view needs a terminal. Show a live table with %nq watch.")
     return made
 
 

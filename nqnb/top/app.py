@@ -1,0 +1,492 @@
+"""The application of ``nqnb top``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.widgets import ContentSwitcher, Footer, Input, Static, Tab, Tabs
+
+from nqnb.client import Client
+from nqnb.concurrency import few_at_once, spawn
+from nqnb.errors import NqnbError
+from nqnb.protocol.bulk import AT_ONCE
+from nqnb.records import TaskBatch
+from nqnb.text import line
+from nqnb.top.board_lines import BoardLines
+from nqnb.top.dialogs import Help, Question, TaskScreen
+from nqnb.top.line_view import LineView
+from nqnb.top.task_lines import ORDERS, TaskLines
+from nqnb.widgets.board_content import Cell
+from nqnb.widgets.board_sources import QueueSource, WorkerSource
+from nqnb.widgets.task_feed import TaskFeed
+
+DRAW_SECONDS = 0.1
+"""The minimum time between two drawings of changes. Ages are drawn again every second."""
+READ_SECONDS = 1.0
+"""The time between two reads of the queues or the workers, while they are shown."""
+ATTACH_SECONDS = 5.0
+"""The minimum time between two watches, if a watch fails."""
+NOTE_SECONDS = 10.0
+"""How long a message is shown."""
+_TABS = ("tasks", "queues", "workers")
+_ONLY_FOR = {
+    "filter": {"tasks"},
+    "mark": {"tasks"},
+    "order": {"tasks"},
+    "requeue": {"tasks"},
+    "cancel_all": {"tasks"},
+    "cancel": {"tasks", "queues"},
+    "pause": {"queues"},
+    "purge": {"queues"},
+}
+"""The tabs on which an action is available, if not on all."""
+_FOR_OPEN_TASK = {"cancel", "requeue"}
+"""The actions of `_ONLY_FOR` that are available while a task is open."""
+
+_HELP = {
+    "Move": (
+        ("1 2 3", "tasks, queues, workers"),
+        ("arrows, j, k", "choose a row; also page up and down, home, end"),
+        ("enter", "open a task: payload, error, traceback, log"),
+        ("", "on a queue or a worker: show its tasks"),
+        ("o", "sort by activity, age, run time, state, queue"),
+        ("/", "filter the tasks; esc removes filter and marks"),
+    ),
+    "Change": (
+        ("space", "mark a task for c and r"),
+        ("c", "cancel the task or the marked tasks; on a queue,"),
+        ("", "all its tasks"),
+        ("C", "cancel all tasks that match the filter"),
+        ("r", "requeue the task or the marked tasks as new tasks"),
+        ("p, x", "on a queue: pause or resume; end its waiting tasks"),
+        ("t, q", "change between dark and light; quit"),
+    ),
+    "Filter": (
+        ("cat.png", "text in the id, queue, worker, error or payload"),
+        ("status:failed", "a state; several are separated by commas"),
+        ("queue:=resize", "a column; = compares the whole value"),
+        ("run:>2m", "a number: >, <, >=, <=, or 10..20"),
+        ("path:img", "a field of the payload"),
+    ),
+}
+
+
+class TopApp(App[None]):
+    """A full-screen view of the tasks, queues and workers of a server.
+
+    Args:
+        client: an open client.
+        queue: show only the tasks of this queue.
+        dark: whether the background is dark.
+    """
+
+    CSS = """
+    #top { height: 1; padding: 0 1; }
+    #name { width: auto; text-style: bold; padding-right: 2; }
+    #connection { width: 1fr; text-align: right; }
+    ContentSwitcher, LineView { height: 1fr; }
+    #counts, #note { height: 1; padding: 0 1; }
+    #note { background: $surface; }
+    #filter { display: none; }
+    #filter.shown { display: block; }
+    """
+    TITLE = "nqnb top"
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(Binding(str(n), f"show('{tab}')", tab.title(), show=False) for n, tab in enumerate(_TABS, 1)),
+        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("enter", "open", "Open", key_display="enter"),
+        Binding("space", "mark", "Mark", key_display="space"),
+        Binding("c", "cancel", "Cancel"),
+        Binding("C", "cancel_all", "Cancel all", show=False),
+        Binding("r", "requeue", "Requeue"),
+        Binding("o", "order", "Order", show=False),
+        Binding("p", "pause", "Pause"),
+        Binding("x", "purge", "Purge"),
+        Binding("escape", "clear", "Clear", show=False),
+        Binding("t", "toggle_theme", "Theme", show=False),
+        Binding("question_mark", "help", "Help", key_display="?"),
+        Binding("q,ctrl+c", "quit", "Quit", key_display="q"),
+    ]
+
+    def __init__(self, client: Client, queue: str | None = None, *, dark: bool = True) -> None:
+        super().__init__()
+        self._client = client
+        self._queue = queue
+        self.theme = "textual-dark" if dark else "textual-light"
+        self._feed = TaskFeed(client)
+        self._tasks = TaskLines(queue)
+        self._boards = {"queues": BoardLines(QueueSource(client)), "workers": BoardLines(WorkerSource(client))}
+        self._views = {"tasks": LineView(self._tasks, "tasks-view")}
+        self._views |= {tab: LineView(board, f"{tab}-view") for tab, board in self._boards.items()}
+        self._connection, self._counts, self._message = Static(id="connection"), Static(id="counts"), Static(id="note")
+        self._tab = "tasks"
+        self._where = line(client.backend.settings.urls[0].rpartition("@")[2].removeprefix("nats://"), 40)
+        self._note, self._noted_at = Cell(""), 0.0
+        self._drawn_at = self._next_draw = self._next_read = self._next_attach = 0.0
+        self._reading = False
+        self._order = 0
+
+    def compose(self) -> ComposeResult:
+        """Create the widgets."""
+        with Horizontal(id="top"):
+            yield Static(Text(f"nqnb top{f' · {line(self._queue, 60)}' if self._queue else ''}"), id="name")
+            yield self._connection
+        yield Tabs(*(Tab(f"{n} {tab.title()}", id=tab) for n, tab in enumerate(_TABS, 1)))
+        yield self._counts
+        with ContentSwitcher(initial="tasks-view"):
+            yield from self._views.values()
+        yield Input(placeholder="text, status:failed, queue:=resize, run:>2m; enter keeps the filter", id="filter")
+        yield self._message
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Start the feed."""
+        self.query_one(Tabs).can_focus = False
+        self._view.focus()
+        self._follow()
+        self.set_interval(DRAW_SECONDS, self._tick)
+
+    def on_unmount(self) -> None:
+        """Stop the feed."""
+        self._feed.close()
+
+    @property
+    def tasks(self) -> TaskLines:
+        """The tasks."""
+        return self._tasks
+
+    # Drawing
+
+    @property
+    def _view(self) -> LineView:
+        return self._views[self._tab]
+
+    def _follow(self) -> None:
+        self._feed.attach(self._tasks, lambda task: self._queue in (None, task.queue))
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._feed.ended and now >= self._next_attach:  # the watch failed: read all tasks again
+            self._next_attach = now + ATTACH_SECONDS
+            self._feed.detach(self._tasks)
+            self._tasks.update(TaskBatch(anew=True, lost=True))
+            self._follow()
+        if self._tab in self._boards and now >= self._next_read and not self._reading:
+            self._reading = True
+            spawn(self._read(self._boards[self._tab]))
+        if now >= self._next_draw and (self._tasks.changed or now >= self._drawn_at + 1):
+            self._draw()
+
+    async def _read(self, board: BoardLines) -> None:
+        try:
+            await board.read()
+        finally:
+            self._reading, self._next_read = False, time.monotonic() + READ_SECONDS
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._view.is_attached:  # the application is starting or has ended
+            return
+        began = time.monotonic()
+        self._tasks.changed = False
+        self._connection.update(self._text([self._tasks.connection(self._where)]), layout=False)
+        self._counts.update(self._text(self._tasks.counts()), layout=False)
+        self._message.update(self._text(self._words()), layout=False)
+        self._view.redraw()
+        if isinstance(self.screen, TaskScreen):
+            self._show_open(self.screen)
+        self._drawn_at = time.monotonic()
+        # Drawing takes at most a third of the time.
+        self._next_draw = self._drawn_at + 2 * (self._drawn_at - began)
+
+    def _text(self, cells: Sequence[Cell]) -> Text:
+        """Return cells as one line, with all text escaped."""
+        text, view = Text(no_wrap=True, overflow="ellipsis"), self._view
+        for words, tone in cells:
+            text.append("  " if text else "")
+            text.append(line(words, 300), view.tone(tone) if tone else "")
+        return text
+
+    def _words(self) -> list[Cell]:
+        """Return the line above the keys: what is marked and filtered, and the last message."""
+        cells = [self._note] if time.monotonic() < self._noted_at + NOTE_SECONDS else []
+        board = self._boards.get(self._tab)
+        if board is not None:
+            return [Cell(board.trouble, "bad")] if board.trouble else cells
+        rows, marked = self._tasks.rows, len(self._view.marked)
+        column, down = ORDERS[self._order]
+        parts = [
+            f"{marked:,} marked" if marked else "",
+            f"{len(rows.order):,} of {len(rows):,} tasks match" if self._is_filtered else "",
+            f"sorted by {column}{', descending' if down else ''}" if self._order else "",
+        ]
+        return [*(Cell(part, "dim") for part in parts if part), *cells]
+
+    @property
+    def _is_filtered(self) -> bool:
+        rows = self._tasks.rows
+        return bool(rows.search or rows.filters or rows.statuses)
+
+    def _say(self, text: str, tone: str = "") -> None:
+        self._note, self._noted_at = Cell(text, tone), time.monotonic()
+        self._draw()
+
+    # Tabs and the filter
+
+    def action_show(self, tab: str) -> None:
+        """Show the tasks, the queues or the workers."""
+        self.query_one(Tabs).active = tab
+
+    def on_tabs_tab_activated(self, event: Tabs.TabActivated) -> None:
+        """Show the table of the tab."""
+        self._tab = event.tab.id or "tasks"
+        self._next_read = 0.0
+        self.query_one(ContentSwitcher).current = f"{self._tab}-view"
+        self._view.focus()
+        self.refresh_bindings()
+        self._draw()
+
+    def action_filter(self) -> None:
+        """Let the user type a filter."""
+        field = self.query_one("#filter", Input)
+        field.add_class("shown")
+        field.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Apply the filter while the user types."""
+        self._filter(event.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Keep the filter, and return to the table."""
+        event.input.set_class(bool(event.value), "shown")
+        self._view.focus()
+
+    def _filter(self, text: str) -> None:
+        self._tasks.find(text)
+        self._views["tasks"].redraw(reset=True)
+        self._draw()
+
+    def action_clear(self) -> None:
+        """Remove the filter and all marks."""
+        self.query_one("#filter", Input).remove_class("shown")
+        self.query_one("#filter", Input).value = ""
+        self._view.marked.clear()
+        self._view.focus()
+        self._draw()
+
+    def action_order(self) -> None:
+        """Sort by the next column."""
+        self._order = (self._order + 1) % len(ORDERS)
+        column, down = ORDERS[self._order]
+        self._tasks.rows.sort(column, down=down)
+        self._view.redraw(reset=True)
+        self._draw()
+
+    # Rows
+
+    def action_mark(self) -> None:
+        """Mark the row of the cursor, or remove its mark, and move to the next row."""
+        view = self._view
+        if view.current is None:
+            self._choose_first()
+        else:
+            if view.current in view.marked:
+                del view.marked[view.current]
+            else:
+                view.marked[view.current] = None
+            view.action_move(1)
+            self._draw()
+
+    def on_line_view_opened(self) -> None:
+        """Open the row of the cursor."""
+        self.action_open()
+
+    def action_open(self) -> None:
+        """Open a task, or show the tasks of a queue or a worker."""
+        key = self._view.current
+        if key is None:
+            self._choose_first()
+        elif self._tab == "tasks":
+            screen = TaskScreen(key)
+            self.push_screen(screen)
+            self.call_after_refresh(self._show_open, screen)
+        else:
+            column, name = "queue", key
+            if self._tab == "workers":
+                column, name = "worker", self._tasks.rows.columns.worker(key)
+            field = self.query_one("#filter", Input)
+            field.add_class("shown")
+            field.value = f"{column}:={name}"
+            self.action_show("tasks")
+
+    def _show_open(self, screen: TaskScreen) -> None:
+        rows = self._tasks.rows
+        if screen.task_id not in rows:
+            screen.show(self._text([Cell(screen.task_id), Cell("the task is no longer stored", "bad")]), [])
+            return
+        shown = self._tasks.cells_of(screen.task_id)
+        screen.show(self._text([Cell(screen.task_id), *shown]), rows.detail(screen.task_id))
+
+    def _chosen(self) -> list[str]:
+        """Return the ids of the tasks that an action applies to: the open task, the marked tasks, or that of the
+        cursor."""
+        if isinstance(self.screen, TaskScreen):
+            return [self.screen.task_id]
+        view = self._view
+        return list(view.marked) or ([view.current] if view.current is not None else [])
+
+    def _choose_first(self) -> None:
+        self._say("no row is chosen. Use the arrow keys or the mouse.", "warn")
+
+    # Changes
+
+    def action_cancel(self) -> None:
+        """Cancel the chosen tasks, or the tasks of a queue. Ask first, unless it is one task."""
+        if self._tab == "queues":
+            self._act("cancel")
+            return
+        ids = self._chosen()
+        if not ids:
+            self._choose_first()
+            return
+        open_ids = [task_id for task_id in ids if self._tasks.rows.is_open(task_id)]
+        if len(ids) == 1 or not open_ids:
+            self._cancel(ids)
+        else:
+            self._ask(f"Cancel {_tasks(len(open_ids))} of {len(ids):,} marked?", lambda: self._cancel(ids))
+
+    def action_cancel_all(self) -> None:
+        """Cancel all open tasks that match the filter, after a question."""
+        ids = self._tasks.rows.open_matching()
+        which = "that match the filter" if self._is_filtered else f"of queue {self._queue}" if self._queue else "shown"
+        if ids:
+            self._ask(f"Cancel all {_tasks(len(ids))} {which}?", lambda: self._cancel(ids))
+        else:
+            self._say("no open tasks to cancel", "warn")
+
+    def _cancel(self, ids: list[str]) -> None:
+        open_ids = self._tasks.press(ids)
+        self._views["tasks"].marked.clear()
+        if open_ids:
+            spawn(self._feed.cancel_each(self._tasks, open_ids))
+            self._say(f"cancelling {line(open_ids[0], 60) if len(open_ids) == 1 else _tasks(len(open_ids))}")
+        else:
+            self._say(f"{'the task has' if len(ids) == 1 else 'these tasks have'} already ended", "warn")
+
+    def action_requeue(self) -> None:
+        """Requeue the chosen tasks. Ask first, unless it is one task."""
+        ids = self._chosen()
+        if not ids:
+            self._choose_first()
+        elif len(ids) == 1:
+            spawn(self._requeue(ids))
+        else:
+            self._ask(f"Requeue {_tasks(len(ids))}? New tasks are submitted.", lambda: spawn(self._requeue(ids)))
+
+    async def _requeue(self, ids: list[str]) -> None:
+        made: list[str] = []
+        errors: list[NqnbError] = []
+
+        async def requeue(task_id: str) -> None:
+            try:
+                made.append((await self._client.requeue(task_id)).id)
+            except NqnbError as error:
+                errors.append(error)
+
+        await few_at_once(ids, requeue, AT_ONCE)
+        self._views["tasks"].marked.clear()
+        words = f"requeued as {made[0]}" if len(made) == 1 else f"{_tasks(len(made))} requeued"
+        if errors:
+            words = f"{f'{words}; {len(errors):,} refused: ' if len(ids) > 1 else ''}{errors[0]}"
+        self._say(words, "bad" if errors else "good")
+
+    def action_pause(self) -> None:
+        """Pause the chosen queue, or resume it, after a question."""
+        self._act("pause", "resume")
+
+    def action_purge(self) -> None:
+        """End the waiting tasks of the chosen queue, after a question."""
+        self._act("purge")
+
+    def _act(self, *names: str) -> None:
+        board, key = self._boards["queues"], self._view.current
+        if key is None:
+            self._choose_first()
+            return
+        action = board.action(key, *names)
+        if action is None:
+            self._say(f"queue {key} has no tasks to {names[0]}", "warn")
+            return
+
+        async def perform() -> None:
+            try:
+                self._say(await board.source.act(key, action.name, action.upto, self._say), "good")
+            except NqnbError as error:
+                self._say(str(error), "bad")
+            await board.read()
+
+        self._ask(action.question, lambda: spawn(perform()))
+
+    def _ask(self, question: str, then: Callable[[], Any]) -> None:
+        self.push_screen(Question(question), lambda yes: then() if yes else None)
+
+    # The rest
+
+    def action_toggle_theme(self) -> None:
+        """Change between a dark and a light background."""
+        self.theme = "textual-light" if self.theme == "textual-dark" else "textual-dark"
+        self._draw()
+
+    def action_help(self) -> None:
+        """Show all keys."""
+        self.push_screen(Help(_HELP))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Return whether an action is available on the current tab and screen."""
+        if isinstance(self.screen, TaskScreen):
+            own = {*_ONLY_FOR, "show", "open", "clear"} - _FOR_OPEN_TASK
+            return action not in own
+        return self._tab in _ONLY_FOR.get(action, _TABS)
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task{'s' * (count != 1)}"
+
+
+async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Callable[[], Awaitable[object]]) -> None:
+    """Show the full-screen view until the user quits.
+
+    Args:
+        client: an open client.
+        queue: show only the tasks of this queue.
+        dark: whether the background is dark.
+        stopped: a coroutine function that returns when the program must stop.
+    """
+    app = TopApp(client, queue, dark=dark)
+
+    async def watch_for_stop() -> None:
+        await stopped()
+        app.exit()
+
+    stopping = spawn(watch_for_stop())
+    try:
+        await app.run_async()
+    finally:
+        stopping.cancel()
+
+
+def is_dark() -> bool:
+    """Return whether the terminal has a dark background, as far as the terminal tells in ``COLORFGBG``."""
+    background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+    with contextlib.suppress(ValueError):
+        return int(background) not in (7, 15)
+    return True

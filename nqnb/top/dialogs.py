@@ -1,0 +1,124 @@
+"""The screens above the tables of ``nqnb top``: a question, the help, and one open task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Button, Footer, Static
+
+from nqnb.text import clean, line
+
+
+class Question(ModalScreen[bool]):
+    """A question. If the user does not choose yes, the answer is no."""
+
+    DEFAULT_CSS = """
+    Question { align: center middle; }
+    Question > Vertical {
+        width: 64; max-width: 90%; height: auto; padding: 1 2; border: round $warning; background: $surface;
+    }
+    Question Horizontal { height: auto; align-horizontal: center; margin-top: 1; }
+    Question Button { margin: 0 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)", "Yes"),
+        Binding("n,escape", "answer(False)", "No"),
+        Binding("left,right", "app.focus_next", show=False),
+    ]
+
+    def __init__(self, question: str) -> None:
+        super().__init__()
+        self._question = question
+
+    def compose(self) -> ComposeResult:
+        """Create the widgets, with the focus on no."""
+        with Vertical():
+            yield Static(Text(clean(self._question)))
+            with Horizontal():
+                yield Button("No (n)", id="no", compact=True)
+                yield Button("Yes (y)", id="yes", variant="warning", compact=True)
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Answer with the pressed button."""
+        self.dismiss(event.button.id == "yes")
+
+    def action_answer(self, yes: bool) -> None:
+        """Answer with a key."""
+        self.dismiss(yes)
+
+
+class Help(ModalScreen[None]):
+    """The keys, and the syntax of the filter."""
+
+    DEFAULT_CSS = """
+    Help { align: center middle; }
+    Help > VerticalScroll {
+        width: 78; max-width: 96%; height: auto; max-height: 96%; padding: 0 1;
+        border: round $primary; background: $surface;
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,question_mark,enter", "dismiss", "Close", key_display="esc")
+    ]
+
+    def __init__(self, sections: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+        super().__init__()
+        self._sections = sections
+
+    def compose(self) -> ComposeResult:
+        """Create the widgets."""
+        text = Text()
+        for title, pairs in self._sections.items():
+            text.append(f"{title}\n", "bold")
+            for key, meaning in pairs:
+                text.append(f"  {key:<16}", "bold")
+                text.append(f"{meaning}\n")
+        text.right_crop(1)
+        with VerticalScroll():
+            yield Static(text)
+
+
+class TaskScreen(Screen[None]):
+    """One task: its state, error, traceback, attempts, payload and log. The application keeps it up to date."""
+
+    DEFAULT_CSS = """
+    TaskScreen > #head { height: 1; padding: 0 1; text-style: bold; }
+    TaskScreen > VerticalScroll { padding: 0 1; scrollbar-size-vertical: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter", "dismiss", "Back", key_display="esc")]
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__()
+        self.task_id = task_id
+        self._shown: object = None
+
+    def compose(self) -> ComposeResult:
+        """Create the widgets."""
+        yield Static(id="head")
+        with VerticalScroll():
+            yield Static(id="body")
+        yield Footer()
+
+    def show(self, head: Text, parts: list[dict[str, str]]) -> None:
+        """Show a task.
+
+        Args:
+            head: the state of the task.
+            parts: the details of the task; see `nqnb.widgets.row_content.detail`.
+        """
+        if self._shown == (head, parts):
+            return
+        self._shown = (head, parts)
+        body = Text()
+        for part in parts:
+            body.append(f"{line(part['name'])}\n", "bold underline")
+            body.append(f"{clean(part['text'])}\n\n")
+        body.rstrip()
+        self.query_one("#head", Static).update(head)
+        self.query_one("#body", Static).update(body)

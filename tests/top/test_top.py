@@ -1,0 +1,316 @@
+"""``nqnb top``: what it shows, and what its keys do, with a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from helpers.terminal_screen import screen_text
+from helpers.waiting import until_async
+from textual.app import App, ComposeResult
+from textual.pilot import Pilot
+
+import nqnb
+from nqnb import Status
+from nqnb.records import TaskBatch, TaskInfo
+from nqnb.testing.proxy import Proxy
+from nqnb.top.app import TopApp, is_dark
+from nqnb.top.line_view import LineView
+from nqnb.top.task_lines import TaskLines
+from nqnb.widgets import snapshot
+
+pytestmark = pytest.mark.anyio
+
+HOSTILE = "[bold]x[/bold] \x1b[2J\x1b]0;title\x07 \u202eevil 日本"
+
+
+class View:
+    """A running application, and what its screen shows."""
+
+    def __init__(self, app: TopApp, pilot: Pilot[None]) -> None:
+        self.app = app
+        self.press = pilot.press
+        self.pause = pilot.pause
+
+    @property
+    def text(self) -> str:
+        return screen_text(self.app)
+
+    async def until(self, *words: str, without: str = "") -> str:
+        """Wait until a line of the screen has all words, and no line has the other word."""
+
+        def shown() -> bool:
+            return (not without or without not in self.text) and any(
+                all(word in each for word in words) for each in self.text.splitlines()
+            )
+
+        await until_async(shown, 10, f"{words} without {without!r}", pause=0.05)
+        return next(each for each in self.text.splitlines() if all(word in each for word in words))
+
+
+@asynccontextmanager
+async def top(nq: nqnb.Client, queue: str | None = None, width: int = 100, height: int = 24) -> AsyncIterator[View]:
+    app = TopApp(nq, queue)
+    async with app.run_test(size=(width, height)) as pilot:
+        yield View(app, pilot)
+
+
+def stubborn(settings: nqnb.Settings, release: asyncio.Event) -> nqnb.Worker:
+    """Return a worker whose handler continues after a cancel until it is released."""
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("resize")
+    async def resize(job: nqnb.Job) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await release.wait()
+            raise
+
+    return worker
+
+
+async def test_a_cancelled_task_is_shown_as_running_until_its_code_has_stopped(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    release = asyncio.Event()
+    async with stubborn(settings, release), top(nq) as view:
+        task = await nq.submit("resize", {"note": HOSTILE})
+        row = await view.until("processing", task.id)
+        assert "[bold]x[/bold] \\x1b[2J" in row
+        assert not {"\x1b", "\x07", "\u202e"} & set(view.text)
+        await view.press("c")
+        await view.until("no row is chosen")
+        await view.press("down", "c")
+        await view.until("cancelling, still running", task.id, without="cancelled")
+        await until_async(lambda: task.fetch(), what="the worker has the cancel")
+        assert (await task.status()) is Status.PROCESSING
+        release.set()
+        await view.until("cancelled", task.id, without="still running")
+        assert (await task.status()) is Status.CANCELLED
+
+
+@pytest.mark.full
+async def test_several_cancels_are_asked_for_first(nq: nqnb.Client) -> None:
+    tasks = await nq.submit_many("resize", [{"n": n} for n in range(5)], ordered=True)
+    other = await nq.submit("encode", {"n": 9})
+    async with top(nq) as view:
+        await view.until("pending 6")
+        await view.press("down", "space", "space", "c")
+        await view.until("Cancel 2 tasks of 2 marked?")
+        await view.press("n")
+        await view.until("pending 6")
+        await view.press("c", "y")
+        await view.until("deleted 2", without="2 marked")
+        await view.press("slash", *"queue:=resize", "enter")
+        await view.until("5 of 6 tasks match")
+        await view.press("C")
+        await view.until("Cancel all 3 tasks that match the filter?")
+        await view.press("enter")  # the focus is on no
+        await view.until("5 of 6 tasks match")
+        await view.press("C", "y")
+        await view.until("deleted 5", without="pending")
+        await view.press("escape")
+        await view.until("pending 1")
+    assert {await task.status() for task in tasks} == {Status.DELETED}
+    assert await other.status() is Status.PENDING
+
+
+@pytest.mark.full
+async def test_an_open_task_shows_its_error_and_can_be_requeued(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+    broken = True
+
+    @worker.handler("resize", backoff=nqnb.Backoff(0.05, 0.05))
+    def resize(job: nqnb.Job) -> str:
+        if broken:
+            raise ValueError(f"no disk {HOSTILE}")
+        return "resized"
+
+    async with worker, top(nq) as view:
+        task = await nq.submit("resize", {"path": "a.png"}, retry=1)
+        await view.until("failed", task.id, "ValueError: no disk")
+        await view.press("down", "enter")
+        await view.until("error · attempt 2 of 2")
+        assert "in resize" in view.text, "the traceback"
+        assert '{"path":"a.png"}' in view.text
+        assert "[bold]x[/bold] \\x1b[2J" in view.text
+        broken = False
+        await view.press("r")
+        await until_async(lambda: view.app.tasks.rows.task(task.id).requeued_as, what="the requeue")
+        copy = view.app.tasks.rows.task(task.id).requeued_as
+        await view.until("requeued as", copy)
+        await view.press("escape")
+        await view.until("completed", copy)
+
+
+@pytest.mark.full
+async def test_queues_are_paused_and_resumed_and_lead_to_their_tasks(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    await nq.submit_many("encode", range(2))
+    await nq.submit_many("resize", range(3))
+    release = asyncio.Event()
+    async with stubborn(settings, release), top(nq, width=160) as view:
+        await view.until("pending 2", "processing 3")
+        await view.press("2")
+        await view.until("encode", "no worker is listening")
+        await view.press("end", "p")
+        await view.until("Pause resize?")
+        await view.press("y")
+        await view.until("resize was paused")
+        assert next(each for each in await nq.queues() if each.name == "resize").paused
+        await view.until("resize", "paused: workers start no tasks")
+        await view.press("p", "y")
+        await view.until("resize was resumed")
+        assert not next(each for each in await nq.queues() if each.name == "resize").paused
+        await view.press("3", "down")
+        await view.until("live", "resize", "3/")
+        await view.press("2", "home", "enter")
+        await view.until("2 of 5 tasks match")
+        await view.press("c")
+        await view.until("no row is chosen")
+        await view.press("2", "c")
+        await view.until("Cancel the 2 open tasks of encode?")
+        await view.press("y")
+        await view.until("tasks of encode: 2 cancelled")
+        release.set()
+
+
+@pytest.mark.full
+async def test_a_lost_connection_is_shown_until_it_is_back(server: nqnb.DevServer) -> None:
+    async with Proxy(server) as proxy, nqnb.connect(proxy.url, retry_for=30.0) as nq, top(nq) as view:
+        task = await nq.submit("resize")
+        await view.until("live, 1 task")
+        await proxy.refuse()
+        proxy.hang_up()
+        await view.until("connection lost at", "reconnecting", without="live")
+        await view.press("down", "c")
+        await view.until("cancel not sent yet", task.id)
+        await view.press("2")
+        await view.until("connection lost at", "reconnecting")
+        await proxy.heal()
+        await view.until("live, 1 task", without="lost")
+        await view.press("1")
+        await view.until("deleted", task.id)
+
+
+@pytest.mark.full
+async def test_only_the_visible_rows_of_100_000_tasks_are_made(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nq.submit("resize", {"n": 0})
+    async with top(nq) as view:
+        await view.until("live, 1 task")
+        (info,) = view.app.tasks.rows.tasks
+        tasks = [msgspec.structs.replace(info, id=f"task-{n:06}", revision=n + 2) for n in range(100_000)]
+        view.app.tasks.update(TaskBatch(tasks=tasks, complete=True))
+        await view.until("100,001 tasks")
+        made = 0
+        cells = snapshot.cells
+
+        def counted(*args: Any) -> dict[str, str]:
+            nonlocal made
+            made += 1
+            return cells(*args)
+
+        monkeypatch.setattr(snapshot, "cells", counted)
+        await view.press("end")
+        await view.until("task-099999")
+        await view.press("pageup", "pageup", "home")
+        await view.until("task-000001")
+        assert 0 < made < 2_000
+        await view.press("slash", *"task-05000", "enter")
+        await view.until("10 of 100,001 tasks match")
+
+
+@pytest.mark.full
+async def test_help_and_filter_can_be_closed(nq: nqnb.Client) -> None:
+    await nq.submit("resize", {"path": "cat.png"})
+    async with top(nq, width=80) as view:
+        await view.until("live, 1 task")
+        assert "q Quit" in view.text.splitlines()[-1]
+        await view.press("question_mark")
+        await view.until("cancel all tasks that match the filter")
+        await view.press("escape", "slash", *"dog", "enter")
+        await view.until("no task matches the filter")
+        await view.press("escape")
+        await view.until("cat.png")
+        await view.press("t")
+        assert view.app.theme == "textual-light"
+        await view.press("q")
+        await until_async(lambda: not view.app.is_running, what="q quits")
+
+
+def made(name: str, status: Status = Status.PENDING, **changes: Any) -> TaskInfo:
+    fields: dict[str, Any] = dict.fromkeys(("attempt", "max_retry", "timeout", "sequence"), 0)
+    fields |= dict.fromkeys(("process_at", "worker", "client", "result_key"), "")
+    fields |= dict.fromkeys(("started_at", "completed_at", "deadline", "progress", "error", "cancel"))
+    at = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=len(name))
+    fields |= {"submitted_at": at, "payload": b'{"size": 7}', "log": [], "result": b"", "marked": True, "revision": 1}
+    return TaskInfo(**{"id": name, "queue": "resize", "status": status, **fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {"a", "bb", "ccc"}),
+        ("status:fail,canc", {"bb", "ccc"}),
+        ("queue:=encode", {"ccc"}),
+        ("size:>5 status:pending", {"a"}),
+        ('"size\\": 9"', {"bb"}),
+        ("unknown:7", set()),
+        ("'", set()),
+        ("size:", set()),
+    ],
+)
+async def test_the_filter_has_states_columns_and_words(text: str, found: set[str]) -> None:
+    lines = TaskLines()
+    tasks = [
+        made("a"),
+        made("bb", Status.FAILED, payload=b'{"size": 9}'),
+        made("ccc", Status.CANCELLED, queue="encode"),
+    ]
+    lines.update(TaskBatch(tasks=tasks, complete=True))
+    lines.find(text)
+    assert {each.key for each in lines.lines(0, 10, ())[1]} == found
+
+
+@pytest.mark.full
+async def test_the_cursor_stays_with_its_task_and_rows_do_not_move_while_the_user_chooses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = TaskLines()
+    lines.update(TaskBatch(tasks=[made("a"), made("bb"), made("ccc")], complete=True))
+    view = LineView(lines, "view")
+
+    class Alone(App[None]):
+        def compose(self) -> ComposeResult:
+            yield view
+
+    def change(task: TaskInfo) -> Callable[[], list[str]]:
+        lines.update(TaskBatch(tasks=[task], complete=True))
+        view.redraw()
+        return lambda: view.keys
+
+    async with Alone().run_test(size=(60, 6)) as pilot:
+        await pilot.press("down", "down")
+        assert view.current == "bb"
+        ended = change(made("a", Status.COMPLETED, completed_at=datetime.now(timezone.utc), revision=2))
+        await pilot.pause(0.2)
+        assert ended() == ["a", "bb", "ccc"], "held"
+        monkeypatch.setattr("nqnb.top.line_view.HOLD_SECONDS", 0.0)
+        moved = change(made("d"))
+        await until_async(lambda: moved() == ["d", "bb", "ccc", "a"], what="the rows move")
+        assert view.current == "bb"
+        await pilot.press("down")
+        assert view.current == "ccc"
+
+
+def test_the_background_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, dark in {"": True, "15;0": True, "0;15": False, "0;default;7": False, "0;default": True}.items():
+        monkeypatch.setenv("COLORFGBG", value)
+        assert is_dark() is dark, value
