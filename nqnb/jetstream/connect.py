@@ -177,6 +177,15 @@ class _FirstClient(FastClient):
         self._needs_certificate = bool(info.get("tls_verify"))
         await super()._process_info(info, initial_connection)
 
+    def _connect_command(self) -> bytes:
+        # nats-py calls this method after the TLS handshake. asyncio logs a warning at the end of a TLS connection whose
+        # protocol does not know that TLS is used, and nats-py does not inform the protocol.
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None and writer.get_extra_info("sslcontext") is not None:
+            setattr(writer.transport.get_protocol(), "_over_ssl", True)  # noqa: B010  it has no public name
+        command: bytes = super()._connect_command()
+        return command
+
 
 async def _connect(
     client: FastClient, urls: list[str], listener: Listener, trouble: asyncio.Future[Exception], options: dict[str, Any]

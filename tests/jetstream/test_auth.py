@@ -294,6 +294,16 @@ class TestTLS:
         await is_refused(tls_server.url, "not signed by a trusted authority", "tls_ca", within=1)
         await is_refused(tls_server.url, "not signed by a trusted authority", within=1, tls_ca=files / "stranger.pem")
 
+    async def test_a_connection_ends_without_a_warning(self, files: Path, caplog: pytest.LogCaptureFixture) -> None:
+        config = f"{tls(files)}\nauthorization {{ user: ann, password: {SECRET} }}"
+        with nqnb.DevServer(config=config) as server:
+            await is_refused(server.url, "the server refused the login", within=1, tls_ca=files / "ca.pem")
+            async with nqnb.connect(server.url, tls_ca=files / "ca.pem", user="ann", password=SECRET) as nq:
+                server.kill()
+                while nq.backend.connected:
+                    await asyncio.sleep(0.01)
+        assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+
     async def test_a_certificate_of_another_host_is_refused(self, files: Path) -> None:
         with nqnb.DevServer(config=tls(files, "elsewhere")) as server:
             await is_refused(server.url, "for another host", "127.0.0.1", within=1, tls_ca=files / "ca.pem")
