@@ -37,8 +37,9 @@ _RETURNED = {
         "nqnb.widgets.table.TaskTable",
     ),
     "worker": ("nqnb.worker.typed_task.TaskFunction", "nqnb.worker.typed_task.TypedTask"),
+    "configuration": ("nqnb.server.cluster.Cluster",),
 }
-"""Classes that users never create, but whose methods they call, by the file name of their page."""
+"""Classes that are not names of the package itself, but whose methods users call, by the file name of their page."""
 
 
 @event_priority(100)  # before the plugin that reads notebooks

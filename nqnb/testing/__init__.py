@@ -1,4 +1,4 @@
-"""Tools for testing handlers (`job`), custom state stores (`StoreContract`) and nqnb itself (`chaos`).
+"""Tools for testing handlers (`job`), outages (`Cluster`), custom state stores (`StoreContract`) and nqnb (`chaos`).
 
 To test a custom `StateStore`, subclass `StoreContract` in a test module and define a fixture named ``store``::
 
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from nqnb import payload as payloads
 from nqnb.inputs import check_flag
+from nqnb.server.cluster import Cluster
 from nqnb.worker.job import Job
 
 if TYPE_CHECKING:
     from nqnb.testing.contract import StoreContract
 
-__all__ = ["StoreContract", "job"]
+__all__ = ["Cluster", "StoreContract", "job"]
 
 
 def job(
