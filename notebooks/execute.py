@@ -23,6 +23,7 @@ import nqnb
 HERE = Path(__file__).parent
 CELL_SECONDS = 60
 """The longest time for one cell."""
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 USER_FOLDERS = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 
 
@@ -52,6 +53,8 @@ def execute(path: Path, url: str) -> Any:
             resources={"metadata": {"path": str(path.parent)}},
         )
         client.execute(env={**kept, **dict.fromkeys(USER_FOLDERS, home), "NATS_URL": url})
+    for output in (each for cell in notebook.cells for each in cell.get("outputs", [])):
+        output.get("data", {}).pop(WIDGET_VIEW, None)  # a board remains live until the kernel ends
     notebook.metadata.pop("widgets", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     return notebook

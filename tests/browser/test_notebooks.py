@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +23,8 @@ import nqnb
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = [path.name for path in NOTEBOOKS]
+TASK_ID = r"\b(?:[0-9A-Za-z]{22}|[a-z]+-\d+)\b"
+"""An id of nqnb, or one of the notebook about Go."""
 
 
 def kinds(notebook: Any) -> list[list[str]]:
@@ -45,18 +50,39 @@ def views(notebook: Any) -> list[str]:
 
 
 def test_all_notebooks_are_found() -> None:
-    assert NAMES == ["01-first-minute.ipynb", "02-cancel-anything.ipynb", "03-a-parameter-sweep.ipynb"]
+    assert NAMES == [
+        "01-first-minute.ipynb",
+        "02-cancel-anything.ipynb",
+        "03-a-parameter-sweep.ipynb",
+        "04-live-operations.ipynb",
+        "05-beside-go.ipynb",
+        "06-to-production.ipynb",
+    ]
+
+
+def test_the_notebooks_quote_the_files_of_the_repository() -> None:
+    root = FOLDER.parent
+    assert (FOLDER / "go_nq.jsonl").read_bytes() == (root / "tests" / "protocol" / "go_nq.jsonl").read_bytes()
+    for name, file in (("04", "monitoring/alerts.yml"), ("06", "deploy/nqnb-worker@.service")):
+        (path,) = FOLDER.glob(f"{name}-*.ipynb")
+        cells = nbformat.read(path, as_version=4).cells
+        (quoted,) = re.findall(r"```(?:yaml|ini)\n(.*?)```", "".join(cell.source for cell in cells), re.DOTALL)
+        assert set(quoted.splitlines()) <= set((root / file).read_text(encoding="utf-8").splitlines())
 
 
 @pytest.fixture
-def plots(path: Path) -> None:
-    """Skip a notebook with plots where matplotlib is missing; fail in CI."""
-    if "matplotlib" in path.read_text(encoding="utf-8") and find_spec("matplotlib") is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{path.name} needs matplotlib")
+def packages(path: Path) -> None:
+    """Skip a notebook where a package that it imports is missing; fail in CI."""
+    text = path.read_text(encoding="utf-8")
+    missing = [name for name in ("matplotlib", "prometheus_client", "trustme") if name in text and not find_spec(name)]
+    if missing:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{path.name} needs {', '.join(missing)}")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-@pytest.mark.usefixtures("plots")
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS[:3], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[3:])], ids=NAMES
+)
+@pytest.mark.usefixtures("packages")
 @pytest.mark.filterwarnings("ignore:Kernel is running over TCP")  # on loopback, as Jupyter does
 def test_a_notebook_runs_in_a_clean_kernel(path: Path, server: nqnb.DevServer) -> None:
     execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
@@ -81,10 +107,11 @@ def test_saved_outputs_need_no_kernel(path: Path) -> None:
     table = cell.outputs[0].data["text/html"]
     assert "completed" in table or "cancelled" in table
     assert "<table" in table
-    ids = set(re.findall(r"\b[0-9A-Za-z]{22}\b", table))
+    ids = set(re.findall(TASK_ID, table))
     assert len(ids) >= 5
-    assert ids <= set(re.findall(r"\b[0-9A-Za-z]{22}\b", body)), "the frozen table is in the page"
-    assert str(Path.home()) not in body
+    assert ids <= set(re.findall(TASK_ID, body)), "the frozen table is in the page"
+    for folder in (Path.home(), tempfile.gettempdir(), sys.prefix):
+        assert f"{folder}/" not in body
 
 
 @pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
@@ -93,13 +120,14 @@ def test_saved_outputs_need_no_kernel(path: Path) -> None:
     [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[1:])],
     ids=NAMES,
 )
-@pytest.mark.usefixtures("plots")
+@pytest.mark.usefixtures("packages")
 def test_run_all_in_the_browser(
     app: App, path: Path, sheet: Callable[..., Sheet], lab: Lab, server: nqnb.DevServer,
     shot: Callable[[Any, str], Path],
 ) -> None:  # fmt: skip
     name = f"{app}-{path.name}"
     notebook = nbformat.read(path, as_version=4)
+    shutil.copy(FOLDER / "go_nq.jsonl", lab.root)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(f"%env NATS_URL={server.url}"))
     nbformat.write(notebook, lab.root / name)
     page = sheet(app, name=name, height=6000)
