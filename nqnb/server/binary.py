@@ -86,7 +86,7 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
 def check_port(port: int) -> None:
     """Raise DevServerError unless a new server can listen on the port."""
     with socket.socket() as probe:
-        if os.name == "posix":  # nats-server also sets this; on Windows it would allow a port that is in use
+        if os.name == "posix":  # nats-server does the same; on Windows, the option would allow a port in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -139,7 +139,7 @@ def lock_store(store: Path) -> int | None:
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Connect to a server and return its INFO. If neither credentials nor TLS are required, also wait for a PONG."""
+    """Connect to a server and return its INFO. If neither credentials nor TLS is required, also wait for a PONG."""
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)

@@ -166,7 +166,7 @@ class Cluster:
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, so the servers are stopped once it has started them.
+            # The thread cannot be interrupted, so the servers are stopped once the thread has started them.
             await asyncio.wait({starting})
             await asyncio.to_thread(self.stop)
             raise

@@ -47,7 +47,7 @@ _ANSWER_TIMEOUT_SECONDS = 1.0
 _LOCK_TIMEOUT_SECONDS = 3.0
 """Seconds for which `start` waits if another process holds the lock."""
 _KILL_TIMEOUT_SECONDS = 1.0
-"""Seconds to wait for the release of the lock after the supervisor was killed."""
+"""Seconds to wait for the lock to be released after the supervisor has been killed."""
 _POLL_SECONDS = 0.02
 
 
@@ -135,7 +135,7 @@ def start(
     """Start the user's detached server, unless it is already running. The server outlives this process.
 
     Args:
-        port: the TCP port. With 0, the server gets its last port again, or another free port if that port is taken.
+        port: the TCP port. 0 selects the server's previous port, or any free port if the previous port is taken.
         store_dir: the folder for the streams. The default is ``store`` in the folder of the server's files.
         go_queues: see `nqnb.server.devserver.DevServer`.
 
@@ -174,7 +174,7 @@ def stop() -> Detached | None:
         The server that was stopped, or None if no server was running.
 
     Raises:
-        DevServerError: the server is still starting, it was started on another machine, or it does not exit.
+        DevServerError: the server is still starting, was started on another machine, or does not exit.
     """
     folder = home()
     found = look()
@@ -217,14 +217,14 @@ def former_port() -> int:
 
 
 def was_started() -> bool:
-    """Return whether the detached server was ever started."""
+    """Return whether the detached server has ever been started."""
     return _is_private(home()) and (home() / "port").exists()
 
 
 def _start_again(
     folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]
 ) -> Detached:
-    """Start the server. Port 0 selects the server's last port if it is free, and otherwise any free port."""
+    """Start the server. Port 0 selects the server's previous port if that port is free, and otherwise any free port."""
     if not port and (former := former_port()) and _is_free(former):
         try:
             return _start(folder, lock, former, store, go_queues)
@@ -321,7 +321,7 @@ def _problem_of(server: Detached) -> str:
 
 
 def _how_it_ended(server: Detached) -> str:
-    """Describe how a dead server exited, using the status file of its supervisor."""
+    """Describe how the server exited, according to its supervisor's status file."""
     with contextlib.suppress(OSError, ValueError):
         folder = _run_folder()
         _, state, code = (folder / "status").read_text(encoding="utf-8").split(" ", 2)

@@ -1,8 +1,8 @@
 """Run a nats-server with JetStream. The server stops when this process exits, even if this process is killed.
 
 A supervisor process (`nqnb.supervisor`) runs between this process and nats-server. The supervisor creates and removes a
-temporary folder for the server's configuration and log. The folder also contains the store, unless the caller passes
-another folder for it.
+temporary folder for the server's configuration and log. The folder also contains the store, unless the caller passes a
+separate folder for the store.
 """
 
 from __future__ import annotations
@@ -121,14 +121,15 @@ class DevServer:
         """Start the server, and wait until it answers. This method can be called from any thread.
 
         Raises:
-            DevServerError: the server was already started, nats-server was not found, the port is in use, the store is
-                not writable, or the server does not answer within 10 s. If the server fails, the error quotes the end
-                of the server's log.
+            DevServerError: the server has already been started, nats-server was not found, the port is in use, the
+                store is not writable, or the server does not answer within 10 s. If the server fails, the error quotes
+                the end of the server's log.
         """
         with self._lock:
             if self._server is not None:
                 raise DevServerError(
-                    f"the dev server cannot be started: it was already started at {self.url}. Call stop() or restart()."
+                    f"the dev server cannot be started: it has already been started at {self.url}. Call stop() or "
+                    f"restart()."
                 )
             program = find_server()
             if self._options.port:
@@ -387,7 +388,7 @@ class SupervisedServer:
         """Let the server outlive this process. Raise DevServerError if the supervisor does not answer."""
         self._order(supervisor.DETACH, time.monotonic() + START_TIMEOUT_SECONDS)
         self._close()
-        # If the supervisor exits before this process, it must be reaped.
+        # The supervisor must be reaped if it exits before this process.
         threading.Thread(target=self._supervisor.wait, name="nqnb-detached", daemon=True).start()
 
     @property
@@ -400,7 +401,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return the number of executed commands, the server's state, and a detail of the state."""
+        """Return the number of executed commands, the server's state, and more information about the state."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -408,7 +409,7 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Send a command, wait until the supervisor has executed it, and return the server's state and a detail.
+        """Send a command, wait until the supervisor has executed it, and return the last two values of `_status`.
 
         An empty command sends nothing and only waits for the earlier commands.
         """

@@ -39,7 +39,7 @@ class Choice:
     named: bool = True
 
     def explained(self, error: NoServer) -> NoServer:
-        """Return a copy of the error whose message also states the source of the address."""
+        """Return a copy of the error, with the source of the address added to the message."""
         text = f"{error} (the address is {self.source})"
         return NoServer(text, error.url)
 
@@ -71,7 +71,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
 
 def resolve(settings: Settings, *, patient: bool = True) -> Choice:
-    """Choose the server to connect to with some settings.
+    """Choose the server to connect to, based on the given settings.
 
     The candidates, in order of priority, are the address in the settings, the detached server and the default address.
 
@@ -112,7 +112,7 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the detached server's condition. If it may soon change, wait up to ``patience`` seconds first."""
+    """Return the detached server's condition. If it may change soon, first wait up to ``patience`` seconds."""
     until = time.monotonic() + patience
     while True:
         found = look()
