@@ -52,8 +52,9 @@ def job(
         attempt: the attempt number, starting at 1.
         max_retry: the maximum number of retries.
         cancelled: whether the handler must stop. If so, `Job.wait` and `Job.raise_if_cancelled` raise `JobCancelled`.
-        progress_raises: whether `Job.progress` raises `JobCancelled` too. Pass False for an ``async def`` handler,
-            which a worker stops at an ``await``, or if the worker was created with ``progress_raises=False``.
+        progress_raises: whether `Job.progress` raises `JobCancelled` too. Pass False if the worker was created with
+            ``progress_raises=False``. Also pass False for an ``async def`` handler, because a worker stops such a
+            handler at an ``await``.
 
     Raises:
         UnencodableValue: the payload cannot be encoded as JSON.

@@ -70,7 +70,7 @@ class _Attack:
         places: list[dict[str, Any]] = [
             {
                 "settings": {"url": testbed.fields(place)["url"]},
-                # The worker in slot 0 has the wrong clock.
+                # The clock of the worker in slot 0 is wrong.
                 "clock": 0.0 if place else self._worker_clock,
             }
             for place in range(options.workers)
@@ -108,7 +108,7 @@ class _Attack:
             faults.note_standing("clock", f"the clock of a client is off by {self._client_clock:+.0f} s", ())
         states = nq.backend.states
         if not isinstance(states, KeyValueStore):
-            raise TypeError("an attack needs its states in a bucket: expected a KeyValueStore")
+            raise TypeError("an attack requires a state bucket: expected a KeyValueStore")
         unsubscribe = await states.overhear(workload.hear)
         self._state.phase = "attacking"
         injecting = asyncio.ensure_future(faults.run())
@@ -170,7 +170,7 @@ class _Attack:
         deadline = time.monotonic() + _WORKER_START_TIMEOUT_SECONDS
         serving = 0
         while serving < self._options.workers:
-            # This counts presence entries, which unlike `Client.workers` do not depend on the workers' clocks.
+            # Count presence entries because, unlike `Client.workers`, they do not depend on the workers' clocks.
             serving = len([entry async for entry in nq.backend.presence.entries()])
             self._workers.note_crashes()
             ended = self._workers.crashes

@@ -42,7 +42,7 @@ def make_worker(orders: dict[str, Any]) -> Worker:
     worker = Worker(settings, concurrency=orders["concurrency"], shutdown_timeout=2.0, poison_limit=10_000)
     diary, name, token = str(orders["diary"]), worker.id, secrets.token_hex
 
-    # A handler in a process is pickled, so it uses only names of this module that pickle can import.
+    # A handler that runs in a process is pickled, so it may only use names that pickle can import from this module.
     def plain(job: Job, payload: dict[str, Any]) -> str:
         run, kind = token(4), str(payload["kind"])
         write_line(diary, job.id, job.attempt, "start", run, name, kind)
@@ -106,7 +106,7 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """A thread that records in the diary each time the whole process was suspended or got no CPU time."""
+    """A thread that writes to the diary whenever the whole process has been suspended or has received no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
@@ -124,7 +124,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Record in the diary each time the event loop was blocked."""
+    """Write to the diary whenever the event loop has been blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)

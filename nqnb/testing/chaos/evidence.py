@@ -277,7 +277,7 @@ def read_diary(path: Path, number: int) -> list[Line]:
 # -- every stored revision
 
 HISTORY_REVISIONS = 64
-"""The number of revisions to keep for each task in the state bucket. NATS allows no more, and no task has more."""
+"""The number of revisions that the state bucket keeps for each task: the maximum of NATS, and enough for any task."""
 _READ_AT_ONCE = 256
 
 

@@ -216,13 +216,13 @@ class Faults:
                 pass
 
     async def _keep_full(self) -> None:
-        """Keep refilling the store, because tasks that end free space."""
+        """Refill the store repeatedly, because each task that ends frees some space."""
         while True:
             await asyncio.sleep(0.05)
             await self._fill()
 
     async def _store_ballast(self, size: int) -> bool:
-        """Try to store a message of ``size`` bytes, and return False if the store has no room for the message."""
+        """Store a message of ``size`` bytes. Return False if the store is too full."""
         connection = self._testbed.connection
         if connection is None:
             return False
@@ -260,7 +260,7 @@ class Faults:
         if how == "reset":
             seconds = 0.1
         fault = self._note("link", f"the link of {name} was disturbed for {seconds:.1f} s: {how}", None)
-        # A worker process that is started in that slot in the meantime is also cut off.
+        # If another worker process is started in the slot in the meantime, that process is also cut off.
         fault.numbers = () if number == self._workers.places else None if process is None else (process,)
         try:
             if how == "refused":

@@ -23,7 +23,7 @@ _MAX_WAITING_REVISIONS = 8
 
 
 class Rule(enum.Enum):
-    """A rule that nqnb must follow during an attack. The value describes a breach."""
+    """A rule that nqnb must follow during an attack. The value of each member describes a breach of the rule."""
 
     LOST = "was acknowledged but is lost"
     OPEN = "has not ended"
@@ -55,7 +55,7 @@ class Breach:
 
 
 def judge(evidence: Evidence) -> list[Breach]:
-    """Return all breaches. Breaches that concern tasks are sorted by the time at which the tasks were submitted."""
+    """Return all breaches. Breaches that concern a task are sorted by the task's submit time."""
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
     breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
     if evidence.missing > _MAX_WAITING_REVISIONS * _ended_in_a_full_store(evidence):
@@ -67,7 +67,7 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Return the number of tasks that were cancelled in a full store. Old revisions of these tasks may be missing."""
+    """Return the number of tasks that were cancelled in a full store, and whose revisions may therefore be missing."""
     full = _full_store(evidence)
     return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
 
@@ -124,7 +124,7 @@ class _Task:
         if run.kind not in (Kind.THREAD.value, Kind.PROCESS.value):
             return True
         margin = _STOP_WINDOW_SECONDS if run.kind == Kind.PROCESS.value else 0.0
-        # A stop may interrupt a thread or a process between its last line and its return.
+        # A thread or process may be stopped after it wrote its last diary line, but before it returned.
         if self.first_asked < run.ended + margin:
             return False
         return not self.evidence.disturbed(run.number, run.begun - self.evidence.ack_wait, run.ended + 1.0)
@@ -219,13 +219,13 @@ def _claimed_late(task: _Task) -> Iterator[str]:
 
 def _unheard(task: _Task) -> Iterator[str]:
     evidence = task.evidence
-    # Less than a third of the ack wait, after which a heartbeat finds a cancel request whose message was lost.
+    # After a third of the ack wait, a heartbeat finds even a cancel request whose message was lost. The limit is lower.
     bound = evidence.ack_wait / 8 + 3 * FAR_DELAY_SECONDS
     for cancel in task.accepted:
         if not cancel.stopping:
             continue
         for run in task.runs:
-            # The handler of a task that was claimed just before the cancel may start just after it.
+            # If a task was claimed just before the cancel call, its handler may start just after the call.
             if not run.word or run.kind == Kind.PROCESS.value or run.ended - max(run.begun, cancel.ended) < bound:
                 continue
             # A worker that has just claimed the task is not cut off at that moment.
@@ -265,7 +265,8 @@ def _again(task: _Task) -> Iterator[str]:
             if later.begun <= run.ended or not task.received(run):
                 continue
             begin = run.ended - task.evidence.ack_wait
-            # The lease is renewed every third of the ack wait. In a longer outage it expires although the worker lives.
+            # The lease is renewed every third of the ack wait. It expires during a long outage even if the worker is
+            # alive.
             if task.evidence.server_outage(begin, later.begun) > task.evidence.ack_wait / 2:
                 continue
             if not task.evidence.disturbed(run.number, begin, later.begun, servers=False):

@@ -173,7 +173,7 @@ def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
     blocking = {round((each + 0.5) * options.tasks / blocks) for each in range(blocks)}
     for number in range(options.tasks):
         if number in blocking:
-            # Longer than the ack wait: a worker that renews its leases only on this loop loses them.
+            # This is longer than the ack wait. A worker that renewed its leases only on this loop would lose them.
             seconds = options.ack_wait * dice.uniform(1.2, 1.5)
             yield TaskPlan(number, Kind.COROUTINE, 0.0, block=seconds)
         else:

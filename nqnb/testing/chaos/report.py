@@ -19,11 +19,11 @@ from nqnb.testing.chaos.plan import Moment
 SHOWN_BREACHES = 5
 """The maximum number of breaches that are reported with a timeline."""
 _CLAIM_SECONDS = 0.01
-"""A cancel call counts as sent at the claim if the call begins at most this many seconds before the claim."""
+"""If a cancel call begins at most this many seconds before a claim, it is reported under the claim."""
 _STARTED_SECONDS = 0.05
-"""A cancel call counts as sent at the start if the call begins at most this many seconds after the handler starts."""
+"""If a cancel call begins at most this many seconds after the handler starts, it is reported under the start."""
 _FINISH_SECONDS = 0.02
-"""A cancel call counts as sent at the finish if the call begins at most this many seconds before the handler ends."""
+"""If a cancel call begins at most this many seconds before the handler ends, it is reported under the finish."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class ChaosState:
     """The progress of an attack."""
 
     transient: ClassVar[bool] = True
-    """Whether the last state is removed from the screen, because the report contains the same information."""
+    """Whether to remove the last state from the screen. The report contains the same information."""
     phase: str = "starting"
     seconds: float = 0.0
     tasks: int = 0
@@ -219,7 +219,7 @@ class Figures:
     start: Spread = field(default_factory=Spread)
     stop: Spread = field(default_factory=Spread)
     stall: float = 0.0
-    """The longest period, in seconds, in which a submit call was waiting but no submit call was acknowledged."""
+    """The longest period, in seconds, during which submit calls were waiting and none was acknowledged."""
     faults: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     again: int = 0
@@ -254,7 +254,7 @@ def figures(evidence: Evidence) -> Figures:
 
 
 def _stops(evidence: Evidence) -> Iterable[float]:
-    """Yield how many seconds each stopped handler kept running after its task was first cancelled."""
+    """Yield, for each stopped handler, how many seconds it continued to run after its task was first cancelled."""
     for task, cancels in evidence.cancels_of.items():
         asked = min((each.begun for each in cancels if each.accepted), default=None)
         if asked is not None:
@@ -266,7 +266,7 @@ def _stops(evidence: Evidence) -> Iterable[float]:
 
 
 def _stall(acks: list[tuple[float, float]]) -> float:
-    """Return the longest period in which a submit call was waiting but no submit call was acknowledged."""
+    """Return the longest period during which submit calls were waiting and none was acknowledged."""
     ends, longest = sorted(end for _, end in acks), 0.0
     for begin, end in acks:
         position = bisect.bisect_left(ends, end)

@@ -38,7 +38,7 @@ _REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """The simulated network between one client or worker and the servers. Each server has a proxy."""
+    """The simulated network between one client or worker and the servers. It consists of one proxy for each server."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay

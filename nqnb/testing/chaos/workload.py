@@ -149,7 +149,7 @@ class Workload:
         signs = self._signs[task]
         sign = signs.of(plan.aim)
         if sign is not None and not sign.is_set():
-            # After a task has ended, no other sign can follow.
+            # No other sign can follow once the task has ended.
             waits = [asyncio.ensure_future(event.wait()) for event in (sign, signs.ended)]
             try:
                 await asyncio.wait(waits, timeout=_SIGN_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -294,7 +294,7 @@ class RemoteClient:
 
     def _write(self, order: Mapping[str, Any]) -> None:
         if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
-            raise BrokenPipeError("its stdin is closed")
+            raise BrokenPipeError("the stdin of the client's process is closed")
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
     async def _read(self) -> None:
