@@ -50,8 +50,8 @@ class Board(anywidget.AnyWidget):
         read: a coroutine function that returns the current content.
         act: a coroutine function that performs an action. The arguments are the row's key, the action's name, the
             ``upto`` of the action, and a function that shows progress. The return value is the message to show.
-        start: a function that schedules a coroutine function on the event loop, and returns at once. ``read`` and
-            ``act`` are run through it.
+        start: a function that schedules a coroutine function on the event loop, and returns immediately. The board uses
+            it to run ``read`` and ``act``.
         on_close: a function that is called once when the board is closed.
     """
 
@@ -90,7 +90,7 @@ class Board(anywidget.AnyWidget):
 
     @property
     def closed(self) -> bool:
-        """Whether the board no longer changes."""
+        """Whether the board has been closed."""
         return self._ended
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ class Action:
 class BoardRow:
     """A row. ``key`` identifies the row in messages from the page.
 
-    ``detail`` is text of several lines, which is shown below the row after a click on ``detail_title``.
+    ``detail`` is multi-line text that is shown below the row after a click on ``detail_title``.
     """
 
     key: str
@@ -51,4 +51,4 @@ class BoardContent:
     summary: str = ""
     """The text above the rows."""
     shares: list[tuple[str, int]] = field(default_factory=list)
-    """The number of tasks in each state, which are shown as parts of a bar above the rows."""
+    """The number of tasks in each state. A bar above the rows shows these numbers."""

@@ -1,7 +1,7 @@
 """The columns of a live table: the standard columns, and a column for each field of the payloads and results.
 
-A sample of the tasks determines which fields have a column. Outside the sample, a payload or result is decoded only
-if the table shows it, or is sorted or filtered by it.
+A sample of the tasks determines which fields have a column. Outside the sample, a payload or result is decoded only if
+the table displays its fields, or sorts or filters by them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from nqnb.task_values import decoded, preview, run_time, share
 from nqnb.text import line
 
 ValueFormat = str | Callable[[Any], object]
-"""A format of values: a string for `str.format`, such as ``"{:,}"``, or a function that returns the text."""
+"""A format for values: a string for `str.format`, such as ``"{:,}"``, or a function that returns the text."""
 
 PAYLOAD, RESULT = "payload.", "→ "
-"""The start of the keys of columns for payload fields and result fields. The name of the field follows."""
+"""The prefixes of the column keys for payload fields and result fields. The field name follows the prefix."""
 STANDARD = {
     "id": "text",
     "queue": "choice",
@@ -44,13 +44,14 @@ STANDARD = {
     "source": "text",
     "group": "text",
 }
-"""The keys of the standard columns, and the kinds of their filters. The columns for fields are before ``payload``."""
+"""The keys of the standard columns, and the kinds of their filters. Field columns are inserted before ``payload``.
+"""
 EXTRA = ("error", "result", "source", "group")
 """The standard columns that are shown only if they were chosen."""
 _OTHER_NAMES = {"run time": "run", "run_time": "run"}
 MAX_FILTER_CHARACTERS = 200
 MAX_CHOICES = 50
-"""The maximum number of choices of a filter. If a column has more values, its filter is a search for text."""
+"""The maximum number of choices in a filter. If a column has more values, its filter searches for text."""
 _MOST_NAMES = 1000
 """The maximum number of names that are read from ``columns``, which may be an endless generator."""
 _MAX_FIELDS = 50
@@ -62,7 +63,7 @@ _MAX_DECODED_BYTES = 65_536
 _SAMPLED_TASKS, _SAMPLED_BYTES = 100, 500_000
 """The limits of the sample, which is taken before each message to the page."""
 _ENTER_SHARE, _STAY_SHARE = 0.5, 0.2
-"""The share of the sample that must have a field before the field is shown by default, and while it is shown."""
+"""The shares of the sample in which a field must occur, to become a default column and to remain one."""
 _TEXT_CHARACTERS = 200
 """The maximum number of characters of a value in the table."""
 _SEARCHED_CHARACTERS = 1000
@@ -73,7 +74,7 @@ class TableColumn(NamedTuple):
 
     ``name`` is the heading. ``kind`` is the kind of the filter: ``text``, ``number``, ``choice``, ``status``, or an
     empty string for no filter. ``shown`` is 0 if the column is hidden unless the user chooses it, 1 if it is shown by
-    default, and 2 if the caller chose it. ``choices`` are the values of a ``choice``.
+    default, and 2 if the caller chose it. ``choices`` lists the choices if ``kind`` is ``choice``.
     """
 
     key: str
@@ -87,12 +88,12 @@ class Columns:
     """The columns of one table.
 
     Args:
-        columns: the names of the columns to show, in their order, or None for a selection that depends on the tasks. A
+        columns: the names of the columns to show, in order, or None for a selection that depends on the tasks. A
             name is the name of a standard column (`STANDARD`), the name of a payload field, or ``"→ "`` and the name of
             a result field. If a payload field has the name of a standard column, use ``"payload."`` and the field name.
-        formats: the formats of fields, by the names of their columns. A name without a prefix applies to a payload
-            field and to a result field. The columns ``payload`` and ``result`` can have a function, which receives the
-            decoded value. If a format raises an exception, the plain value is shown.
+        formats: the formats of fields, by column name. A name without a prefix applies to payload fields and result
+            fields. The format of the column ``payload`` or ``result`` can be a function, which receives the decoded
+            value. If a format raises an exception, the plain value is shown.
 
     Raises:
         BadInput: a name or a format is invalid.
@@ -106,7 +107,7 @@ class Columns:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the sample, because the tasks were removed."""
+        """Discard the sample. Call this method after the tasks were removed."""
         self._payloads, self._results = _Fields(PAYLOAD, 3), _Fields(RESULT, 2)
         self._with_results: deque[TaskInfo] = deque(maxlen=_SAMPLED_TASKS)
         self._worker_ids: set[str] = set()
@@ -150,7 +151,7 @@ class Columns:
         return found if self.chosen is None else self._with_chosen(found, self.chosen)
 
     def texts(self, keys: Iterable[str], task: TaskInfo) -> dict[str, str]:
-        """Return the texts of the given columns. Each payload and result is decoded once, if all of it is valid."""
+        """Return the texts of the given columns. A payload or result that is entirely valid is decoded only once."""
         objects: dict[str, dict[str, Any] | None] = {}
         found = {}
         for key in keys:
@@ -158,7 +159,7 @@ class Columns:
             if prefix and prefix not in objects:
                 objects[prefix] = _object(_DATA[prefix](task))
             fields = objects.get(prefix)
-            # If another field is invalid, the cell has the value that filters and exports use.
+            # If another field is invalid, the cell shows the value that filters and exports use.
             found[key] = self._text(key, self.getter(key)(task) if fields is None else fields.get(field))
         return found
 
@@ -173,7 +174,7 @@ class Columns:
         return self.workers.get(worker_id, worker_id)
 
     def getter(self, key: str) -> Callable[[TaskInfo], Any]:
-        """Return a function that returns the value of a column, or None."""
+        """Return a function that returns a task's value in a column, or None if the task has no value."""
         prefix, field = _split(key)
         if not prefix:
             return lambda task: self._value(key, task)
@@ -208,7 +209,7 @@ class Columns:
         return None
 
     def sort_key(self, key: str) -> Callable[[TaskInfo, datetime], Any]:
-        """Return the sort key of a column. Numbers are before text, and text is compared without regard to case."""
+        """Return the sort key of a column. Numbers sort before text, and the case of text is ignored."""
 
         value_of = self.getter(key)
 
@@ -224,8 +225,8 @@ class Columns:
         """Return a function that checks whether a task matches the filter ``text`` of a column.
 
         A number is compared with a number or a range, such as ``> 100``, ``<= 5`` or ``10..20``. A run time can have a
-        unit, as in ``> 2m``. Other values match if their text contains ``text``, or is equal to the rest of ``text``
-        after ``=``. The case is ignored.
+        unit, as in ``> 2m``. Other values match if they contain ``text``. If ``text`` begins with ``=``, they match
+        only if they are equal to the rest of ``text``. Case is ignored.
         """
         value_of = self.getter(key)
         holds = number_test(text, seconds=key == "run")
@@ -263,7 +264,7 @@ class Columns:
         self._payload_shown = (not tasks) or (bool(payloads) and not self._payloads.covers(payloads))
 
     def _with_chosen(self, found: list[TableColumn], chosen: list[str]) -> list[TableColumn]:
-        """Return the columns, with the columns that the caller chose first. Only the chosen columns are shown."""
+        """Return the columns, starting with those that the caller chose. Only the chosen columns are shown."""
         known = {column.key: column for column in found}
         first = [known.get(key, TableColumn(key, heading(key), "text", 0))._replace(shown=2) for key in chosen]
         return [*first, *(column._replace(shown=0) for column in found if column.key not in chosen)]
@@ -462,13 +463,13 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=256)
 def _reader(field: str) -> Callable[[bytes], Any]:
-    """Return a function that returns one field of an encoded object, or None. Other fields are not decoded.
+    """Return a function that decodes a single field of an encoded object, or returns None.
 
-    The result is also None if the field has nested values and the object has too many levels of nesting.
+    The function also returns None if the field has nested values and the object has too many levels of nesting.
     """
     try:
         kind = msgspec.defstruct("Field", [("value", Any, None)], rename={"value": field}, gc=False)
-    except ValueError:  # msgspec does not support quotes, backslashes and control characters in names
+    except ValueError:  # msgspec does not support quotes, backslashes or control characters in names
         return lambda data: (_object(data) or {}).get(field)
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
 
@@ -492,7 +493,7 @@ _DATA: dict[str, Callable[[TaskInfo], bytes]] = {PAYLOAD: lambda task: task.payl
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Return the prefix of a key, or an empty string for a standard column, and the name of the field."""
+    """Return the prefix of a key and the name of the field. The prefix of a standard column is an empty string."""
     for prefix in _DATA:
         if key.startswith(prefix):
             return prefix, key[len(prefix) :]

@@ -27,21 +27,22 @@ from nqnb.widgets.visible_page import VisiblePage
 FileFormat = Literal["csv", "parquet"]
 FILE_FORMATS: tuple[FileFormat, ...] = ("csv", "parquet")
 COPIES = ("json", "row", "log", "traceback")
-"""What can be copied from a task in addition to the values of columns."""
+"""The items that can be copied from a task, in addition to the values of columns."""
 PART_BYTES = 4_000_000
 """The maximum size of a message that contains a part of a file."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""How the text of a cell begins that a spreadsheet may evaluate. The last four are full-width forms."""
+"""A spreadsheet may evaluate text that begins with one of these characters. The last four are full-width forms."""
 _MAX_INT = 2**63 - 1
 _MAX_EXACT_INT = 2**53 - 1
 """The maximum integer in a column of floats. Some larger integers have no exact float."""
 
 
 def columns_of(rows: Rows, keys: Iterable[str]) -> dict[str, tuple[str, Callable[[TaskInfo], Any]]]:
-    """Return the columns of an export: for each key of a column of the table, a name and a function for the value.
+    """Return the name and the value function of each column of an export, by the key of the table's column.
 
-    Short texts of the table are replaced by values: the age by the time of the submit, and the run time by seconds.
-    Payloads and results are complete. The column for progress is followed by the error, which the table shows in it.
+    Instead of the short texts in the table, an export contains exact values: the submit time instead of the age, and
+    the run time in seconds. Payloads and results are complete. The error, which the table shows in the progress column,
+    has its own column.
     """
     now = datetime.now(timezone.utc)
 
@@ -71,8 +72,8 @@ class Export:
     """The tasks that match the filter and the search of a table, on all pages and in the table's order.
 
     Args:
-        rows: the rows of the table. They are read only by this call.
-        keys: the keys of the columns, in their order; see `nqnb.widgets.columns`.
+        rows: the rows of the table. They are read only when the export is created.
+        keys: the keys of the columns, in order; see `nqnb.widgets.columns`.
         ids: the ids of the tasks, or None for all matching tasks.
     """
 
@@ -93,7 +94,7 @@ class Export:
         return made
 
     def data(self, format: FileFormat) -> bytes:
-        """Return the content of a file.
+        """Return the tasks as the content of a file.
 
         CSV is in UTF-8 with a byte order mark, which spreadsheets need to recognise UTF-8. Text that a spreadsheet may
         evaluate as a formula is preceded by an apostrophe.
@@ -107,7 +108,7 @@ class Export:
                 if frame[name].dtype == TEXT:
                     frame[name] = pd.array([_guarded(text) for text in frame[name]], dtype=TEXT)
             frame.columns = pd.Index([_guarded(name) for name in frame.columns])
-            # With "\n", csv does not quote a cell with "\r", at which some programs begin a new record.
+            # With "\n", csv would not quote a cell that contains "\r", where some programs begin a new record.
             return bytes(frame.to_csv(index=False, lineterminator="\r\n").encode("utf-8-sig"))
         try:
             return frame.to_parquet(index=False)
@@ -144,10 +145,10 @@ class Export:
         return target
 
     def text(self, what: str) -> str:
-        """Return text of the first task, which must exist.
+        """Return text about the first task. The export must contain at least one task.
 
         Args:
-            what: ``json`` for all columns as a JSON object, ``row`` for their values, separated by tabs, ``log``,
+            what: ``json`` for all columns as a JSON object, ``row`` for the values separated by tabs, ``log``,
                 ``traceback``, or the key of a column of this export.
         """
         task = self._tasks[0]
@@ -168,15 +169,15 @@ class Export:
 
 
 class Downloads:
-    """The answers to the pages of one table that export or copy tasks.
+    """A handler for requests from the pages of one table to export or copy tasks.
 
-    An answer has the ``view`` and the number ``n`` of its request. A file is sent in parts, and the page requests the
-    next part when it has received a part.
+    An answer contains the ``view`` and the number ``n`` of its request. A file is sent in parts. After each part, the
+    page requests the next part.
 
     Args:
         page: the page of the table, whose columns are exported.
-        title: the title of the table, from which the names of files are made.
-        send: a function that sends a message with buffers to the pages. It is called from any thread.
+        title: the title of the table, from which file names are derived.
+        send: a function that sends a message with buffers to the pages. It may be called from any thread.
     """
 
     def __init__(self, page: VisiblePage, title: str, send: Callable[[dict[str, Any], list[bytes]], None]) -> None:
@@ -187,11 +188,11 @@ class Downloads:
         """The name, the content and a description of the file that each view downloads."""
 
     def handle(self, message: dict[str, Any]) -> None:
-        """Answer a message of a page, if it is a request. Invalid messages are ignored."""
+        """Answer a message from a page if the message is a request. Invalid messages are ignored."""
         match message:
             case {"type": "export", "format": "csv" | "parquet" as format, "part": 0, "view": str(), "n": int()}:
                 export = Export(self._page.rows, self._page.column_keys())
-                # The table continues to show changes while the file is made.
+                # The table continues to show changes while the file is being created.
                 threading.Thread(
                     target=self._make, args=(message, export, format), name="nqnb table export", daemon=True
                 ).start()
@@ -233,7 +234,7 @@ class Downloads:
 
 
 def _column(values: list[Any]) -> Any:
-    """Return values as a column whose type suits all values. Values of several types are text."""
+    """Return values as a column whose type fits all of them. Values of mixed types are converted to text."""
     kinds = {type(value) for value in values if value is not None}
     largest_int = max((abs(value) for value in values if type(value) is int), default=0)
     if kinds == {int} and largest_int <= _MAX_INT:
@@ -258,10 +259,10 @@ def _text(value: Any) -> str | None:
     if isinstance(value, datetime):
         return str(plain(value))
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    # JSON can contain half of a surrogate pair, which neither UTF-8 nor Parquet can.
+    # JSON can contain half of a surrogate pair, but UTF-8 and Parquet cannot.
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _guarded(text: Any) -> Any:
-    """Return text so that a spreadsheet does not evaluate it as a formula. Other values are returned unchanged."""
+    """Escape text that a spreadsheet might evaluate as a formula. Other values are returned unchanged."""
     return f"'{text}" if isinstance(text, str) and text.startswith(_FORMULA) else text

@@ -1,4 +1,4 @@
-"""Compatibility code for front ends and Jupyter kernels: clicks while a cell is running, and replaced outputs.
+"""Compatibility code for front ends and Jupyter kernels, to handle clicks during a cell and to replace outputs.
 
 A front end accepts an update of an output at any time. Programs that run a notebook without a front end, such as
 nbclient, nbconvert and papermill, accept an update only while a cell is running.
@@ -34,12 +34,12 @@ def warn_if_buttons_hang() -> None:
 
 
 def buttons_hang() -> str:
-    """Return a warning if buttons can hang with the installed version of ipykernel, or an empty string."""
+    """Return a warning if buttons can hang with the installed version of ipykernel, and otherwise an empty string."""
     return known_problem(getattr(sys.modules.get("ipykernel"), "__version__", ""))
 
 
 def known_problem(version: str) -> str:
-    """Return a warning about buttons in a version of ipykernel, or an empty string if there is no known problem."""
+    """Return a warning if buttons are known to hang in a version of ipykernel, and otherwise an empty string."""
     major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]
     if major == "7" and minor in {"0", "1", "2", "3"}:
@@ -104,7 +104,7 @@ def in_marimo(comm: Any) -> bool:
 
 
 def is_closed(comm: Any) -> bool:
-    """Return whether a comm was closed. marimo closes the comms of a cell that runs again, and does not notify widgets.
+    """Return whether a comm was closed. When a cell runs again, marimo closes its comms without notifying widgets.
 
     This function reads a private attribute, and returns False if the attribute does not exist.
     """
@@ -112,7 +112,7 @@ def is_closed(comm: Any) -> bool:
 
 
 def has_front_end() -> bool:
-    """Return whether a front end runs the current cell, as opposed to a program such as nbconvert or papermill.
+    """Return whether the current cell was run by a front end, as opposed to a program such as nbconvert or papermill.
 
     Front ends can ask the user for input; such programs cannot.
     """

@@ -50,13 +50,13 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 
 def example(task: TaskInfo) -> str:
-    """Return a short text that tells tasks apart: the error and the start of the payload, or the id."""
+    """Return a short string that distinguishes tasks: the error and the start of the payload, or the id."""
     start = line(payload_text(task.payload[:400]), 60) or line(task.id, 60)
     return f"{line(task.failure, 80)} · {start}" if task.failure else start
 
 
 def compact(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without its empty fields, which are half of its size. The page knows their values."""
+    """Return a row without its empty fields, which make up half of its size. The page fills in the omitted fields."""
     return {name: value for name, value in row.items() if value not in (None, "", {}) and value is not False}
 
 
@@ -114,12 +114,12 @@ def attempt(task: TaskInfo) -> str:
 
 
 def stamp(moment: datetime | None) -> float | None:
-    """Convert a time to Unix seconds, or return None if there is no time."""
+    """Convert a datetime to Unix seconds, and None to None."""
     return None if moment is None else moment.timestamp()
 
 
 def cut(text: str) -> str:
-    """Truncate text to `MAX_PART_CHARACTERS`, and each line to `MAX_LINE_CHARACTERS`. Note how much was removed."""
+    """Truncate text to `MAX_PART_CHARACTERS`, and each line to `MAX_LINE_CHARACTERS`. State how much was removed."""
     rest = len(text) - MAX_PART_CHARACTERS
     lines = (text[:MAX_PART_CHARACTERS] if rest > 0 else text).split("\n")
     kept = [

@@ -75,14 +75,16 @@ class Rows:
         self._words: list[str] = []
         """The words of the search."""
         self._states: dict[str, int] = {}
-        """The number in `STATES` of each task's state."""
+        """The state of each task, as an index into `STATES`."""
         self._found = self._states
-        """The part of ``_states`` that matches the search and the filters of columns. Without these, it is the same
-        dict."""
+        """The part of ``_states`` that matches the search and the filters.
+
+        Without a search or filter, it is ``_states`` itself.
+        """
         self._counts = [0] * len(STATES)
-        """The number of tasks in ``_found``, for each of `STATES`."""
+        """The number of tasks in ``_found`` in each of the `STATES`."""
         self._shown: frozenset[int] = frozenset()
-        """The numbers in `STATES` of the states in the filter."""
+        """The states in the filter, as indexes into `STATES`."""
         self._due: list[tuple[float, str]] = []
         """A heap with the due time (in Unix seconds) and the id of each scheduled task."""
         self._now = now
@@ -115,7 +117,7 @@ class Rows:
 
     @property
     def done(self) -> bool:
-        """Whether all tasks in ``ids`` have ended or were removed. This is always False if ``ids`` is None."""
+        """Whether all tasks in ``ids`` have ended or have been removed. This is always False if ``ids`` is None."""
         if self.ids is None:
             return False
         return not self._open and self.ids <= self._tasks.keys() | self._gone
@@ -224,7 +226,7 @@ class Rows:
 
     @property
     def any_failed(self) -> bool:
-        """Whether any task has failed and has not been requeued, including tasks that do not match."""
+        """Whether any task, matching or not, has failed and has not been requeued."""
         return any(map(self.can_requeue, self._failed))
 
     def any_requeueable(self) -> bool:
@@ -371,7 +373,7 @@ class Rows:
             self._recount(task_id, None)
 
     def _recount(self, task_id: str, number: int | None) -> None:
-        """Count a task in the state with this number in `STATES`. If it is None, the task was removed."""
+        """Count a task under the state with this index in `STATES`. None means that the task was removed."""
         before = self._found.pop(task_id, None)
         if before is not None:
             self._counts[before] -= 1
@@ -457,7 +459,7 @@ class PendingCancels:
         self._refused: dict[str, str] = {}
         self._late: dict[str, str] = {}
         self._requested: dict[str, float] = {}
-        """The times at which the cancels that were too late had been requested, in Unix seconds, by task id."""
+        """The request times of the cancels that were too late, in Unix seconds, by task id."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
         """Record that cancel buttons were pressed at the time ``at``, in Unix seconds."""
@@ -493,7 +495,7 @@ class PendingCancels:
             self._late[task_id] = f"{status.label} before it could be stopped"
 
     def recorded_in(self, task: TaskInfo) -> TaskInfo:
-        """Return the task, with a receipt added if a cancel came too late for the worker to record."""
+        """Return the task. Add a receipt if a cancel came too late for the worker to record it."""
         at = self._requested.get(task.id)
         if at is None or task.cancel is not None:
             return task
@@ -560,11 +562,11 @@ class PendingRequeues:
 
 Key = tuple[bool, Any, str]
 _FEW_CHANGES = 20
-"""If an order changes at more places than this, and at more than a thousandth of its places, the changes are merged."""
+"""If more tasks than this, and more than one in a thousand, have changed, the changes are sorted and merged."""
 
 
 _SPAN = 2.0**34
-"""A number of seconds that is greater than all usual Unix times, and small enough to keep microseconds in sums."""
+"""A number of seconds greater than any realistic Unix time, but small enough that sums are exact to the microsecond."""
 
 
 def _activity(task: TaskInfo, now: datetime) -> float:
@@ -593,9 +595,9 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
 
 
 class Order:
-    """A list of task ids, sorted by one column, whose sort key is ``key`` or that of `COLUMNS`.
+    """A list of task ids, sorted by one column. The sort key is ``key`` or, by default, the key in `COLUMNS`.
 
-    A few changes take a binary search each. Many changes are sorted, and merged into the list.
+    If there are few changes, each change takes a binary search. Many changes are sorted and merged into the list.
     """
 
     def __init__(
@@ -611,7 +613,7 @@ class Order:
         self._sorted: list[Key] = []
         self._keys: dict[str, Key] = {}
         self._known: dict[str, Key] = {}
-        """The keys of all tasks that were sorted before, so that a new search or filter does not compute them again."""
+        """The sort keys of all tasks that have been sorted. A new search or filter uses these keys again."""
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -620,7 +622,7 @@ class Order:
         return task_id in self._keys
 
     def build(self, tasks: Mapping[str, TaskInfo], ids: Collection[str], changed: Iterable[str]) -> None:
-        """Replace all ids with the given ids of tasks. The keys of tasks that have ``changed`` are computed again."""
+        """Replace all ids with the given task ids. The sort keys of the tasks in ``changed`` are recomputed."""
         for task_id in changed:
             self._known.pop(task_id, None)
         self._known.update(self._sort_keys(tasks[task_id] for task_id in ids if task_id not in self._known))

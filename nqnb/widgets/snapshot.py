@@ -35,7 +35,7 @@ DOTS = {
 """The colours of the states. Each colour has a contrast ratio of at least 3:1 against both white and black."""
 
 _LEAST_CHARACTERS, _SHORT_CHARACTERS = 7, 24
-"""The minimum width of a shortened column in plain text, and the width below which other columns are left out first."""
+"""The minimum width of a column in plain text, and the width to which long columns shrink before others are dropped."""
 
 COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "note", "payload")
 
@@ -151,7 +151,7 @@ def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[
     if "payload" not in shown:
         omitted.add("payload")
     names: dict[str, str] = {name: name for name in COLUMNS if name not in omitted}
-    # The error of a failed task is more important than the fields, which may not fit into a narrow page.
+    # The error of a failed task is more important than the fields, and a narrow page may not have space for both.
     payload: dict[str, str] = {name: names.pop(name) for name in ("payload",) if name in names}
     return {**names, **fields, **payload}, lines
 
@@ -201,7 +201,7 @@ def _dot(label: str) -> str:
 
 
 def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loaded: bool) -> str:
-    """Return the last line, which states how many tasks are shown, and the time of the snapshot."""
+    """Return the last line, which states how many tasks are shown and when the snapshot was taken."""
     moment = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     when = f"the connection was lost at {moment}" if state == "lost" else f"as of {moment}"
     if unserved := rows.unserved_queues():

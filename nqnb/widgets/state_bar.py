@@ -18,7 +18,7 @@ _COLOURS = {
 
 
 def in_bar_order(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the states that have tasks, with their numbers of tasks, in the order of the bar."""
+    """Return each state that has tasks, and the number of its tasks, in the order of the bar."""
     return [(label, counts[label]) for label in _COLOURS if counts.get(label)]
 
 

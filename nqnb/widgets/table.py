@@ -44,7 +44,7 @@ LOAD_SECONDS = 5.0
 SHOW_SECONDS = 1.0
 """How long `TaskTable.wait_until_shown` waits for the first rows."""
 ENOUGH_ROWS = 1000
-"""The number of rows with which `TaskTable.wait_until_shown` stops waiting."""
+"""The number of rows at which `TaskTable.wait_until_shown` stops waiting."""
 EXPORT_LOAD_SECONDS = 60.0
 """How long `TaskTable.export` waits for the rows to load."""
 EXAMPLES = 3
@@ -116,7 +116,7 @@ class TaskTable(anywidget.AnyWidget):
         self._downloads = Downloads(self._page, title, lambda content, buffers: self.send(content, buffers))
         self._inbox: deque[Callable[[], None]] = deque()
         self._counted: dict[str, tuple[int, str, list[str]]] = {}
-        """The latest question in each view about all matching tasks: its number, the action, and the ids."""
+        """For each view, the number, action and task ids of its latest question about all matching tasks."""
         self._state = "loading"
         self._since = time.time()
         self._complete = False
@@ -214,7 +214,7 @@ class TaskTable(anywidget.AnyWidget):
         return self._ended or self._state == "frozen" or jupyter_compat.is_closed(self.comm)
 
     def wait_until_loaded(self, seconds: float | None = None) -> None:
-        """Wait up to ``seconds`` (default `LOAD_SECONDS`) for the rows to load, or until the connection is lost."""
+        """Wait up to ``seconds`` (default `LOAD_SECONDS`) until the rows are loaded or the connection is lost."""
         if self._feeding and not self._ended:
             self._loaded.wait(LOAD_SECONDS if seconds is None else seconds)
 
@@ -298,8 +298,8 @@ class TaskTable(anywidget.AnyWidget):
         try:
             # Replace the output before the table closes, so that the output is never empty.
             if self._displayed:
-                # Without this message, the page would send its goodbye to a closed comm, and ipykernel would print an
-                # error into a cell.
+                # Otherwise, the page would send its goodbye to a closed comm, and ipykernel would print an error in a
+                # cell.
                 self.send({"type": "over"})
                 replace(self._display_id, self._saved)
                 if jupyter_compat.in_a_kernel():
@@ -314,7 +314,7 @@ class TaskTable(anywidget.AnyWidget):
         if not self._freezing:
             self._save()
         if self._marimo:
-            self.send({"type": "closed"})  # marimo does not tell the view that the comm was closed
+            self.send({"type": "closed"})  # marimo does not notify the view that the comm was closed
         self._ended = True
         self._cancel_timer()
         self._throttle.close()
@@ -402,9 +402,9 @@ class TaskTable(anywidget.AnyWidget):
         text = snapshot.text(self._rows, **shown, width=jupyter_compat.terminal_width())
         return {"text/html": snapshot.html(self._rows, **shown), "text/plain": text}
 
-    # Messages from the page arrive on the main thread or on the thread of a subshell. All messages are queued, except
-    # that cancels are forwarded immediately, and that polls are answered immediately: some front ends, such as Colab,
-    # deliver only messages that answer a message from the page.
+    # Messages from the page arrive on the main thread or on the thread of a subshell. Cancels are forwarded and polls
+    # are answered immediately. All other messages are queued. Some front ends, such as Colab, deliver only messages
+    # that answer a message from the page.
 
     def _receive(self, message: Any) -> None:
         if not isinstance(message, dict) or self._ended:
@@ -435,7 +435,7 @@ class TaskTable(anywidget.AnyWidget):
                     self._handle(message)
                     self._resend = True
                     self._show(polled=True)
-                    # The same rows again from another thread: the page then knows whether the front end delivers them.
+                    # Another thread sends the rows again, so that the page learns whether such messages are delivered.
                     self._resend = message["type"] == "hello"
                 self._throttle.request()
                 return

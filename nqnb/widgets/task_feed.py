@@ -40,7 +40,7 @@ class FeedListener(Protocol):
         """Apply a batch of changes."""
 
     def show_workers(self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str]) -> None:
-        """Show which workers are silent, which queues have no worker, and the names of workers."""
+        """Show silent workers, queues without workers, and the names of workers."""
 
     def refresh(self) -> None:
         """Update everything that depends on the time."""
@@ -60,7 +60,7 @@ class CancelOutcomes(Protocol):
 class _Subscriber:
     """A table, the filter for its tasks, and the last watch state that was sent to the table.
 
-    ``ids`` are the ids of the tasks, if the table shows only these.
+    ``ids`` contains the ids of the tasks if the table shows only certain tasks.
     """
 
     table: FeedListener
@@ -115,7 +115,7 @@ class _KnownTasks:
         self._requeues = _Requeues()
 
     def add(self, tasks: list[TaskInfo]) -> list[TaskInfo]:
-        """Add changed tasks, and return them with those whose ``requeued_as`` has changed as a result."""
+        """Add changed tasks. Return these tasks and any tasks whose ``requeued_as`` has changed as a result."""
         relatives = {task_id for task in tasks if task.origin for task_id in self._requeues.add(task)}
         if self._requeues:
             fresh = {task.id for task in tasks}
@@ -142,7 +142,7 @@ class _KnownTasks:
             self._leave(before)
 
     def queues_with_due_tasks(self) -> list[str]:
-        """Return the sorted names of the queues with pending tasks that are not waiting for their time."""
+        """Return the sorted names of the queues that have pending tasks that are already due."""
         now = datetime.now(timezone.utc)
         return sorted(
             queue
@@ -175,7 +175,10 @@ class TaskFeed:
         self._watch: asyncio.Task[Any] | None = None
         self._check: asyncio.Task[Any] | None = None
         self._worker_names: dict[str, str] = {}
-        """The names of workers as ``host/process``, by worker id. Ids without a presence entry are mapped to the id."""
+        """The names of workers as ``host/process``, by worker id.
+
+        An id without a presence entry is mapped to itself.
+        """
         self._silent: dict[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self._unserved: frozenset[str] = frozenset()
@@ -303,7 +306,7 @@ class TaskFeed:
         return {worker: self._silent.get(worker, now - age) for worker, age in ages.items() if worker in running}
 
     async def _name_workers(self) -> bool:
-        """Look up the names of workers that are new, and return whether there are any."""
+        """Look up the names of new workers, and return whether there are any new workers."""
         new = self._tasks.workers - self._worker_names.keys()
         if new:
             found = {info.id: f"{info.host}/{info.pid}" for info, _ in await self._client.backend.presence.seen()}

@@ -41,7 +41,7 @@ class VisiblePage:
         self._wanted: dict[str, list[str]] = {}
         """The keys of the columns that each view shows."""
         self._layout: list[str] = []
-        """The keys of the columns in the user's order, as chosen in the view that changed them last."""
+        """The keys of the columns, in the order that the user last chose in any view."""
 
     @property
     def in_use(self) -> bool:
@@ -98,7 +98,7 @@ class VisiblePage:
         return self._layout or [column.key for column in self.rows.available_columns() if column.shown]
 
     def reset(self) -> None:
-        """Forget which rows were shown. Call this method after the table is cleared."""
+        """Reset the record of the rows that were shown. Call this method after the table is cleared."""
         self._shown = []
         self._detailed.clear()
 
