@@ -125,12 +125,12 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         return "\n".join((*parts, *self.fixes, self.summary))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the findings below a cell, with magics in place of commands, except the command that runs a worker."""
+        """Show the findings below a cell. Remedies name magics instead of commands, except for running a worker."""
         printer.text(re.sub(r"`nqnb (?!worker )", "`%nq ", str(self)))
 
     @property
     def ok(self) -> bool:
-        """Whether there are no findings and no repair failed."""
+        """True if there are no findings and no repair failed."""
         return not self.findings and not self.errors
 
     @property
@@ -169,7 +169,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
 
 
 def check_codes(ignore: str | Iterable[str]) -> frozenset[str]:
-    """Check codes to ignore, and return them as a set. Raise `BadInput` if a code is unknown."""
+    """Validate the codes to ignore, and return them as a set. Raise `BadInput` if a code is unknown."""
     try:
         given = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     except Exception:  # noqa: BLE001  the caller's object may raise anything

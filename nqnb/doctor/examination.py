@@ -1,9 +1,10 @@
 """Read entries, messages, presence and configuration, and report inconsistencies.
 
-A busy server changes while it is read. For example, a task that is being submitted has a message but no entry for a
-moment, and a task that ends between two reads seems to have no message. Therefore there are two looks at the
-server. The first look reads everything with few requests, and finds suspects. After a pause, each suspect is read again
-through the leaders, and only suspects that are still wrong become findings.
+The contents of a busy server change during the examination. For example, a task that is being submitted has a message
+but no entry for a short time, and a task that ends between two reads seems to have no message. The examination
+therefore looks at the server twice. The first look reads everything with few requests and finds suspects. After a
+pause, the second look reads each suspect from the leader of its stream. Only suspects that are still wrong become
+findings.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Q = TypeVar("Q", OpenTask, FoundMessage)
 LOOK_AGAIN_SECONDS = 1.0
 """The pause before the suspects are read again, in seconds."""
 OWN_UNWRITTEN_SECONDS = 5.0
-"""The age, in seconds, at which a message of nqnb without an entry is reported. The entry usually follows at once."""
+"""A message from nqnb without an entry is reported at this age, in seconds. The entry usually follows immediately."""
 
 
 async def examine(backend: Backend, queue: str | None = None, ignore: Collection[str] = ()) -> Diagnosis:
@@ -44,8 +45,8 @@ async def examine(backend: Backend, queue: str | None = None, ignore: Collection
 
     Args:
         backend: the backend to use.
-        queue: the only queue to examine; None examines the whole server.
-        ignore: the codes that are not reported.
+        queue: the queue to examine, or None to examine the whole server.
+        ignore: the codes of findings to leave out.
     """
     started = time.monotonic()
     seen = await FirstLook.take(backend, queue)
@@ -65,7 +66,7 @@ async def examine(backend: Backend, queue: str | None = None, ignore: Collection
 
 
 class _Examination:
-    """The second look at the suspects that the first look has found."""
+    """The second look, at the suspects from the first look."""
 
     def __init__(self, backend: Backend, seen: FirstLook, queue: str | None) -> None:
         self._backend = backend
@@ -120,8 +121,8 @@ class _Examination:
     async def _without_message(self, suspects: list[OpenTask]) -> list[OpenTask]:
         """Return the tasks that have no message and that no live worker is running.
 
-        A task's message is removed only after the final entry was written. Therefore, a task whose entry is
-        the same before and after the search really has no message.
+        A task's message is removed only after the final entry has been written. Therefore, if a task's entry is the
+        same before and after the search, the message is really missing.
         """
         found = await _only(await self._unchanged(suspects), self._has_no_message)
         return await self._unchanged(found)
@@ -137,18 +138,18 @@ class _Examination:
         data = await self._backend.stored_message(stream, task.sequence)
         if data is not None and id_of(data) == task.id:
             return False
-        # A message that a schedule has published has another sequence.
+        # A message that was published by a schedule has a different sequence.
         return not (task.due or not task.sequence) or task.id not in await self._ids_in(stream)
 
     async def _without_entry(self, suspects: list[FoundMessage]) -> list[FoundMessage]:
-        """Return the messages that still exist and still have no entry, and whose task no live worker is running."""
+        """Return the messages that still exist without an entry, and whose tasks are not running on a live worker."""
         workers = (await self._backend.presence.roll_call())[0].values() if suspects else ()
         # A worker that is late with its heartbeat may still be running the task.
         live = [each.info for each in workers if each.age < 3 * each.info.ttl]
 
         async def is_orphan(message: FoundMessage) -> bool:
             if any(info.runs(message.id) for info in live):
-                # The entry was removed while the task was running. The worker writes the outcome.
+                # The entry was removed while the task was running. The worker will write the outcome.
                 return False
             data = await self._backend.stored_message(message.stream, message.sequence)
             if data is None or id_of(data) != message.id:
@@ -181,7 +182,7 @@ class _Examination:
 
     async def _bad_entries(self, keys: list[str]) -> list[Finding]:
         async def is_bad(key: str) -> bool:
-            # A server also stores keys with wildcards, which cannot be read.
+            # A server can also store keys that contain wildcards, and such keys cannot be read.
             return not names.is_key(key) or (await read_entry(self._backend, key)).malformed is not None
 
         found, settings = [], self._backend.settings
@@ -283,7 +284,7 @@ class _Examination:
 
 
 async def _only(things: list[T], is_wanted: Callable[[T], Awaitable[bool]]) -> list[T]:
-    """Return the things for which an async function returns True, in the same order."""
+    """Return the items for which an async function returns True, in the same order."""
     wanted: set[int] = set()
 
     async def look(pair: tuple[int, T]) -> None:

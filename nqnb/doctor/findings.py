@@ -1,4 +1,4 @@
-"""Create the findings: for each kind, the conditions, the problem in a sentence, and the remedy."""
+"""Create the findings. This module contains the conditions, the problem and the remedy of each kind of finding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GAPS = {
     (2, 11): "states that expire (run `nqnb prune` regularly) and paused consumers (a pause does not stop Go workers)",
     (2, 10): "TLS handshake first",
 }
-"""The feature that servers before each version lack, and the consequence; see docs/versions.md."""
+"""For each version, the feature that older servers lack, and the consequence; see docs/versions.md."""
 
 
 def no_message(queue: str, tasks: Sequence[OpenTask]) -> Finding:
@@ -140,7 +140,10 @@ def no_cancel_stream(queue: str) -> Finding:
 
 
 def short_ack_wait(queue: QueueFacts, tasks: Sequence[OpenTask], ack_wait: float) -> Finding:
-    """Return the finding about an ack wait that is too short for Go workers. ``tasks`` have run for longer."""
+    """Return the finding about an ack wait that is too short for Go workers.
+
+    ``tasks`` have run for longer than that.
+    """
     late = f" {_count(len(tasks), 'task has', 'tasks have')} already run for longer." if tasks else ""
     stream = shlex.quote(queue.tasks.name) if queue.tasks else queue.name
     longer = max(GO_ACK_WAIT_SECONDS, 2 * ack_wait if tasks else 0)

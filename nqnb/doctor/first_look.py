@@ -38,7 +38,7 @@ class OpenTask(NamedTuple):
 
     @property
     def runs_in_go(self) -> bool:
-        """Whether a Go worker is running the task according to the entry."""
+        """Whether, according to the entry, a Go worker is running the task."""
         return self.status is Status.PROCESSING and not self.marked
 
 
@@ -55,7 +55,7 @@ class FoundMessage(NamedTuple):
 
 @dataclass
 class FirstLook:
-    """What the server contained at about the same time.
+    """The contents of the server, all read at about the same time.
 
     Attributes:
         facts: the configuration.
@@ -64,8 +64,8 @@ class FirstLook:
         tasks: the tasks that have not ended, by queue.
         count: the number of tasks, including those that have ended.
         known: the keys of all entries.
-        unreadable: the reason for each entry that cannot be decoded, by key.
-        unreadable_workers: the reason for each presence entry that cannot be decoded, by key.
+        unreadable: the errors of the entries that cannot be decoded, by key.
+        unreadable_workers: the errors of the presence entries that cannot be decoded, by key.
         served: the queues from which a worker has claimed a task.
         go_queues: the queues for which a Go worker has written an entry.
     """
@@ -83,13 +83,13 @@ class FirstLook:
 
     @classmethod
     async def take(cls, backend: Backend, queue: str | None = None) -> FirstLook:
-        """Read the server, or everything that concerns one queue.
+        """Read everything on the server, or only what concerns one queue.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for a request.
         """
         made = cls(await backend.server_facts(queue))
-        # The messages are read first: a task that is submitted in the meantime then has an entry.
+        # Messages are read before entries, so that a task that is submitted in the meantime has an entry.
         for stream in dict.fromkeys(each.tasks.name for each in made.facts.queues.values() if each.tasks):
             async for message in backend.scan_messages(stream):
                 try:

@@ -1,4 +1,4 @@
-"""Make the safe repairs. No task is lost, and no task runs that would not have run without the repair."""
+"""Make safe repairs. A repair never loses a task, and never runs a task that would not have run otherwise."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Remedy = Callable[[str], Awaitable[bool]]
 async def treat(
     backend: Backend, diagnosis: Diagnosis, by: str, queue: str | None = None, ignore: Collection[str] = ()
 ) -> Diagnosis:
-    """Repair the findings of a diagnosis that can be repaired safely, and examine again.
+    """Repair those findings of a diagnosis for which this is safe, and examine the server again.
 
     Args:
         backend: the backend to use.
         diagnosis: the diagnosis. Only its findings are repaired.
-        by: the name of the user, for the receipts of the tasks that are ended.
-        queue: the only queue to examine again; None examines the whole server.
-        ignore: the codes that are not reported.
+        by: the name of the user, for the receipts of the tasks that the repairs end.
+        queue: the queue to examine again, or None to examine the whole server.
+        ignore: the codes of findings to leave out.
 
     Returns:
         The new diagnosis, with the findings that were repaired, and an error for each repair that failed.
@@ -59,7 +59,7 @@ async def _repair_each(ids: list[str], remedy: Remedy, repaired: list[str]) -> N
 
 
 async def _remedy(backend: Backend, finding: Finding, by: str) -> Remedy:
-    """Return the function that repairs one of the finding's ids, and returns whether it was repaired."""
+    """Return a function that makes the repair for one of the finding's ids, and returns whether it was made."""
 
     async def end(task_id: str) -> bool:
         status = await end_task_without_message(backend, task_id, by)
