@@ -32,21 +32,21 @@ _RETRY_SECONDS = 1.0
 
 
 class _Reading(NamedTuple):
-    """The server's own numbers at the moment of a scrape."""
+    """The numbers that are read from the server during a scrape."""
 
     queues: list[QueueInfo]
     workers: int
     buckets: dict[str, tuple[int, int]]
     """The number of messages and the size in bytes of each bucket."""
     account: dict[str, Any]
-    """JetStream's usage and limits of the account, or an empty dict if the user may not read them."""
+    """The JetStream usage and limits of the account, or an empty dict if the user may not read them."""
 
 
 class Exporter:
     """A collector of the metrics of a server.
 
-    One watch of the state bucket keeps the number of tasks in each state, so a scrape reads only the queues, the
-    workers and the size of the storage. Call `follow` on the event loop of the client while metrics are served.
+    A watch of the state bucket counts the tasks in each state, so a scrape reads only the queues, the workers and the
+    size of the storage. Call `follow` on the event loop of the client while metrics are served.
 
     Args:
         nq: the client.
@@ -243,7 +243,7 @@ class Exporter:
             and self._watch is not None
             and elapsed() - self._listed_at > _LISTING_PAUSE_SECONDS
         ):
-            # Entries have expired or were pruned, which the server does not report.
+            # The server does not report entries that have expired or were pruned.
             self._watch.cancel()
         return reading
 

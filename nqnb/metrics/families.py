@@ -30,7 +30,7 @@ def counter(name: str, text: str, values: Values, *labels: str) -> Metric:
 
 
 def durations(name: str, text: str, values: Mapping[str, Histogram]) -> Metric:
-    """Return the histogram of each queue."""
+    """Return the histogram of durations for each queue."""
     family = HistogramMetricFamily(name, text, labels=("queue",))
     for queue, histogram in values.items():
         family.add_metric((queue,), histogram.buckets, histogram.seconds)

@@ -1,4 +1,4 @@
-"""A histogram of durations, and the labels of queues. Both are cheap enough for each task of a busy worker."""
+"""A histogram of durations, and the labels of queues. Both are fast enough for each task of a busy worker."""
 
 from __future__ import annotations
 

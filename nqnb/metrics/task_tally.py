@@ -1,4 +1,4 @@
-"""The number of tasks in each state, and the times of tasks that end, kept current by one watch of all tasks."""
+"""Statistics from a watch of all tasks: how many tasks are in each state, and how long ended tasks waited and ran."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TaskTally:
     """Counts that a watch keeps current.
 
     A tally needs about 300 bytes per task. The server does not report entries that have expired or were pruned, so the
-    tally may know more tasks than the server; `begin` and another watch correct it.
+    tally may include tasks that no longer exist. To correct the tally, call `begin` and start another watch.
 
     Args:
         label: returns the label of a queue.
@@ -45,7 +45,7 @@ class TaskTally:
         self.cancels: defaultdict[str, Histogram] = defaultdict(Histogram)
         self._tasks: dict[str, tuple[str, Status]] = {}
         self._keys: dict[tuple[str, Status], tuple[str, Status]] = {}
-        """One object for each pair, which all tasks share."""
+        """A single tuple for each pair of queue and state. The tasks share these tuples to save memory."""
         self._counts: Counter[tuple[str, Status]] = Counter()
         self._due: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """The time from which each pending task has been waiting, by queue and task id."""

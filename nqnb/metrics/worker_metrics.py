@@ -64,13 +64,13 @@ class WorkerMetrics:
         self._now = now
 
     def ran(self, queue: str, status: Status | None, seconds: float | None, entry: TaskMessage) -> None:
-        """Count a run that has ended. Every task calls this method, so it makes few calls itself.
+        """Count a run that has ended. This method is called for every task, so it makes few calls itself.
 
         Args:
             queue: the task's queue.
-            status: the state that was written, or None if another worker owns the task or it will be redelivered.
+            status: the state that was written, or None if another worker owns the task or the task will be redelivered.
             seconds: how long the handler ran, or None if it did not run.
-            entry: the task's entry, as this run has claimed it.
+            entry: the task's entry, as written by this run's claim.
         """
         counters = self._of[queue]
         counters.runs[status if status in counters.runs else None] += 1
