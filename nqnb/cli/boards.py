@@ -82,7 +82,7 @@ def changes(record: Changes) -> RenderableType:
 
 
 def _progress(task: TaskInfo) -> str:
-    """Return the progress of a running task as a number or a percentage, or an empty string."""
+    """Return the progress of a running task as a number or a percentage, or an empty string if it is unknown."""
     if task.progress is None or task.status is not Status.PROCESSING:
         return ""
     if not task.progress.total:

@@ -162,7 +162,7 @@ def _(record: ServerUp) -> RenderableType:
 @render.register
 def _(record: TaskInfo) -> RenderableType:
     ran = f", took {run_duration(record)}" if run_duration(record) else ""
-    # The due time of a task that has ended has no meaning any more.
+    # The due time is irrelevant once the task has ended.
     due = None if record.status.terminal else record.due_at or moment(parse_time(record.process_at))
     error = record.error
     return fields(
@@ -593,7 +593,7 @@ def _progress(task: TaskInfo) -> str:
 
 
 def _share(task: TaskInfo) -> str:
-    """Return text for a narrow column: the progress of a task, or a note that its worker is absent."""
+    """Return text for a narrow column: the progress of a task, or a note that the task's worker is absent."""
     if absent := absent_worker(task):
         return absent
     if task.progress is None or not task.progress.total:

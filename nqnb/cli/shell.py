@@ -258,7 +258,7 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device. Otherwise, the flush of its buffer at exit would fail again."""
+    """Redirect a stream to the null device. Otherwise, flushing the stream at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

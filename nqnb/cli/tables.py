@@ -16,7 +16,7 @@ from nqnb.text import age, clean, duration, line, seconds_since
 
 _COMMAND = re.compile("`[^`]+`")
 _UNBROKEN_SPACE = "\ue000"
-"""A stand-in for a space at which rich must not break a line. A no-break space would remain in a copied command."""
+"""A placeholder for a space at which rich must not break a line. A no-break space would end up in copied commands."""
 
 STYLES = {
     Status.PENDING: "",
@@ -123,5 +123,5 @@ def queue_state(queue: QueueInfo) -> Text:
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column for numbers of scheduled tasks. The column is dropped first if no queue has such tasks."""
+    """Return the column for numbers of scheduled tasks. This column is the first to be dropped if it has no numbers."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)

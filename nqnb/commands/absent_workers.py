@@ -1,4 +1,4 @@
-"""Information for tasks and receipts: whether the worker of a running task is silent or gone."""
+"""Add information to tasks and receipts about workers that are silent or gone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def with_silence(nq: Client, tasks: list[TaskInfo]) -> list[TaskInfo]:
 
 
 async def with_absence(nq: Client, receipts: Iterable[CancelReceipt]) -> dict[str, CancelReceipt]:
-    """Return the receipts of the tasks that no live worker is stopping, by task id. ``how`` contains the reason.
+    """Return receipts for the tasks that no live worker is stopping, by task id. The field ``how`` contains the reason.
 
     If the workers cannot be read, the result is empty.
     """

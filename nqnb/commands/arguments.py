@@ -100,7 +100,7 @@ def limit_option(function: F) -> F:
 
 
 def error_option(function: F) -> F:
-    """Add the ``--error`` option, which selects tasks by a part of their error."""
+    """Add the ``--error`` option, which selects tasks by part of their error message."""
     return click.option(
         "--error", type=part_of_error, metavar="TEXT", help="Select only tasks whose error contains TEXT, ignoring case"
     )(function)

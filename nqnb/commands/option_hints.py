@@ -26,7 +26,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "type": ("--error",),
     "when": ("--process-at",),
 }
-"""Option names that other programs use, each with the nqnb options of the same meaning."""
+"""Option names that other programs use, each with the nqnb options that have the same meaning."""
 
 
 def no_such_option(error: click.NoSuchOption, command: click.Command) -> click.NoSuchOption:

@@ -88,7 +88,7 @@ def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
 @queue_argument
 @click.pass_context
 def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
-    """Resume a paused queue: workers start its tasks again."""
+    """Resume a paused queue, so that workers can start its tasks."""
     return _change(ctx, queue, Client.resume)
 
 

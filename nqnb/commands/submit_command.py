@@ -133,7 +133,7 @@ def submit(
         value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
-        raise click.UsageError("--lines has nothing to read: no input was named. Use --file PATH, or `-` for stdin")
+        raise click.UsageError("--lines has nothing to read: no input was specified. Use --file PATH, or `-` for stdin")
     values = [
         _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)

@@ -610,8 +610,8 @@ def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
     task_id, state = receipt.task_id, receipt.status
     if receipt.stopping and receipt.how:
         return WaitTimeout(
-            f"task {task_id!r} is not marked as cancelled yet: {receipt.how}. The cancel is stored, so it need not be "
-            "repeated.",
+            f"task {task_id!r} is not marked as cancelled yet: {receipt.how}. The cancel is stored and does not "
+            f"need to be repeated.",
             task_id,
             state,
         )
@@ -656,7 +656,7 @@ async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
 
 
 async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
-    """Return at most ``limit`` matching tasks: those that changed most recently."""
+    """Return the most recently changed tasks that match, at most ``limit``."""
     found = await which.tasks(nq)
     return Tasks(await with_silence(nq, found[-limit:]), len(found))
 

@@ -210,7 +210,7 @@ class _Watcher:
         pending = self._pending = self._pending or asyncio.ensure_future(self._take_snapshot(nq))
         while not pending.done():
             await asyncio.wait({pending}, timeout=_SLOW_SECONDS)
-            # The client retries the request, but the user learns at once that the server is unreachable.
+            # The client retries the request, but the user learns immediately that the server is unreachable.
             if not pending.done() and not nq.backend.connected:
                 return self._unreachable(last, "the server has not answered")
         self._pending = None

@@ -3,9 +3,9 @@
 `nqnb.commands.worker_reload` uses one such process.
 
 A socket pair connects the parent to each worker process. The parent sends the connection options over the socket,
-because other users could read them on the command line. The worker process reports over the socket that it is serving.
-When the parent exits, the socket closes, and the worker process stops. Each worker process runs in a separate session
-and therefore receives a Ctrl-C only from the parent.
+because other users could read them on the command line. The worker process uses the socket to report that it has
+started to serve. When the parent exits, the socket closes, and the worker process stops. Each worker process runs in a
+separate session and therefore receives a Ctrl-C only from the parent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger("nqnb.worker")
 
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
-"""A crash is a quick crash if the process served for less than this time."""
+"""A crash counts as quick if the process had served for less than this time."""
 _MAX_QUICK_CRASHES = 5
 """After this many consecutive quick crashes of a process and its replacements, the parent stops all processes."""
 _REPORTED_EXIT_CODES = (1, 2, 3)
@@ -57,7 +57,7 @@ class WorkerProcesses:
         options: the fields of `nqnb.Settings` for each process.
         count: how many processes to run.
         shutdown_timeout: the worker's shutdown_timeout, in seconds.
-        endpoints: the addresses of the first process's endpoints, by option, such as ``--metrics``. Each further
+        endpoints: the addresses of the first process's endpoints, by option, such as ``--metrics``. Each additional
             process uses the next ports.
     """
 
@@ -158,7 +158,10 @@ class WorkerProcesses:
 
 
 def exit_code(code: int) -> int:
-    """Return the exit code for a process's `WorkerProcess.code`: 128 plus the number of the signal that killed it."""
+    """Convert a `WorkerProcess.code` to an exit code.
+
+    If a signal killed the process, return 128 plus the signal number.
+    """
     return code if code >= 0 else 128 - code
 
 
@@ -236,7 +239,7 @@ class WorkerProcess:
             return f"worker process {self.pid} was killed by signal {-self.code}"
 
     def leave(self) -> None:
-        """Make the process stop as on a signal, and exit at the latest `EXTRA_STOP_SECONDS` after its timeout."""
+        """Make the process stop as if it had received a signal, at most `EXTRA_STOP_SECONDS` after its timeout."""
         if self._serves:
             self._socket.close()
         else:

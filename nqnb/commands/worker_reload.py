@@ -25,13 +25,13 @@ log = logging.getLogger("nqnb.worker")
 class Reloader:
     """A worker process that is restarted when a Python file in one of the folders changes.
 
-    The worker stops as on a signal: it waits for running tasks, and unfinished tasks are redelivered. If the process
-    fails, for example because of a syntax error, the next change is awaited.
+    To restart, the worker stops as if it had received a signal: it waits for running tasks, and unfinished tasks are
+    redelivered. If the process fails, for example because of a syntax error, the parent waits for the next change.
 
     Args:
         arguments: the arguments after ``nqnb worker`` on the command line of the process.
         options: the fields of `nqnb.Settings` for the process.
-        folders: the folders to watch, with all folders in them.
+        folders: the folders to watch, including all of their subfolders.
 
     Raises:
         UsageError: watchfiles is not installed.
@@ -86,7 +86,7 @@ class Reloader:
                 self._process.signal(signal.SIGKILL)
 
     async def _ended(self, process: WorkerProcess, watching: asyncio.Future[None]) -> None:
-        """Wait until the process has ended. After a change, make it stop."""
+        """Wait until the process has ended. After a change, make the process stop."""
 
         async def end() -> None:
             await process.serves()
