@@ -53,7 +53,7 @@ def first_line(code: str) -> str:
 
 
 def is_here(source: Source | None, here: Source | None) -> bool:
-    """Return whether two sources have the same kernel, or notebooks with the same file name."""
+    """Return whether two sources have the same kernel, or have notebooks with the same file name."""
     if source is None or here is None:
         return False
     return source.kernel == here.kernel or (source.notebook == here.notebook != "")

@@ -156,7 +156,9 @@ def _step(coroutine: Any) -> None:
     except StopIteration:
         return
     coroutine.close()
-    raise RuntimeError("cannot run this message handler now: it awaits the kernel's event loop, which a cell blocks")
+    raise RuntimeError(
+        "cannot run this message handler now: it awaits the kernel's event loop, which a running cell is blocking"
+    )
 
 
 def _flush() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nqnb.widgets.board import Board
 
 _KNOWN_SECONDS = 1.0
-"""How long a card of only a few tasks waits for their records before it waits for the feed."""
+"""How long a card with only a few tasks waits for the tasks' records. After this time, the card waits for the feed."""
 _LOAD_SECONDS = 5.0
 """How long a read or an action waits for the tasks."""
 _UNREAD_SECONDS = 30.0
@@ -70,12 +70,12 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
         family = task.origin or task.id
         if task.id in ids:
             families.add(family)
-        # A large bucket is read with its newest entries first: a copy may come before the task.
+        # The newest entries of a large bucket are read first, so a copy may be read before the original task.
         return (family in families or task.origin in ids) and (start is None or is_after(start, task))
 
     tasks = _Tasks(client, () if ids is None else ids, lambda: feed.follow(tasks, wanted))
     if ids is not None and len(ids) <= MANY_TASKS:
-        # A few tasks are shown at once, even if the feed must first read many others.
+        # A few tasks are shown immediately, even if the feed must first read many others.
         known = LOOP.call(_known(client, ids))
         tasks.update(TaskBatch(tasks=list(filter(wanted, known)), complete=bool(known)))
     title = queue or ("all queues" if ids is None else "1 task" if len(ids) == 1 else f"{len(ids):,} tasks")
@@ -89,7 +89,8 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
 class _Tasks:
     """The tasks of a card. Call all methods on the loop, except the first `update`, which must precede all others.
 
-    The card follows the feed only while it is read, because a page does not report that it has removed a card.
+    The card follows the feed only while a page is reading the card, because pages do not report that a card was
+    removed.
     """
 
     def __init__(self, client: Client, ids: Collection[str], follow: Callable[[], Callable[[], None]]) -> None:
@@ -101,9 +102,9 @@ class _Tasks:
         self._read_at = 0.0
         self._ids = frozenset(ids)
         self._unseen = set(ids)
-        """The ids of the tasks of a list that have no record."""
+        """The ids of listed tasks for which no record has been received."""
         self._tasks: dict[str, TaskInfo] = {}
-        """The tasks, without those that were requeued: their latest copies count instead."""
+        """The tasks. A requeued task is replaced by its latest copy."""
         self._counts: Counter[tuple[str, Status]] = Counter()
         """The number of tasks by queue and state."""
         self._groups: dict[str, dict[str, TaskInfo]] = {}
@@ -113,14 +114,17 @@ class _Tasks:
         self._requeued: set[str] = set()
         """The tasks that were requeued with a button, so that a second click does not requeue them again."""
         self._marks: dict[str, tuple[int, str]] = {}
-        """The number and the group of each failed task, and the number and an empty string of each open task.
+        """For each failed task, its number and its group. For each open task, its number and an empty string.
 
-        Tasks are numbered in the order in which the card first counted them so. A question counts the tasks up to the
-        last number at that time. Numbers are kept if the tasks are read again.
+        Tasks are numbered in the order in which the card first counted them as failed or as open. A question covers the
+        tasks up to the highest number at that time. The tasks keep their numbers when they are read again.
         """
         self._last_mark = 0
         self._ends: list[float] = []
-        """The times at which tasks recently ended, in Unix seconds and in no order, for the rate."""
+        """The times at which tasks recently ended, in Unix seconds and in no particular order.
+
+        The rate is based on these times.
+        """
         self._began: float | None = None
         self._complete = asyncio.Event()
         self._lost = False
@@ -158,7 +162,7 @@ class _Tasks:
             LOOP.soon(self.update, TaskBatch(anew=True))  # after the last batch of the subscription
 
     def close(self) -> None:
-        """End the subscription for good."""
+        """End the subscription permanently."""
         self._closed = True
         self._leave()
 
@@ -168,7 +172,7 @@ class _Tasks:
             stop()
 
     async def _load(self) -> None:
-        """Follow the feed, and wait a few seconds at most for the tasks."""
+        """Follow the feed, and wait at most a few seconds for the tasks."""
         self._read_at = time.monotonic()
         if self._stop is None and not self._closed:
             self._stop = self._follow()
@@ -214,7 +218,7 @@ class _Tasks:
     # Content
 
     async def read(self) -> BoardContent:
-        """Return the current content. A call waits a few seconds at most for the tasks."""
+        """Return the current content. A call waits at most a few seconds for the tasks."""
         await self._load()
         if self._lost:
             raise ConnectionFailed(
@@ -306,7 +310,7 @@ class _Tasks:
     async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
         """Requeue failed tasks, or cancel all tasks that have not ended.
 
-        Only tasks that the question counted are changed. ``upto`` is the number of the last of them.
+        Only the tasks that the question covered are changed. ``upto`` is the highest number among these tasks.
         """
         await self._load()
         if action == "cancel":

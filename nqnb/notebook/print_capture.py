@@ -107,7 +107,7 @@ def _start_in_context(thread: threading.Thread) -> None:
 
 
 class Routing:
-    """The installation of the routers. They are installed while at least one worker is registered."""
+    """The installation of the routers. The routers are installed while at least one worker is registered."""
 
     def __init__(self) -> None:
         self._users = 0

@@ -25,7 +25,7 @@ def worker_board(client: Client) -> Board:
 
 
 def open_board(title: str, source: BoardSource, on_close: Callable[[], None] = lambda: None) -> Board:
-    """Return a live table that shows a source."""
+    """Return a live table that shows the content of a source."""
     from nqnb.widgets.board import Board
 
     def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -221,7 +221,7 @@ class Session:
                 board.close()
 
     async def close(self, wait: float = 0.0) -> None:
-        """Stop the handlers and disconnect. This is the asynchronous part of `down`, which leaves live tables open."""
+        """Stop the handlers and disconnect, but leave live tables open. This is the asynchronous part of `down`."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -342,7 +342,7 @@ class Session:
         """Submit many tasks to a queue, 256 at a time.
 
         If the call is interrupted, a message reports the tasks that were already submitted. If ``cancel_on_interrupt``
-        is True, these tasks are cancelled instead. The attribute `interrupted` then lists these tasks.
+        is True, these tasks are cancelled instead. In both cases, the attribute `interrupted` lists these tasks.
 
         Args:
             queue: the queue; it is created if it does not exist.
@@ -366,8 +366,8 @@ class Session:
                 have been submitted. ``"return"`` returns each error in place of the task.
 
         Returns:
-            A `TaskList` in the order of the payloads. If some payloads were not accepted, a plain list of tasks and
-            errors in the same order.
+            A `TaskList` in the order of the payloads. If some payloads were not accepted, the result is a plain list of
+            tasks and errors in the same order.
 
         Raises:
             NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors``
@@ -457,8 +457,8 @@ class Session:
                 session's ``cancel_on_interrupt`` is used.
 
         Returns:
-            A `TaskList` in the order of the payloads. If some payloads were not accepted, a plain list of tasks and
-            errors in the same order.
+            A `TaskList` in the order of the payloads. If some payloads were not accepted, the result is a plain list of
+            tasks and errors in the same order.
 
         Raises:
             NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors``
@@ -581,8 +581,8 @@ class Session:
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -604,8 +604,8 @@ class Session:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -836,18 +836,18 @@ class Session:
     ) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row.
 
-        The table's ``df`` attribute is a DataFrame of the same tasks. The call waits a second at most for the first
-        rows. If no front end is connected, the call waits a few seconds at most for all rows.
+        The table's ``df`` attribute is a DataFrame of the same tasks. The call waits at most a second for the first
+        rows. If no front end is connected, the call waits at most a few seconds for all rows.
 
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
                 queue. If None, the table shows all tasks.
-            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``: the names of the
-                table's own columns, of payload fields, and of result fields with ``"→ "`` before the name. If None, the
-                table selects the columns.
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be that of
+                a standard column, a payload field or, with the prefix ``"→ "``, a result field. If None, the table
+                selects the columns.
             format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
-                function that receives the value and returns the text. If it raises an exception, the plain value is
-                shown.
+                function that receives the value and returns the text. If a format raises an exception, the plain value
+                is shown.
 
         Raises:
             BadInput: ``what`` is neither a queue name nor tasks, or ``columns`` or ``format`` is invalid.
@@ -1013,7 +1013,7 @@ class Session:
         self.call(self.client.pause(queue))
 
     def resume(self, queue: str) -> None:
-        """Resume a paused queue. Workers start its tasks again within a second. Resuming is idempotent.
+        """Resume a paused queue. Within a second, workers can start its tasks. Resuming is idempotent.
 
         Args:
             queue: the queue.
@@ -1044,9 +1044,9 @@ class Session:
         """Find inconsistencies between tasks, messages, workers and configuration, and explain how to resolve them.
 
         Args:
-            queue: the only queue to examine; None examines the whole server.
-            fix: whether to repair the findings that can be repaired safely, and to examine again.
-            ignore: codes that are not reported, such as ``["old-server"]``.
+            queue: the queue to examine, or None to examine the whole server.
+            fix: whether to make the repairs that are safe, and then examine the server again.
+            ignore: the codes of findings to leave out, such as ``["old-server"]``.
 
         Raises:
             BadInput: the queue name or a code is invalid.

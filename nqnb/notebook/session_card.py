@@ -54,7 +54,7 @@ class Card:
         backend = client.backend
         if not backend.connected:
             raise ConnectionFailed(
-                "not connected: the server is down or unreachable. The session reconnects automatically."
+                "the session is not connected: the server is down or unreachable. The session reconnects automatically."
             )
         self.jetstream = _usage(await _allowed(backend.account_info()))
         self.queues = await _allowed(client.queues())

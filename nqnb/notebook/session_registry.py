@@ -21,7 +21,7 @@ _EXIT_SECONDS = 0.7
 _sessions: dict[tuple[str, ...], Session] = {}
 """The sessions, by the addresses of their servers."""
 _latest: list[Session] = []
-"""The most recently requested session. The list is empty if that session has been closed."""
+"""A list with the most recently requested session. The list is empty if that session has been closed."""
 
 
 def session(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:

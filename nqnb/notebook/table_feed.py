@@ -49,7 +49,10 @@ class TableFeed(TaskFeed):
         return table
 
     def follow(self, listener: FeedListener, wanted: Wanted) -> Callable[[], None]:
-        """Send the tasks that ``wanted`` accepts, and their changes, to a listener. Return a function to stop."""
+        """Send the tasks that ``wanted`` accepts, and their changes, to a listener.
+
+        Return a function that ends the subscription.
+        """
         LOOP.soon(self.attach, listener, wanted)
         return lambda: LOOP.soon(self.detach, listener)
 

@@ -53,7 +53,7 @@ _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 MANY_TASKS = 2000
 """The number of tasks above which all tasks of the queue are read at once, which is faster than reading each task."""
 _LISTED_PER_SECOND = 10_000
-"""The display of a long list waits an additional second for each group of this many tasks."""
+"""The display of a long list may take one more second for every additional group of this many tasks."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _DISPLAY_SECONDS = 1.0
@@ -165,8 +165,8 @@ class SessionTask:
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
         """
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
@@ -185,8 +185,8 @@ class SessionTask:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
         """
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
@@ -463,12 +463,12 @@ class TaskList(list[SessionTask]):
         """Return a live table of the tasks, with a cancel button in each row. The table's ``df`` is a DataFrame.
 
         Args:
-            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``: the names of the
-                table's own columns, of payload fields, and of result fields with ``"→ "`` before the name. If None, the
-                table selects the columns.
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be that of
+                a standard column, a payload field or, with the prefix ``"→ "``, a result field. If None, the table
+                selects the columns.
             format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
-                function that receives the value and returns the text. If it raises an exception, the plain value is
-                shown.
+                function that receives the value and returns the text. If a format raises an exception, the plain value
+                is shown.
 
         Raises:
             BadInput: ``columns`` or ``format`` is invalid.
@@ -527,7 +527,10 @@ class TaskList(list[SessionTask]):
         return [listed.get(task_id) or unknown(task_id) for task_id in self.ids]
 
     def card(self) -> Board:
-        """Return a live card of the tasks, as `Session.watch_failures` does. A cell shows this card for a list."""
+        """Return a live card of the tasks, as `Session.watch_failures` does.
+
+        A notebook displays a list as this card.
+        """
         return self._session.watch_failures(self)
 
     def _ipython_display_(self, **kwargs: Any) -> None:
@@ -708,7 +711,7 @@ def _texts(values: Iterable[Any], where: str) -> list[str]:
 
 
 def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
-    """Add advice to the first error of several tasks: how to get the results of the other tasks."""
+    """Add advice to the error of one task: how to get the results of the other tasks."""
     if tasks > 1:
         error.args = (
             f"{clause(error)}. {failed:,} of {tasks:,} tasks {'has' if failed == 1 else 'have'} no result. "

@@ -88,7 +88,7 @@ def result(record: Any, session: Session | None) -> Any:
 
 
 def failure(record: Any) -> NqnbError | None:
-    """Return the error that must stop a Run All, or None if there is no such error in the record."""
+    """Return the error in the record at which Run All must stop, or None if there is no such error."""
     if isinstance(record, Submitted) and record.errors:
         count = len(record.ids) + len(record.errors)
         text = f"{len(record.errors):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"
@@ -102,7 +102,7 @@ def is_silent(record: Any) -> bool:
 
 
 def unreported_errors(record: Any, made: Any) -> list[NqnbError]:
-    """Return the errors of a record that the cell's result does not contain."""
+    """Return those errors of a record that are missing from the cell's result."""
     errors = list(getattr(record, "errors", ()))
     if isinstance(made, dict) and "errors" in made:
         return []

@@ -336,7 +336,7 @@ def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _untyped(param: click.Parameter) -> click.Parameter:
-    """Return a copy of a parameter without type conversion, because a word may carry the value of a variable."""
+    """Return a copy of a parameter without type conversion, because a word may stand for the value of a variable."""
     made = copy.copy(param)
     made.type = click.UNPROCESSED
     return made
