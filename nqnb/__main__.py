@@ -1,4 +1,4 @@
-"""`python -m nqnb` is the command `nqnb`."""
+"""Run the command ``nqnb``, as ``python -m nqnb``."""
 
 import sys
 

@@ -102,7 +102,8 @@ class Batch:
         self.index: Any = payloads.index if payload.is_frame(payloads) else None
         if self._group is not None and self.index is not None and not self.index.is_unique:
             raise BadInput(
-                f"payloads is invalid: the label {shown(self.index[self.index.duplicated()][0])} occurs more than once "
+                f"the payloads are invalid: the label {shown(self.index[self.index.duplicated()][0])} occurs more "
+                f"than once "
                 f"in the index of the DataFrame, so the tasks of group {self._group!r} could not be matched with their "
                 "rows. Pass `df.reset_index(drop=True)`."
             )
@@ -117,7 +118,7 @@ class Batch:
         """Return the only item of the batch. If the key is invalid, raise the error."""
         item = next(iter(self), None)
         if item is None:
-            raise self.payloads.error or BadInput("payloads is invalid: it is empty. Pass one payload.")
+            raise self.payloads.error or BadInput("the payloads are invalid: the list is empty. Pass one payload.")
         return item
 
     async def submit(self, backend: Backend, client: str, item: Item) -> Keyed:

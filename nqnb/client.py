@@ -86,7 +86,7 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self.serving = Serving(lambda: self.backend)
-        """A background check for queues without workers, among the queues that this client uses."""
+        """A background check that finds queues without workers, among the queues that this client uses."""
         self.name = _user_and_host()
         """The name of this client, ``user@host``, which is stored with its tasks and cancel requests."""
 
@@ -277,7 +277,7 @@ class Client:
             key: a function that returns the key for a payload: a string or a whole number. At most one task of the
                 queue has a given key at a time, so a repeated call does not submit a payload twice.
             if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or
-                ``"error"``. The method `submit` describes them.
+                ``"error"``. The method `submit` describes these values.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
                 are in flight at once, and some may overtake others.
@@ -398,8 +398,8 @@ class Client:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -420,8 +420,8 @@ class Client:
         Raises:
             TaskFailed: the task failed; the error includes the handler's exception and traceback as text.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -475,7 +475,8 @@ class Client:
             queue: return only tasks of this queue.
             status: return only tasks in this state, or in any of several states. A state is a `Status`, a label
                 (``"failed"``) or NQ's number for the state; ``"scheduled"`` selects pending tasks that are not due yet.
-            progress: a function that is called repeatedly with the number of the queue's tasks that were read so far.
+            progress: a function that is called repeatedly with the number of the queue's tasks that have been read so
+                far.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -613,9 +614,9 @@ class Client:
     async def pause(self, queue: str) -> None:
         """Pause a queue: workers do not start any tasks from it until `resume` is called. Running tasks continue.
 
-        Pausing is idempotent, and the pause is stored on the server. From version 2.11 on, the server stops delivery to
-        all workers at once. With older servers, nqnb workers stop within a second, and Go workers do not stop. If a Go
-        worker recreates the consumer, an nqnb worker that serves the queue pauses the consumer again.
+        Pausing is idempotent, and the pause is stored on the server. From version 2.11 on, the server immediately stops
+        delivery to all workers. With older servers, nqnb workers stop within a second, and Go workers do not stop. If a
+        Go worker recreates the consumer, an nqnb worker that serves the queue pauses the consumer again.
 
         Args:
             queue: the queue.
@@ -628,7 +629,7 @@ class Client:
         await self.backend.pause(queue, stream, msgspec.json.encode({"by": self.name, "at": self.backend.now()}))
 
     async def resume(self, queue: str) -> None:
-        """Resume a paused queue. Workers start its tasks again within a second. Resuming is idempotent.
+        """Resume a paused queue. Within a second, workers can start its tasks. Resuming is idempotent.
 
         Args:
             queue: the queue.
@@ -668,9 +669,9 @@ class Client:
         after a second, so that tasks that are being submitted or that end during the call are not reported.
 
         Args:
-            queue: the only queue to examine; None examines the whole server.
-            fix: whether to repair the findings that can be repaired safely (`Finding.fixable`), and to examine again.
-            ignore: codes that are not reported, such as ``["old-server"]``.
+            queue: the queue to examine, or None to examine the whole server.
+            fix: whether to make the repairs that are safe (`Finding.fixable`), and then examine the server again.
+            ignore: the codes of findings to leave out, such as ``["old-server"]``.
 
         Returns:
             The diagnosis. ``.ok`` is True if there are no findings. ``.findings`` contains the findings, and ``.fixed``
@@ -753,8 +754,8 @@ class Task:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
         """
         return await self._client.wait(self.id, timeout)
@@ -769,8 +770,8 @@ class Task:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. The message says so if no worker is serving the
-                queue.
+            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
+                says so.
             BadInput: the timeout is invalid.
         """
         return await self._client.result(self.id, timeout)

@@ -32,7 +32,7 @@ LAST_MOMENT = 253_402_214_400.0
 """9999-12-31 in Unix seconds. In some time zones, Python cannot convert later times to local time."""
 
 MAX_DEPTH = 200
-"""The maximum nesting depth of JSON that nqnb decodes for the user. Printing is recursive."""
+"""The maximum nesting depth of JSON that nqnb decodes for the user. Python may be unable to print deeper values."""
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=LAST_MOMENT)]

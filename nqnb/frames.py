@@ -222,7 +222,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 
 
 def _refusal(error: NqnbError | None) -> str:
-    """Return why a cancel was refused. The task's id is omitted, because pandas cuts long texts."""
+    """Return the reason why a cancel was refused. The task's id is omitted, because pandas truncates long texts."""
     if isinstance(error, NotCancellable) and error.status is not None:
         return f"refused: already {error.status.label}"
     return "refused: unknown task" if isinstance(error, UnknownTask) else f"refused: {error}"
@@ -258,7 +258,7 @@ class NotedFrame(OutcomesFrame):
 
 
 _MAX_SECONDS = 86400 * 365 * 1000
-"""The maximum duration in a frame: 1,000 years. It prevents an overflow of the column's dtype."""
+"""The maximum duration in a frame: 1,000 years. The limit prevents an overflow of the column's dtype."""
 
 _MAX_COUNT = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -58,7 +58,7 @@ class HttpEndpoint:
         """The address, with the actual port."""
 
     async def close(self) -> None:
-        """Stop serving. The default threads of the event loop may all be blocked by handlers, so none is used."""
+        """Stop serving. This method avoids the event loop's default threads, because handlers may block all of them."""
         closing = threading.Thread(target=self._close, name="nqnb http close", daemon=True)
         closing.start()
         until = time.monotonic() + _CLOSE_TIMEOUT_SECONDS
@@ -88,7 +88,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Log an error, such as a client that has closed its connection."""
+        """Log an error, for example if a client has closed its connection."""
         log.debug("a request failed", exc_info=True)
 
 

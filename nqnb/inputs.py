@@ -29,7 +29,7 @@ _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
 """A point in time: a datetime, or a timedelta relative to now. A datetime without a time zone is in local time."""
 Past = float | str | datetime | timedelta | None
-"""A point in time in the past: a datetime, or an age: a number of seconds, a timedelta, or a string like ``"10m"``."""
+"""A time in the past, as a datetime or as an age (a number of seconds, a timedelta, or a string like ``"10m"``)."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
 """The start of 2262 in Unix seconds. NATS counts time in nanoseconds, which overflow in that year."""
 State = Status | Waiting
@@ -233,11 +233,11 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
 
 
 def check_past(name: str, value: Any, now: float | None = None) -> float | None:
-    """Convert a datetime, or a duration before now, to Unix seconds. Return None for None.
+    """Convert a datetime, or an age, to Unix seconds. Return None for None.
 
     Args:
         name: the name of the argument.
-        value: a datetime, or a duration before now: seconds, a timedelta, or a string like ``"10m"``.
+        value: a datetime, or an age: a number of seconds, a timedelta, or a string like ``"10m"``.
         now: see `check_moment`.
 
     Raises:
@@ -251,7 +251,7 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     if length is None:
         raise BadInput(
             f"{name}={shown(value)} is invalid: it is not a valid duration. "
-            "Pass a datetime, or a duration before now: seconds, a timedelta, or a string like '90s' or '2h30m'."
+            "Pass a datetime, or an age: a number of seconds, a timedelta, or a string like '90s' or '2h30m'."
         )
     return (time.time() if now is None else now) - check_seconds(name, length)
 

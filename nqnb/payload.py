@@ -73,12 +73,13 @@ def frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
     names = list(map(str, frame.columns))
     if any(isinstance(name, tuple) for name in frame.columns):
         raise BadInput(
-            "payloads is invalid: the column names of the DataFrame have several levels. Flatten the column names."
+            "the payloads are invalid: the column names of the DataFrame have several levels. Flatten the column names."
         )
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         raise BadInput(
-            f"payloads is invalid: two columns of the DataFrame are named {shown(twice)}. Rename one of the columns."
+            f"the payloads are invalid: two columns of the DataFrame are named {shown(twice)}. Rename one of the "
+            f"columns."
         )
     return _rows(frame, names)
 

@@ -211,12 +211,12 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
 class TaskBatch(Struct, frozen=True, kw_only=True):
     """A batch of changes from a watch of all tasks; see `nqnb.Client.watch`.
 
-    ``tasks`` lists the changed tasks, in the order of their changes. If there are many tasks, the first batch has the
-    newest tasks, which occur again later, in their order. The same task may occur several times. ``gone`` lists the ids
-    of tasks whose entries were deleted. The server does not report entries that were pruned or have
-    expired. ``complete`` is True once every task that existed at the start of the watch has arrived. ``lost`` is True
-    while the connection is down. After a reconnect, the next batch continues where the last batch ended. ``anew`` is
-    True if the server has lost its store. In that case, all earlier batches are invalid, and the watch starts again
+    ``tasks`` lists the changed tasks, in the order of their changes. If there are many tasks, the first batch contains
+    the newest tasks, and later batches contain them again in their proper order. The same task may occur several times.
+    ``gone`` lists the ids of tasks whose entries were deleted. The server does not report entries that were pruned or
+    have expired. ``complete`` is True once every task that existed at the start of the watch has arrived. ``lost`` is
+    True while the connection is down. After a reconnect, the next batch continues where the last batch ended. ``anew``
+    is True if the server has lost its store. In that case, all earlier batches are invalid, and the watch starts again
     with this batch.
     """
 
@@ -239,8 +239,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         name: the name of the queue.
         pending: the number of messages that have not been delivered.
         scheduled: the number of tasks that are waiting for their start time or retry time, either in a server-side
-            schedule or because a worker nak'ed them. Tasks with a short wait that no worker has received are
-            included only if no nqnb worker serves the queue and the queue has at most 512 messages.
+            schedule or because a worker nak'ed them. Tasks with a short wait that have not been delivered to a worker
+            are included only if no nqnb worker serves the queue and the queue has at most 512 messages.
         processing: the number of messages that workers have leased, not counting those of scheduled tasks.
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.
@@ -392,5 +392,5 @@ def _result(meta: Meta) -> bytes:
 
 
 def moment(seconds: float) -> datetime | None:
-    """Convert Unix seconds to a UTC datetime. Return None for 0, and outside the years 1970 to 9999."""
+    """Convert Unix seconds to a UTC datetime. Return None for 0, and for times outside the years 1970 to 9999."""
     return datetime.fromtimestamp(seconds, timezone.utc) if 0 < seconds < LAST_MOMENT else None

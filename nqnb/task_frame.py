@@ -125,11 +125,11 @@ class TaskFrame(pd.DataFrame):
 
 
 def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], str]) -> dict[str, Any]:
-    """Return a column for each field of the JSON objects among the values, in the order of first appearance.
+    """Return a column for each field that occurs in the JSON objects in ``values``, in the order of first appearance.
 
     Args:
-        name: the name of a column for the values that are not objects, and for the fields that do not become columns
-            because there are too many. The column is omitted if it would be empty.
+        name: the name of an additional column. This column contains the values that are not objects, and the fields
+            beyond the maximum number of columns. The column is omitted if it would be empty.
         values: payloads or results.
         column_of: a function that returns the name of the column for a field.
     """
