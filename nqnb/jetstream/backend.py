@@ -313,7 +313,7 @@ class Backend:
         """
 
         async def repair() -> None:
-            # All requests share a repair in the background, because a repair is slow and unnecessary while a cluster
+            # All requests share one repair in the background. Repairs are slow, and are unnecessary while a cluster
             # elects leaders.
             running = self._repairs.get(queue)
             if running is None or running.done():
@@ -388,7 +388,7 @@ class Backend:
         await self.ensure_queue(queue)
 
     async def recreate_consumer(self, queue: str) -> None:
-        """Create the consumer that all workers of a queue share, as a worker does, if it does not exist."""
+        """Create the consumer that all workers of a queue share, unless it exists. Use the same options as a worker."""
         paused = await self.pauses.get(queue) is not None
         await ensure_consumer(self.connection, await self.ensure_queue(queue), paused=paused)
 
@@ -414,7 +414,7 @@ class Backend:
         """Pause a queue, so that no more tasks are delivered. ``note`` records the client that paused the queue."""
         # Few servers need this bucket, so it is not created earlier. If it is missing, no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
-        # The note is written first, because workers that recreate the consumer obey it.
+        # The note is written first, because workers read the note when they recreate the consumer.
         full = None
         try:
             await self.pauses.put(queue, note, await_room=False)
@@ -614,7 +614,7 @@ class Backend:
             await self._ensure_presence(memory=True)
 
     def spare_owners(self) -> None:
-        """Start a period in which every worker counts as alive, because presence entries may have been lost."""
+        """Start a period during which every worker counts as alive, because presence entries may have been lost."""
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:

@@ -32,7 +32,7 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _TTL = "Nats-TTL"
 _NOTE = "NQNB-NOTE"
-"""The value of the operation header of a note. Clients ignore messages with an unknown operation."""
+"""The value of a note's operation header. Clients ignore messages with an unknown operation."""
 _NOTE_BLOCK = f"NATS/1.0\r\n{EXPECTED_REVISION}: {2**63 - 1}\r\n{OPERATION}: {_NOTE}\r\n\r\n".encode()
 
 
@@ -165,7 +165,7 @@ class KeyValueStore:
 
         Args:
             revision: the highest revision to remove.
-            created: the creation time of the bucket, as `position` returned it.
+            created: the creation time of the bucket, as returned by `position`.
         """
         last, same = await self.position()
         if same == created and last >= revision:
@@ -230,7 +230,7 @@ class KeyValueStore:
         """
         # The server refuses to store the note, because no key has this revision.
         if self._connection.put(self._root + key, data, "", _NOTE_BLOCK):
-            # The caller's next request should not delay the note.
+            # The caller's next request must not delay the note.
             self._connection.client.write_now()
 
     async def _subscribe(self, key: str, on_message: Callable[[Message], None]) -> Unsubscribe:
@@ -330,8 +330,8 @@ async def ensure_bucket(
         memory: whether to create the bucket in the server's memory, if there is enough memory.
 
     Returns:
-        Whether a write can have a TTL. This is never allowed in a bucket with a longer history, because an older state
-        would reappear after a newer state has expired.
+        Whether a write can have a TTL. In a bucket with a longer history, TTLs are never allowed, because an older
+        state would reappear after a newer state has expired.
     """
     name = names.bucket_stream(bucket)
     body = {

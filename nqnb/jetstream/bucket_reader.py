@@ -109,8 +109,8 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
 class BucketFeed:
     """A feed of a bucket: every entry and then every change, in the order in which the server stored them.
 
-    If the bucket is large, the newest entries are yielded first, and again in their order. These are usually the
-    entries that the user wants to see first.
+    If the bucket is large, the newest entries are yielded first, because the user usually wants to see them first.
+    Later, they are yielded again in their proper order.
     """
 
     def __init__(self, connection: Connection, bucket: str) -> None:
@@ -195,10 +195,12 @@ class BucketFeed:
                 # Several pulls may be open, so the end of one does not end the others.
                 requested = max(0, requested - batch.size - batch.undelivered)
                 was_complete = self._complete
-                # An idle server has nothing left. If entries were deleted, fewer than expected have arrived.
+                # An idle server has nothing left to send. If entries were deleted, fewer entries than expected have
+                # arrived.
                 self._complete = was_complete or batch.idle or batch.size >= waiting
                 waiting = max(0, waiting - batch.size)
-                # In a cluster, this consumer may be on a server that lags behind that of the newest entries.
+                # In a cluster, this consumer may be on a server that lags behind the server that sent the newest
+                # entries.
                 entries = [entry for entry in batch.entries if entry.revision >= newest.get(entry.key, 0)]
                 if self._complete:
                     newest.clear()
@@ -212,7 +214,10 @@ class BucketFeed:
         return Page(entries or [], gone or [], self._complete, anew=recreated)
 
     async def _newest(self, last: int) -> list[Entry]:
-        """Return the newest entries. If the server does not send all of them in time, return the others."""
+        """Return the newest entries.
+
+        If the server does not send all of them in time, return those that have arrived.
+        """
         async with await _BucketConsumer.create(
             self._connection, self._bucket, outlives=LISTING_OUTLIVES_SECONDS, after=last - NEWEST
         ) as consumer:
@@ -322,7 +327,7 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             if batch.entries:
                 yield batch.entries
             drained = batch.drained
-            # If entries are missing, they were deleted or lost. A new listing shows which.
+            # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
             short = batch.size < PAGE and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
@@ -367,7 +372,7 @@ class _BucketConsumer:
         self.sequence = 0
         """The stream sequence of the last consecutive message."""
         self.ready = asyncio.Event()
-        """An event that is set when a page can be read: enough messages, the last message or a status has arrived."""
+        """An event that is set when a page can be read: enough messages, the last message or a status have arrived."""
         self._connection = connection
         self._name = name
         self._root = names.key_subject(bucket, "")

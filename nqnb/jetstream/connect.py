@@ -147,7 +147,7 @@ class _FirstClient(FastClient):
         self._needs_certificate = False
 
     def reason(self, error: Exception) -> Exception:
-        """Return the error of a failed attempt, or a more specific error."""
+        """Return the error of a failed attempt, or a more specific error if one is known."""
         if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
             return Silent() if self.is_connecting else error
         connection_closed = (nats.errors.UnexpectedEOF, ConnectionError, ssl.SSLError)
@@ -159,8 +159,8 @@ class _FirstClient(FastClient):
     async def _connect_to_server(self, s: Any) -> None:
         # nats-py calls this method for each attempt, with the server that it has chosen from its list.
         if self._follows_detached and self.is_reconnecting:
-            # A restart changes the token of the detached server, and may change its port. The token is sent only to a
-            # server that has been identified as the user's.
+            # A restart changes the token of the detached server, and may change its port. The token is sent only after
+            # the server has been identified as the user's server.
             server = await _running_detached()
             if server is None:
                 raise ConnectionRefusedError("your detached server is not running")

@@ -1,4 +1,4 @@
-"""A NATS connection with a single inbox for the replies to all requests. It raises only nqnb's errors.
+"""A NATS connection with a single inbox for the replies to all requests. The connection raises only nqnb's errors.
 
 nats-py handles the socket, reconnects and subscriptions. Requests are implemented here: a single subscription receives
 all replies, and a single timer checks all timeouts. If the connection is lost, all pending requests fail immediately.
@@ -56,7 +56,7 @@ log = logging.getLogger("nqnb.connection")
 
 EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID = "Nats-Msg-Id"
-"""If a message has this header or `EXPECTED_REVISION`, the server stores the message once, even if it is resent."""
+"""With this header or `EXPECTED_REVISION`, the server stores a message only once, even if the message is resent."""
 OUTAGE_LOG_SECONDS = 60.0
 """Seconds between two log lines about the same outage."""
 RESEND_SECONDS = 0.7
@@ -100,14 +100,14 @@ class Connection:
         self.losses = 0
         """The number of times that the connection has been lost."""
         self._lost_at = 0.0
-        """The time of `elapsed` at which the connection was lost, or 0 while it is up."""
+        """The time at which the connection was lost, in `elapsed` seconds, or 0 while the connection is up."""
         self.clustered = client.clustered
         """Whether the server belongs to a cluster. If so, the server may reply even if a stream has no leader."""
         self.outage = Outage()
         self.clock = ServerClock()
         """An estimate of the server's clock. Most calls of `api` update the estimate."""
         self.full_at = 0.0
-        """The time of `elapsed` at which a message was last refused because of a storage limit, or 0."""
+        """The time at which a message was last refused because of a storage limit, in `elapsed` seconds, or 0."""
         self._timeout = settings.request_timeout
         self._replies = _Replies(client.new_inbox(), self._resend)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
@@ -177,7 +177,7 @@ class Connection:
             await self._send(subject, data, reply)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
-        """Send a message without a coroutine, and return whether this was possible. If not, use `send`.
+        """Send a message without awaiting, and return whether this was possible. If not, use `send`.
 
         ``block`` contains the headers, as `header_block` returns them.
         """
@@ -245,7 +245,7 @@ class Connection:
         return self._send_slowly(pending, data, block)
 
     async def _send_slowly(self, pending: Pending[Any], data: bytes, block: bytes) -> Any:
-        """Send a request when the send buffer has space, and return the value that is extracted from the reply."""
+        """Send a request once the send buffer has space, and return the value that is extracted from the reply."""
         try:
             await self._send(pending.subject, data, pending.inbox, block)
             return await pending.reply
@@ -482,7 +482,7 @@ class Connection:
             asking.result()
         except (NoResponders, ServerRefused) as error:
             if isinstance(error, Unavailable) and error.err_code not in NO_JETSTREAM_CODES:
-                # JetStream is on. Later requests wait until it has a leader.
+                # JetStream is enabled. Later requests wait until it has a leader.
                 return
             if isinstance(error, ServerRefused):
                 raise
@@ -515,7 +515,7 @@ class Pending(msgspec.Struct, Generic[T], eq=False):
         timeout: the number of seconds after which the request fails.
         subject: the subject of the request.
         read: see `Connection.ask`.
-        repeated: the body and the headers of a request that is resent until the reply arrives, otherwise None.
+        repeated: the body and the headers if the request is resent until the reply arrives, otherwise None.
         resent: the number of times that the request was resent.
     """
 

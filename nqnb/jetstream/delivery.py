@@ -56,7 +56,7 @@ class Delivery(msgspec.Struct, eq=False):
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float = msgspec.field(default_factory=elapsed)
-    """The time of `elapsed` at which the delivery arrived."""
+    """The time at which the delivery arrived, in `elapsed` seconds."""
     stored: float = math.inf
     """The time at which the server stored the message, in Unix seconds."""
     void: bool = False
@@ -65,7 +65,10 @@ class Delivery(msgspec.Struct, eq=False):
 
     @classmethod
     def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
-        """Create a delivery from a message. ``received`` is the time of `elapsed` at which the message arrived."""
+        """Create a delivery from a message.
+
+        ``received`` is the time at which the message arrived, in `elapsed` seconds.
+        """
         facts = AckFacts.of(message.reply)
         return cls(
             connection=connection,

@@ -1,4 +1,4 @@
-"""Count the tasks that are not due yet although the server does not count their messages as scheduled.
+"""Count the tasks that are not due yet, but whose messages the server does not count as scheduled.
 
 Before the delivery, the server counts the message of such a task as pending. If a worker receives a task before the
 task's start time or before its retry is due, the worker naks the message with a delay. Until the delay is over, the

@@ -1,9 +1,10 @@
 """A faster nats-py client: callbacks receive messages directly, and published messages are appended to a buffer.
 
 For each received message, nats-py parses the headers, creates an object, puts the object into a queue, and wakes a task
-that calls the callback. nats-py also checks and copies each published message. For a small task, this work is most of
-the cost. In this module, the parser calls the callback directly, and headers are parsed only when they are read. A
-publish only appends a command to nats-py's send buffer. nats-py still handles the connection, reconnects and logins.
+that calls the callback. nats-py also checks and copies each published message. For a small task, this work accounts for
+most of the cost. In this module, the parser calls the callback directly, and headers are parsed only when they are
+read. A publish only appends a command to nats-py's send buffer. nats-py still handles the connection, reconnects and
+logins.
 
 This module uses private members of nats-py. If a release of nats-py does not have these members, the slower public
 methods are used instead; see `FastClient.fast`.
@@ -340,7 +341,7 @@ class SafeParser(Parser):
             return
         rest = self._parse_messages(data)
         while rest < len(data):
-            # A line that is not a message, a message for nats-py, or an incomplete one.
+            # The line is not a message, is a message for nats-py, or is incomplete.
             end = self._end_of_unit(data, rest)
             await super().parse(data[rest:end])
             rest = self._parse_messages(data, end)

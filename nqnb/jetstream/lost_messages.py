@@ -1,8 +1,9 @@
 """Find messages that a server older than 2.11 no longer delivers after a crash, so that they can be redelivered.
 
-When such a server restarts, the state of a consumer may be wrong in two ways: a message that was only delivered may
-count as acked, or an unacked message may not be redelivered after the ack wait. In both cases, the message stays in the
-stream, and its task would never end. The second case can be detected once the queue has been idle for two ack waits.
+When such a server restarts, the state of a consumer may be wrong in two ways: a message that was delivered but not
+acked may count as acked, or an unacked message may not be redelivered after the ack wait. In both cases, the message
+stays in the stream, and its task would never end. The second case can be detected once the queue has been idle for two
+ack waits.
 
 The remedy is to delete the consumer, because a new consumer delivers all messages of the stream. This is safe, because
 workers can handle the messages of tasks that are running or have ended.

@@ -80,8 +80,8 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
         return [message async for message in read_messages(connection, stream, start=start, end=stop)]
 
     parts = await asyncio.gather(*(read(at, min(at + step, end)) for at in range(first, end, step)))
-    # Messages that arrived during the reads are read last. They may come from schedules that fired before their read.
-    # Later messages are not read, because on a busy queue they would never end.
+    # Messages that arrived during the reads are read last. They may come from schedules that fired before they could be
+    # read. Later messages are not read, because on a busy queue the reads would never end.
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     late = await read(max(end, 1), int(info["state"]["last_seq"]) + 1)
     return [message for part in (*parts, late) for message in part]
@@ -114,7 +114,7 @@ async def scan_messages(connection: Connection, stream: str) -> AsyncGenerator[S
 async def oldest_messages(
     connection: Connection, stream: str, sequences: Collection[int]
 ) -> tuple[str, dict[int, bytes]]:
-    """Return the oldest messages of a stream, until the first message whose sequence is not expected.
+    """Return the oldest messages of a stream, up to the first message with an unexpected sequence.
 
     Args:
         connection: the connection.
@@ -123,7 +123,7 @@ async def oldest_messages(
 
     Returns:
         The stream's creation time, and the data of the messages by sequence, oldest first. If the server is older than
-        2.11 or the stream does not allow direct reads, there are no messages, because one request cannot then read
+        2.11 or the stream does not allow direct reads, no messages are returned, because a single request cannot read
         several messages.
 
     Raises:
@@ -150,7 +150,7 @@ async def remove_oldest(connection: Connection, stream: str, sequence: int, crea
         connection: the connection.
         stream: the stream.
         sequence: the last sequence to delete.
-        created: the stream's creation time, as `oldest_messages` returned it.
+        created: the stream's creation time, as returned by `oldest_messages`.
     """
     info = await connection.find(f"STREAM.INFO.{stream}")
     if info is None or info["created"] != created or int(info["state"]["last_seq"]) < sequence:

@@ -45,11 +45,11 @@ from nqnb.store import Entry
 SILENT_SHARE = 0.6
 """The share of the TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
 MIN_SILENT_SECONDS = 2.0
-"""A worker does not count as silent before this many seconds, because a busy machine delays heartbeats."""
+"""The minimum time, in seconds, after which a worker counts as silent. A busy machine may delay heartbeats."""
 
 
 class _Written(NamedTuple):
-    """A presence entry, and the two times of `elapsed` between which the server stored the entry."""
+    """A presence entry, and the two times between which the server stored the entry, in `elapsed` seconds."""
 
     worker: str
     revision: int
@@ -135,7 +135,7 @@ class Presence:
         return SeenWorker(info, entry.created, self._clock.earliest(asked)).rest(queue, task_id, written)
 
     async def roll_call(self) -> tuple[dict[str, SeenWorker], dict[str, str]]:
-        """Return all workers that have an entry, by id, and the reason for each entry that is invalid, by key."""
+        """Return all workers that have a valid entry, by id, and the errors of invalid entries, by key."""
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()

@@ -46,7 +46,7 @@ class PullLoop:
         queue: the queue's name.
         on_delivery: called on the event loop with each delivery.
         wake: called when the worker should request tasks or call `check`.
-        arrived: returns the time of `elapsed` at which the current message arrived.
+        arrived: returns the time at which the current message arrived, in `elapsed` seconds.
     """
 
     def __init__(

@@ -316,7 +316,7 @@ async def _queue_info(
         return await count_early_tasks(connection, states, queue, stream, first, last, count)
 
     early_leased = await early(first, delivered, leased)
-    # A worker would receive such a task at once. Long queues are not read, because the number would be an estimate.
+    # A worker would receive such a task immediately. Long queues are not read, because the number would be an estimate.
     unread = bool(workers) or pending > MAX_READ_MESSAGES
     early_pending = await early(max(first, delivered + 1), int(state["last_seq"]), 0 if unread else pending)
     return QueueInfo(

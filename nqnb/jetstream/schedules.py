@@ -35,7 +35,7 @@ LATE_SECONDS = 3.0
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
 """Seconds between two sweeps over all schedules, after a short sweep and after a long sweep."""
 _FULL_FOR_SECONDS = 60.0
-"""The number of seconds for which the pauses between sweeps are short after a storage limit was reached."""
+"""After a storage limit was reached, the pauses between sweeps are short for this many seconds."""
 _SCHEDULES_PER_LOOK = 500
 """The maximum number of schedules that each call of `OverdueSchedules.look` reads."""
 _FEW_SCHEDULES = 100
@@ -112,7 +112,7 @@ class OverdueSchedules:
         self._next_sequence = 1
         """The sequence at which the next call of `look` starts to read."""
         self._sweep_began = self._next_sweep = 0.0
-        """The times of `elapsed` at which this sweep began and the next sweep will begin."""
+        """The times at which this sweep began and the next sweep will begin, in `elapsed` seconds."""
         self._read, self._soonest = 0, math.inf
         """The number of schedules that this sweep has read, and the seconds until the next of them is due."""
         self._allowed = True

@@ -147,7 +147,7 @@ def no_server(
         settings: the settings.
         reasons: the error for each address.
         detached: the address of the user's detached server, or an empty string if the server is not running.
-        stopped: whether the user's detached server would be used, but was stopped.
+        stopped: whether the user's detached server would have been used, but has been stopped.
     """
     where = address(settings)
     another = "start a server with `nqnb up --detach`, or set another address with --url or NATS_URL"

@@ -35,7 +35,7 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFacts:
-    """The consumer that all workers of a queue share. ``unacked`` counts delivered messages."""
+    """The consumer that all workers of a queue share. ``unacked`` is the number of unacked messages, and the limit."""
 
     ack_wait: float
     """The ack wait in seconds."""
@@ -76,7 +76,7 @@ class ServerFacts:
 
     @property
     def streams(self) -> Iterator[StreamFacts]:
-        """The streams of all buckets and queues. A stream that several queues share occurs once."""
+        """The streams of all buckets and queues. A stream that several queues share is included only once."""
         of_queues = (stream for queue in self.queues.values() for stream in (queue.tasks, queue.cancels) if stream)
         yield from {stream.name: stream for stream in (*self.buckets, *of_queues)}.values()
 
@@ -86,7 +86,7 @@ async def read_facts(connection: Connection, queue: str | None = None) -> Server
 
     Args:
         connection: the connection.
-        queue: the only queue to read; None reads all queues.
+        queue: the queue to read, or None to read all queues.
 
     Raises:
         NqnbError: the server did not reply, or the user has no permission for a request.
