@@ -310,8 +310,8 @@ async def end_waiting_task(
         defer: whether to leave the task in ``owed`` if there is no room, so that the caller can end the task later.
 
     Returns:
-        The final state: Cancelled if the task had run before, otherwise Deleted. None if the task was no longer
-        waiting, or if it was left in ``owed``.
+        The final state: Cancelled if the task had run before, otherwise Deleted. The result is None if the task was no
+        longer waiting, or was left in ``owed``.
 
     Raises:
         NoRoom: the store has no room for the final entry.

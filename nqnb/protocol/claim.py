@@ -76,7 +76,7 @@ async def _first_read(backend: TaskBackend, attempt: Attempt) -> SeenEntry:
 class _Claim(Retry):
     """The retry policy for a claim.
 
-    The claim is retried until it is written, because otherwise the message would only be redelivered.
+    The claim is retried until it is written. Giving up would only cause the message to be redelivered.
     """
 
     first_pause = 0.05

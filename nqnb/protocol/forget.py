@@ -21,7 +21,7 @@ from nqnb.protocol.wire import TaskMessage
 log = logging.getLogger("nqnb.cancel")
 
 MANY_TASKS = 8
-"""If at least this many tasks end at the same time, requests that process many tasks at once are used."""
+"""If at least this many tasks end at the same time, bulk requests are used."""
 
 
 async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
@@ -79,7 +79,7 @@ async def remove_messages(backend: TaskBackend, queue: str, tasks: list[TaskMess
 
 
 async def _remove_oldest(backend: TaskBackend, queue: str, tasks: list[TaskMessage]) -> int:
-    """Remove the oldest messages of a queue's stream, until the first message that belongs to another task.
+    """Remove the oldest messages of a queue's stream, up to the first message that belongs to another task.
 
     Returns:
         The sequence of the last message that was removed, or 0 if no message was removed.

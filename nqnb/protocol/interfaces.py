@@ -258,7 +258,7 @@ class TaskBackend(Protocol):
         ...
 
     async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, Mapping[int, bytes]]:
-        """Return the oldest messages of a queue's stream, until the first message whose sequence is not expected.
+        """Return the oldest messages of a queue's stream, up to the first message with an unexpected sequence.
 
         Args:
             queue: the queue.
@@ -266,7 +266,7 @@ class TaskBackend(Protocol):
 
         Returns:
             A string that changes if the stream is recreated, and the data of the messages by sequence, oldest first. If
-            the server cannot return many messages for one request, there are no messages.
+            the server cannot return many messages for one request, no messages are returned.
         """
         ...
 

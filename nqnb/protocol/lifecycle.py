@@ -75,7 +75,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the id of another nqnb worker that is running the task according to the entry, or an empty string."""
+    """Return the id of the other nqnb worker that, according to the entry, is running the task, or an empty string."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -130,7 +130,7 @@ def claim(
 def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
     rest = due_at(task) - now
     if rest > LONG_WAIT_SECONDS and scheduled:
-        # The server's clock and ours differ, or the schedule was early. Another schedule would also fire at once.
+        # The server's clock and ours differ, or the schedule was early. Another schedule would also fire immediately.
         return ClaimVerdict(ClaimStep.NAK, rest, "its schedule fired too early")
     if rest > LONG_WAIT_SECONDS:
         return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for a long time")

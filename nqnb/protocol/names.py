@@ -98,7 +98,7 @@ def new_task_id() -> str:
 
 
 def keyed_task_id(queue: str, key: str) -> str:
-    """Return the common prefix of the ids of a queue's tasks with this key. A dot and a number follow the prefix."""
+    """Return the id prefix that all tasks of a queue with this key share. A dot and a number follow the prefix."""
     digest = hashlib.blake2b(f"{queue}\0{key}".encode(), digest_size=22).digest()
     return f"key-{digest.translate(_LETTER_OF_BYTE).decode()}"
 

@@ -63,7 +63,7 @@ async def prune(
             else:
                 kept += 1
                 oldest_kept = min(oldest_kept, entry.revision)
-    # A server also stores keys with wildcards. These keys stay, because purging such a key would purge other keys.
+    # A server can also store keys that contain wildcards. They are kept, because purging one would purge other keys.
     intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
     old_intents = [entry for key, entry in intents.items() if key in ids]
@@ -78,7 +78,8 @@ async def prune(
         ]
         orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
     if not dry_run:
-        # Entries are removed first, at their revisions. An entry that was written again stays, and needs its result.
+        # Entries are removed first, and only if they have not been written again. Other entries still need their
+        # results.
         await _remove_entries(backend, [entry for entry, _ in gone], oldest_kept, created)
         await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))

@@ -1,4 +1,4 @@
-"""Repair tasks of which the server has only the entry or only the message. `nqnb.doctor` finds these tasks."""
+"""Repair tasks for which the server has only the entry or only the message. `nqnb.doctor` finds these tasks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ async def write_missing_entry(backend: QueueBackend, stream: str, sequence: int,
     if not names.is_key(task.ID) or not names.is_queue(task.Queue):
         return False
     await create_entry(backend, msgspec.structs.replace(task, Sequence=sequence))
-    # A worker that claims a waiting task does not read the cancel request. So a request for this task is obeyed here.
+    # A worker that claims a waiting task does not read the cancel request. So a request for this task is carried out
+    # here.
     if await read_intent(backend, task.ID) is not None:
         seen = await read_entry(backend, task.ID)
         if seen.task is not None and not seen.task.Status.terminal:

@@ -21,7 +21,7 @@ log = logging.getLogger("nqnb.client")
 _LOOK_SECONDS = 1.0
 """The time limit of a check for workers, in seconds. The result is also reused for this long."""
 _LOOK_DELAY_SECONDS = 2.0
-"""The delay before the check for a queue's workers, in seconds. It gives a worker time to start."""
+"""The delay before the check for a queue's workers, in seconds. The delay gives a worker time to start."""
 
 
 class ServingBackend(Protocol):

@@ -70,7 +70,7 @@ def make_message(
         if deadline is not None and message.Deadline <= start:
             raise BadInput(
                 f"process_at={shown_moment(process_at)} is invalid: must be before "
-                f"deadline={shown_moment(deadline)}, because otherwise the task would never run."
+                f"deadline={shown_moment(deadline)}, or the task would never run."
             )
         moment = datetime.fromtimestamp(start, timezone.utc)
         message.ProcessAt = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -190,7 +190,10 @@ async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> No
 
 
 async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> tuple[int, bool]:
-    """Publish or schedule a task's message. Return its sequence, and whether it had already been published."""
+    """Publish or schedule a task's message.
+
+    Return the message's sequence, and whether it had already been published.
+    """
     due, ack = lifecycle.due_at(message), None
     try:
         if due - backend.now() > lifecycle.LONG_WAIT_SECONDS and await backend.takes_schedules(message.Queue):
