@@ -58,7 +58,7 @@ class TaskLines:
         self.changed = True
 
     def show_workers(self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str]) -> None:
-        """Show which workers are silent, which queues have no worker, and the names of workers."""
+        """Show silent workers, queues without workers, and the names of workers."""
         self.rows.silent, self.rows.unserved = silent, unserved
         self.rows.name_workers(names)
         self.changed = True
