@@ -20,7 +20,7 @@ _FLUSH_SECONDS = 0.25
 
 
 class Poisoned(Exception):
-    """The error of a task that is not run again, because too many workers died or went silent during earlier runs."""
+    """The error of a task that must not run again, because too many workers died or went silent while running it."""
 
     def __init__(self, crashes: int) -> None:
         super().__init__(
@@ -86,7 +86,7 @@ def _until(run: Run, now: float) -> float:
 
 
 class _ProgressWriter:
-    """An object that writes a running task's progress and log to the task's entry, a few times per second at most."""
+    """An object that writes a running task's progress and log to the task's entry, at most a few times per second."""
 
     __slots__ = ("_backend", "_closed", "_loop", "_next", "_run", "_waiting", "_worker")
 

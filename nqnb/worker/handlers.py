@@ -1,4 +1,4 @@
-"""Handlers: functions that process a queue's tasks, their options, and the validation of functions and options."""
+"""Handlers, which are functions that process a queue's tasks, and the validation of their signatures and options."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -
     """Validate and return a value of ``concurrency``.
 
     Raises:
-        BadInput: the value is not a positive integer. The exception's class is ``refusal``.
+        BadInput: the value is not a positive integer. ``refusal`` is the class of the exception.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 
@@ -155,7 +155,7 @@ def make_handler(
     if is_failure is not None and not callable(is_failure):
         raise InvalidHandler(
             f"is_failure={shown(is_failure)} is invalid for {name}: the value is not callable. "
-            "Use a function that takes the exception."
+            "Use a function with one parameter, the exception."
         )
     try:
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)

@@ -15,9 +15,10 @@ class HealthEndpoint(HttpEndpoint):
 
     Args:
         address: the address; port 0 means any free port.
-        failure: a function that returns why the worker must be restarted, or "". ``/healthz`` calls the function.
-        not_ready: a function that returns why the worker cannot receive cancels and tasks, or "". ``/readyz`` calls
-            the function. Both functions are called in other threads.
+        failure: a function that returns the reason why the worker must be restarted, or "". ``/healthz`` calls the
+            function.
+        not_ready: a function that returns the reason why the worker cannot receive cancels and tasks, or "".
+            ``/readyz`` calls the function. Both functions are called in other threads.
 
     Raises:
         HealthUnavailable: the address cannot be used.

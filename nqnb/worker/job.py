@@ -65,7 +65,10 @@ class JobState:
     def __init__(self, changed: Callable[[], None], stop: StopFlag | None, progress_raises: bool) -> None:
         self.changed = changed
         self.progress_raises = progress_raises
-        """Whether `Job.progress` may raise. False while the handler is being stopped, so that cleanup can report."""
+        """Whether `Job.progress` may raise.
+
+        False while the handler is being stopped, so that cleanup code can report.
+        """
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
         self.log = _NO_LINES
@@ -154,8 +157,8 @@ class Job:
 
         The worker publishes the most recent report about four times a second. This method never raises `JobCancelled`
         in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``. The
-        function `nqnb.testing.job` does not know the handler. Pass ``progress_raises=False`` to that function if the
-        handler is an ``async def`` function.
+        function `nqnb.testing.job` does not know which handler will use the job. For an ``async def`` handler, pass
+        ``progress_raises=False`` to that function.
 
         Args:
             done: the amount of work done.

@@ -120,7 +120,7 @@ class LeaseKeeper:
     def _log_lapsed(self, runs: Sequence[Run]) -> None:
         outage = self._backend.outage.active
         if outage and len(runs) > 1:
-            # An outage can affect thousands of tasks, so they share a line.
+            # An outage can affect thousands of tasks, so the tasks share a log line.
             text = "%s running tasks are being stopped: their leases have run out, so other workers may receive them"
             log.warning(text, f"{len(runs):,}")
         for run in runs:

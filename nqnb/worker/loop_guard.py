@@ -5,7 +5,7 @@ heartbeats. Without heartbeats, the server would redeliver the worker's tasks to
 still running them. The `Pulse` of the loop shows whether the loop is blocked. After a block, the pulse also shows how
 long messages may have been waiting to be read. While the pulse is missing, the `Guard` writes the presence and renews
 the leases over a separate connection. The guard makes no decisions: timeouts, outcomes and cancel requests are
-processed after the block. However, ``job.cancelled`` becomes true at once, so that code in a thread can stop.
+processed after the block. However, ``job.cancelled`` becomes true immediately, so that code in a thread can stop.
 
 The guard cannot help while a long C call holds the interpreter lock or the process is suspended, because no Python
 thread can run. Leases that run out during such a pause are not renewed.
@@ -230,7 +230,7 @@ class Guard:
             self._trouble = ""
         except NqnbError as error:
             if self._writer.server_is_away:
-                # The worker already logs that the server is away.
+                # The worker already logs that the server is unavailable.
                 return
             if not self._trouble:
                 self._log(

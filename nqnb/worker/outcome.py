@@ -184,7 +184,7 @@ async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta
 
 
 async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
-    """Write a result to the result bucket, and return the result's key. Retry while the server is away.
+    """Write a result to the result bucket, and return the result's key. Retry while the server is unavailable.
 
     Raises:
         BadInput: the server refuses the result permanently.
@@ -239,7 +239,7 @@ def _unkept(data: bytes, error: NqnbError) -> BadInput:
 def describe_error(error: BaseException) -> ErrorInfo:
     """Return an exception's name, message and traceback, cut to fit in an entry.
 
-    Long tracebacks lose their beginning.
+    The beginning of a long traceback is removed.
     """
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
@@ -248,7 +248,7 @@ def describe_error(error: BaseException) -> ErrorInfo:
         message = plain_text(error, _MESSAGE_CHARACTERS)
     except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
         message = f"this {name} has no message"
-    # The frames above the handler's are nqnb's, and do not help the handler's author.
+    # The frames above the handler's frame belong to nqnb, and do not help the author of the handler.
     trace = error.__traceback__
     while trace is not None and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "") in _OUR_MODULES:
         trace = trace.tb_next

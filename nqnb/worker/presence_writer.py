@@ -59,7 +59,7 @@ class PresenceWriter:
 
     @property
     def server_is_away(self) -> bool:
-        """Whether the log already reports that the server is away. This property can be read in any thread."""
+        """Whether the log already reports that the server is unavailable. This property can be read in any thread."""
         return self._backend.outage.active
 
     def record(self) -> WorkerInfo:

@@ -89,7 +89,7 @@ class Recovery:
             self._task.cancel()
 
     async def maintain(self) -> None:
-        """Recreate deleted buckets and the deleted streams for cancel requests, and requeue lost messages."""
+        """Recreate deleted buckets and deleted cancel streams, and have lost messages redelivered."""
         if self._maintaining or self.active or self._closed:
             return
         self._maintaining = True

@@ -1,4 +1,4 @@
-"""A task in a worker: the attempt, as the protocol sees the task, and the handler that runs the task."""
+"""A task in a worker: the attempt, which is the protocol's view of the task, and the handler that runs the task."""
 
 from __future__ import annotations
 

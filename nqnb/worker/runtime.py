@@ -40,9 +40,15 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 MAX_BLOCK_SECONDS = 60.0
-"""A worker whose event loop is blocked for longer must be restarted. The guard keeps its leases until then."""
+"""A worker must be restarted if its event loop is blocked for longer than this.
+
+Until then, the guard renews its leases.
+"""
 MAX_OUTAGE_SECONDS = 300.0
-"""A worker that cannot reconnect for longer must be restarted. By then, no lease of its tasks is left."""
+"""A worker must be restarted if it cannot reconnect for longer than this.
+
+By then, the leases of its tasks have run out.
+"""
 _GOODBYE_TIMEOUT_SECONDS = 2.0
 """The time limit for removing the presence. If the removal fails, other workers wait until the presence expires."""
 _STOP_TIMEOUT_SECONDS = 5.0
@@ -132,7 +138,7 @@ class Runtime:
         return min(self.free(), self._handlers[queue].concurrency - self.running[queue])
 
     def failure(self) -> str:
-        """Return why the worker must be restarted, or "". This method may be called in any thread."""
+        """Return the reason why the worker must be restarted, or "". This method may be called in any thread."""
         blocked, lost = self._pulse.blocked_for(), self.backend.lost_for()
         if blocked > MAX_BLOCK_SECONDS:
             return f"the event loop has been blocked for {blocked:.0f} s"
@@ -141,7 +147,7 @@ class Runtime:
         return ""
 
     def not_ready(self) -> str:
-        """Return why the worker cannot receive cancels and tasks, or "". This method may be called in any thread."""
+        """Return the reason why the worker cannot receive cancels and tasks, or "". Any thread may call this method."""
         blocked = self._pulse.blocked_for()
         if blocked:
             return f"the event loop has been blocked for {blocked:.1f} s"
@@ -178,7 +184,7 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def is_idle(self) -> bool:
-        """Return whether no task is running in this worker, and the queues have no message for a worker.
+        """Return True if no task is running in this worker and the worker's queues have no message for any worker.
 
         Raises:
             ConnectionFailed: the connection is closed permanently, or the worker has failed.

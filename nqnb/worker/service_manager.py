@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def reporting(what: str) -> Iterator[None]:
-    """Report that the worker is ready, and that it is alive until the block ends. Without systemd, do nothing.
+    """Report that the worker is ready and then, until the block ends, that it is alive. Without systemd, do nothing.
 
     Args:
         what: what the worker does, for ``systemctl status``.
@@ -31,10 +31,11 @@ def reporting(what: str) -> Iterator[None]:
 
 
 def notify(state: str) -> None:
-    """Send a state to systemd, or do nothing if there is no such socket.
+    """Send a state to systemd. Do nothing if systemd's socket does not exist.
 
     Args:
-        state: lines such as ``READY=1``. ``STOPPING=1`` is never sent: one of several workers may stop alone.
+        state: lines such as ``READY=1``. ``STOPPING=1`` is never sent, because one of several workers may stop while
+            the others continue.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

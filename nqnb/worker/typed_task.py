@@ -49,8 +49,8 @@ class TypedTask(Task, Generic[R]):
                 limit.
 
         Raises:
-            MalformedMessage: the result does not match the annotation of the function. An older version of the function
-                may have returned it.
+            MalformedMessage: the result does not match the annotation of the function. This happens, for example, if an
+                older version of the function returned the result.
             TaskFailed, TaskCancelled, WaitTimeout, BadInput: see `nqnb.Task.result`.
         """
         value = await super().result(timeout)

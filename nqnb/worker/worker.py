@@ -63,8 +63,8 @@ class Worker:
             that are still running after that time are stopped, and the server redelivers them.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
-        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost, as NQ can. By
-            default, the worker waits for the server, and stops only tasks whose leases have run out.
+        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost, as NQ optionally
+            does. By default, the worker waits for the server, and stops only tasks whose leases have run out.
         progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. A
             loop that reports progress then stops at the next report.
         store: the store for task states. The default is the bucket ``nq-store``.
@@ -72,8 +72,8 @@ class Worker:
             ``"127.0.0.1:9464"``. A port without a host means all interfaces. By default, no metrics are served.
             Requires ``nqnb[metrics]``.
         health: the port on which the worker answers health checks while it runs, or a string such as
-            ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` whether it can receive
-            cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
+            ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
+            receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -107,8 +107,11 @@ class Worker:
         self.health = None if health is None else ListenAddress.of(health, "health", THIS_MACHINE)
         """The address of the health checks, or None."""
         self.dedicated = False
-        """Whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects that exist when
-        `serve` has started the worker, mostly modules, from garbage collection. This makes short tasks faster."""
+        """Whether the process does nothing but run this worker.
+
+        If so, all objects that exist once `serve` has started the worker, mostly modules, are excluded from garbage
+        collection with `gc.freeze`. This makes short tasks faster.
+        """
         self._given = (settings, options)
         self.settings = self._own_settings = Settings.of(settings, **options)
         self.id = _new_id()
@@ -145,9 +148,9 @@ class Worker:
                 ``concurrency``, which also limits the total.
             backoff: the delays before retries. The default is `Backoff()`.
             grace: the time between two attempts to stop the function, in seconds or as a timedelta. A coroutine is
-                cancelled at once, and again after every ``grace``. A function in a thread has this time to call
+                cancelled immediately, and again after every ``grace``. A function in a thread has this time to call
                 ``job.progress`` or to check ``job.cancelled``. After that, an exception is raised in the thread. A
-                process receives SIGINT at once (which raises `JobCancelled` in a plain function), SIGTERM after
+                process immediately receives SIGINT (which raises `JobCancelled` in a plain function), SIGTERM after
                 ``grace``, and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts are
                 made before the server redelivers the task.
             isolation: where the function runs. The default is ``"coroutine"`` for an async function and ``"thread"``
@@ -324,7 +327,7 @@ class Worker:
     def _open_endpoints(self) -> WorkerMetrics | None:
         """Start serving the metrics and the health checks. Return the metrics, or None if they are not served."""
         metrics = None
-        # An HTTP server takes milliseconds to import.
+        # Importing an HTTP server takes milliseconds.
         if self.metrics is not None:
             from nqnb.metrics.endpoint import MetricsEndpoint
 
@@ -376,11 +379,14 @@ class Worker:
         return WorkerNow(self.id, runtime.backend.connected, self.concurrency, runtime.running, runtime.malformed)
 
     def _failure(self) -> str:
-        """Return why the worker must be restarted, or "". Called in another thread, as `_now` and `_not_ready` are."""
+        """Return the reason why the worker must be restarted, or "".
+
+        This is called in other threads, as is `_not_ready`.
+        """
         return "" if self._runtime is None else self._runtime.failure()
 
     def _not_ready(self) -> str:
-        """Return why the worker cannot receive cancels and tasks, or ""."""
+        """Return the reason why the worker cannot receive cancels and tasks, or ""."""
         if self.state is State.NEW:
             return "the worker is starting"
         if self.state is not State.RUNNING or self._runtime is None:
@@ -394,7 +400,7 @@ class Worker:
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
 
-        The worker stops pulling tasks at once. A second call does nothing.
+        The worker stops pulling tasks immediately. A second call does nothing.
 
         Args:
             shutdown_timeout: how long to wait for running tasks, in seconds or as a timedelta. By default, the worker's
@@ -424,8 +430,8 @@ class Worker:
     async def serve(self) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
-        In the main thread, SIGINT and SIGTERM call `request_stop`. If systemd has started this process, it is notified
-        when the worker is ready, and regularly while it is alive.
+        In the main thread, SIGINT and SIGTERM call `request_stop`. If systemd has started this process, systemd is
+        notified when the worker is ready, and then regularly while the worker is alive.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
@@ -454,9 +460,9 @@ class Worker:
     async def run_until_idle(self) -> None:
         """Run tasks until the queues of this worker are empty. This is useful for tests and for batch jobs.
 
-        A queue is empty if every task has ended. A task whose start time or retry is less than a minute away is run,
-        too. A task that must wait longer is left in the queue if the server supports schedules (nats-server 2.12 and
-        later). If other workers are running tasks of these queues, this method also waits for those tasks.
+        A queue is empty if every task has ended. Tasks whose start time or retry is less than a minute away are also
+        run. If the server supports schedules (nats-server 2.12 and later), tasks that must wait longer are left in the
+        queue. If other workers are running tasks of these queues, this method also waits for those tasks.
 
         If the worker is not running, this method starts it, and stops it at the end.
 

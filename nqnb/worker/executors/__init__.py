@@ -3,9 +3,9 @@
 A run has "returned" once its executor has received the return value. `Executor.stop` makes repeated attempts to stop
 the handler until the handler has ended:
 
-- A coroutine is cancelled at once, and again after every ``grace`` seconds.
-- For a function in a thread, ``job.cancelled`` becomes true at once. If the function keeps running, `JobCancelled` is
-  raised in the thread after every ``grace`` seconds, as soon as that is safe (see `nqnb.worker.executors.thread`). A
+- A coroutine is cancelled immediately, and again after every ``grace`` seconds.
+- For a function in a thread, ``job.cancelled`` becomes true immediately. If the function keeps running, `JobCancelled`
+  is raised in the thread after every ``grace`` seconds, as soon as that is safe (see `nqnb.worker.executors.thread`). A
   thread inside a long C call cannot be stopped before the call returns, so the executor waits for the call.
 - A process receives SIGINT, then SIGTERM, and finally SIGKILL (see `nqnb.worker.executors.process`).
 

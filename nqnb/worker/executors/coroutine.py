@@ -31,7 +31,7 @@ class CoroutineExecutor(Executor):
         ended = self._ended = asyncio.Future()
         try:
             call = self._handler.call(self._job)
-        except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
+        except Exception as refused:  # noqa: BLE001  decoding the payload may raise anything
             self._settle(Result(Ended.FAILED, error=refused))
         else:
             start_task(self._await_handler(call))

@@ -1,6 +1,6 @@
 """Run a handler in a separate process, which can always be stopped.
 
-To stop the handler, the worker sends signals to the process group: SIGINT at once (which raises `JobCancelled`),
+To stop the handler, the worker sends signals to the process group: SIGINT immediately (which raises `JobCancelled`),
 SIGTERM after ``grace`` seconds, and SIGKILL a quarter of a second later. Before the run counts as ended, any processes
 that the handler has left running are killed: all descendants on Linux, and the process group on other systems.
 
@@ -79,7 +79,7 @@ class ProcessExecutor(Executor):
             arguments = self._handler.arguments(self._job)
             call = _pickle_call(self._handler, arguments)
             process = self._process = Spares.here().take(self._handler)
-        except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
+        except Exception as refused:  # noqa: BLE001  decoding the payload may raise anything
             return Result(Ended.FAILED, error=refused)
         job = self._job
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)

@@ -120,7 +120,7 @@ class _StopFlag(StopFlag):
     def set(self) -> None:
         if not self._is_raised:
             self._is_raised = True
-            os.write(self._writable, b"!")  # never read, so that every waiting thread wakes up
+            os.write(self._writable, b"!")  # The byte is never read, so that all waiting threads wake up.
 
     def wait(self, seconds: float) -> None:
         if not self._is_raised:
@@ -337,7 +337,7 @@ def _failure(error: BaseException) -> tuple[Any, ...]:
         text = str.__str__(str(error))
     except Exception:  # noqa: BLE001  the handler's exception may raise anything
         text = f"this {name} cannot be converted to a string"
-    # The frames above the handler's are nqnb's, and do not help the handler's author.
+    # The frames above the handler's frame belong to nqnb, and do not help the author of the handler.
     trace = entry = error.__traceback__
     while entry is not None:
         if entry.tb_frame.f_globals.get("__name__") in _CALLERS and entry.tb_next is not None:

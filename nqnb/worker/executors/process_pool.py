@@ -1,4 +1,4 @@
-"""Start processes that run tasks, and keep idle processes ready, so that tasks can start at once.
+"""Start processes that run tasks, and keep idle processes ready, so that tasks can start immediately.
 
 Each process runs one task, or several if its handler allows this. A supervisor (`nqnb.supervisor`) forks the process,
 and kills the process if the worker dies. On Linux, one supervisor can fork the processes of several tasks, one after
@@ -42,7 +42,10 @@ _LEAST_PAUSE_SECONDS = 0.1
 _EXIT_TIMEOUT_SECONDS = 1.0
 """How long an idle process that has run tasks may take to exit, including its ``atexit`` functions."""
 _KILL_TIMEOUT_SECONDS = 6.0
-"""The time limit for a supervisor to kill its process, after which the worker kills both. The normal limit is 4 s."""
+"""The time limit for a supervisor to kill its process, after which the worker kills both.
+
+A supervisor needs up to 4 s.
+"""
 _CLOSE_TIMEOUT_SECONDS = 7.0
 """How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
@@ -65,7 +68,7 @@ _LOWEST_COPY = 10
 
 
 class Reserve:
-    """A worker's share of the idle processes. If any handler runs in processes, idle processes are started at once.
+    """A worker's share of the idle processes. If any handler runs in processes, idle processes are started immediately.
 
     Args:
         handlers: the worker's handlers.
@@ -196,7 +199,7 @@ class Spares:
         self._watch()
 
     def _watch(self) -> None:
-        """Schedule a call of `_stop_idle` for the time at which a process will first have been idle for too long."""
+        """Schedule a call of `_stop_idle` for the time at which the first process will have been idle for too long."""
         leaving = [process for process in self._idle if process.handler or len(self._idle) > self._wanted]
         if self._timer is None and leaving:
             due = min(process.idle_since for process in leaving) + IDLE_SECONDS - time.monotonic()
@@ -412,7 +415,7 @@ class TaskProcess:
                 self._has_outcome = message[0] != "report"
 
     def _become_ready(self) -> None:
-        """Handle a message from the process that it is ready for another task of its handler."""
+        """Handle the message with which the process reports that it is ready for another task of its handler."""
         if self._task is None or not self._has_outcome:
             raise ValueError("the process is ready before it has sent an outcome")
         if self._signalled:

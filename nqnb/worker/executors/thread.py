@@ -1,11 +1,11 @@
 """Run a plain function in a separate thread, and stop the function by raising `JobCancelled` when this is safe.
 
-An exception is not safe while the thread may hold a lock that other threads need. CPython raises an asynchronous
-exception at the thread's next check of its "eval breaker": at the entry of a Python function, at a backward jump, or
-after a call of C code. Such a check can occur between ``lock.acquire()`` and the ``try`` statement that releases the
-lock. `logging` has that gap up to Python 3.12. A thread that ends in the gap never releases the lock of a log handler,
-so the worker's next log call never returns. Therefore, no exception is raised while any frame of the thread belongs to
-a module in `GUARDED`, or to nqnb code that the handler has called.
+Raising an exception is not safe while the thread may hold a lock that other threads need. CPython raises an
+asynchronous exception at the thread's next check of its "eval breaker": at the entry of a Python function, at a
+backward jump, or after a call of C code. Such a check can occur between ``lock.acquire()`` and the ``try`` statement
+that releases the lock. `logging` has that gap up to Python 3.12. A thread that ends in the gap never releases the lock
+of a log handler, so the worker's next log call never returns. Therefore, no exception is raised while any frame of the
+thread belongs to a module in `GUARDED`, or to nqnb code that the handler has called.
 
 A single inspection of the stack is not enough, because the thread may enter `logging` between the inspection and the
 exception. `interrupt` therefore inspects the stack twice. The second inspection and the call that raises the exception
@@ -339,6 +339,6 @@ _LOG_CALLS = frozenset(
 def _is_wait(frame: FrameType) -> bool:
     """Return whether a frame belongs to code that waits on a condition.
 
-    Such code releases its locks on an exception.
+    Such code releases its locks when an exception is raised.
     """
     return _package(frame) in ("threading", "queue", "concurrent")
