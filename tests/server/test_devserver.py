@@ -330,7 +330,7 @@ def test_a_server_that_never_answers_fails_the_start(monkeypatch: pytest.MonkeyP
 
 def test_starting_twice_is_an_error() -> None:
     with DevServer() as server:
-        with pytest.raises(DevServerError, match=f"already started at {server.url}"):
+        with pytest.raises(DevServerError, match=f"already been started at {server.url}"):
             server.start()
         assert server.running
 
