@@ -26,6 +26,7 @@ from nqnb.errors import NqnbError as NqnbError
 from nqnb.errors import PayloadTooLarge as PayloadTooLarge
 from nqnb.errors import QueueInUse as QueueInUse
 from nqnb.errors import RevisionConflict as RevisionConflict
+from nqnb.errors import ScheduleExists as ScheduleExists
 from nqnb.errors import ServerRefused as ServerRefused
 from nqnb.errors import TaskCancelled as TaskCancelled
 from nqnb.errors import TaskError as TaskError
@@ -35,6 +36,7 @@ from nqnb.errors import Unavailable as Unavailable
 from nqnb.errors import Unconfirmed as Unconfirmed
 from nqnb.errors import UnencodableValue as UnencodableValue
 from nqnb.errors import UnknownQueue as UnknownQueue
+from nqnb.errors import UnknownSchedule as UnknownSchedule
 from nqnb.errors import UnknownTask as UnknownTask
 from nqnb.errors import WaitTimeout as WaitTimeout
 from nqnb.failures import FailureGroup as FailureGroup
@@ -52,6 +54,7 @@ from nqnb.records import CancelReceipt as CancelReceipt
 from nqnb.records import PruneReceipt as PruneReceipt
 from nqnb.records import PurgeReceipt as PurgeReceipt
 from nqnb.records import QueueInfo as QueueInfo
+from nqnb.records import ScheduleInfo as ScheduleInfo
 from nqnb.records import TaskBatch as TaskBatch
 from nqnb.records import TaskInfo as TaskInfo
 from nqnb.records import WorkerInfo as WorkerInfo

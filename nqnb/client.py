@@ -9,6 +9,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -17,7 +18,7 @@ from nqnb.doctor.diagnosis import Diagnosis, check_codes
 from nqnb.doctor.examination import examine
 from nqnb.doctor.treatment import treat
 from nqnb.error_text import kind_of
-from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, Unconfirmed, WaitTimeout
+from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NotSubmitted, NqnbError, Unconfirmed, WaitTimeout
 from nqnb.failures import FailureGroup, group_failures
 from nqnb.inputs import (
     Duration,
@@ -37,12 +38,32 @@ from nqnb.protocol.delete import delete_queue
 from nqnb.protocol.follow import ended, fetch, follow, result, watch
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
+from nqnb.protocol.recurring import (
+    Missed,
+    ScheduleEntry,
+    add_schedule,
+    change_schedule,
+    check_schedule_name,
+    make_schedule,
+    remove_schedule,
+    run_schedule,
+)
 from nqnb.protocol.requeue import Requeues, requeue
 from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status, TaskMessage
-from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
+from nqnb.records import (
+    CancelReceipt,
+    PruneReceipt,
+    PurgeReceipt,
+    QueueInfo,
+    ScheduleInfo,
+    TaskBatch,
+    TaskInfo,
+    WorkerInfo,
+)
+from nqnb.recurrence import Recurrence
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 
@@ -639,6 +660,125 @@ class Client:
         """
         queue = names.check_queue(queue)
         await self.backend.resume(queue, await stream_of(self.backend, queue))
+
+    async def every(
+        self,
+        cron: str | None = None,
+        queue: str | None = None,
+        payload: Any = None,
+        *,
+        name: str,
+        days: float = 0,
+        hours: float = 0,
+        minutes: float = 0,
+        seconds: float = 0,
+        timezone: str | ZoneInfo | None = None,
+        missed: Missed = "once",
+        retry: int = 0,
+        timeout: Timeout = None,
+        replace: bool = False,
+    ) -> ScheduleInfo:
+        """Store a schedule, which submits a task again and again, at the times of a cron expression or at an interval.
+
+        The nqnb workers of the queue submit the tasks: one task for each scheduled time, whatever the number of
+        workers. A task is an ordinary task. Its id is the schedule's name and the scheduled time in UTC, such as
+        ``nightly.20261130T060000Z``, and its group is the schedule's name.
+
+        If the schedule already exists with the same definition, the call changes nothing.
+
+        Args:
+            cron: a cron expression with five fields (minute, hour, day of the month, month, day of the week), such as
+                ``"0 7 * * mon-fri"``, with six fields (seconds first), or ``"@hourly"``, ``"@daily"``, ``"@weekly"``,
+                ``"@monthly"`` or ``"@yearly"``. Omit it if you pass an interval.
+            queue: the queue of the tasks.
+            payload: the payload of each task. Bytes are sent unchanged; any other value is sent as JSON.
+            name: the name of the schedule, 1 to 100 characters long: letters (A-Z and a-z), digits, ``-`` and ``_``.
+            days, hours, minutes, seconds: the parts of the interval, as in a timedelta. The sum must be a whole number
+                of seconds. The first task is submitted one interval after this call.
+            timezone: the time zone of the cron expression, such as ``"Europe/Berlin"``. The default is UTC. When clocks
+                change, a time of day that does not exist is moved to the end of the gap, and a time that exists twice
+                counts once.
+            missed: what to do if no worker submitted a task within a minute after its scheduled time. ``"skip"``
+                submits no task. ``"once"`` submits one task for the last of the missed times. ``"all"`` submits a task
+                for each of the last 100 missed times.
+            retry: how many times to retry each task if it fails.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta.
+            replace: whether to replace an existing schedule that has another definition. If it is paused, it stays
+                paused.
+
+        Raises:
+            BadInput, InvalidQueueName, UnencodableValue, PayloadTooLarge: an argument is invalid; nothing was stored.
+            ScheduleExists: a schedule with this name has another definition.
+            MalformedMessage: the stored schedule cannot be decoded. Pass ``replace=True`` to replace it.
+            Unconfirmed: the server's answers were lost. Repeat the call.
+        """
+        units: dict[str, object] = {"days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
+        when, replace = Recurrence.of(cron, timezone, units), check_flag("replace", replace)
+        wanted = make_schedule(name, queue, payload, when, missed, retry, timeout, self.name)
+        return (await add_schedule(self.backend, wanted, replace=replace)).info
+
+    async def schedules(self) -> list[ScheduleInfo]:
+        """Return all schedules of recurring tasks, sorted by name. Invalid entries are skipped, and logged."""
+        found: list[ScheduleInfo] = []
+        skipped: dict[str, str] = {}
+        async for entry in self.backend.recurring.entries():
+            try:
+                found.append(ScheduleEntry.of_entry(entry.key, entry.value).info)
+            except MalformedMessage as error:
+                skipped[entry.key] = str(error)
+        self.backend.schedule_skips.tell(skipped)
+        return sorted(found, key=lambda info: info.name)
+
+    async def pause_schedule(self, name: str) -> ScheduleInfo:
+        """Pause a schedule: no tasks are submitted until `resume_schedule` is called. Pausing is idempotent.
+
+        A task that a worker is submitting at that moment may still be submitted.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+        """
+        name = check_schedule_name(name)
+        return (await change_schedule(self.backend, name, ScheduleEntry.stopped)).info
+
+    async def resume_schedule(self, name: str) -> ScheduleInfo:
+        """Resume a paused schedule. The scheduled times that passed in the meantime are skipped.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+        """
+        name, now = check_schedule_name(name), await self.backend.read_now()
+        return (await change_schedule(self.backend, name, lambda entry: entry.resumed(now))).info
+
+    async def remove_schedule(self, name: str) -> None:
+        """Remove a schedule. The tasks that it has submitted are not changed.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+        """
+        await remove_schedule(self.backend, check_schedule_name(name))
+
+    async def run_schedule(self, name: str) -> Task:
+        """Submit a task of a schedule now, even if the schedule is paused. The scheduled times do not change.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+            Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
+        """
+        message = await run_schedule(self.backend, check_schedule_name(name), self.name)
+        self.serving.look_soon(message.Queue)
+        return Task(self, message.ID, message.Queue)
 
     async def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states, results and cancel requests of tasks that ended long ago.

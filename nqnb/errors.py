@@ -21,6 +21,8 @@
     ├── MalformedMessage          bytes from the server are not a valid NQ message
     ├── UnknownQueue              the server has no such queue (see ``.queue``)
     ├── QueueInUse                the queue was not deleted because it has tasks or workers (see ``.queue``)
+    ├── UnknownSchedule           the server has no schedule with this name (see ``.name``)
+    ├── ScheduleExists            a schedule with this name has another definition (see ``.name``)
     ├── TaskError                 an error that concerns one task (see ``.task_id``)
     │   ├── UnknownTask           the state bucket has no such task
     │   ├── TaskExists            another task already has this id
@@ -197,6 +199,22 @@ class QueueInUse(NqnbError):
         self.pending = pending
         self.processing = processing
         self.workers = workers
+
+
+class UnknownSchedule(NqnbError):
+    """The server has no schedule with this name; ``.name`` is the name."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class ScheduleExists(NqnbError):
+    """A schedule with this name has another definition; ``.name`` is the name."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class TaskError(NqnbError):

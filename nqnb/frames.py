@@ -19,7 +19,7 @@ from nqnb.errors import BadInput, NotCancellable, NqnbError, UnknownTask
 from nqnb.failures import FAILURE_INDEX, FailureGroup
 from nqnb.inputs import check_flag
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.records import CancelReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
 from nqnb.task_frame import TEXT, TaskFrame, field_columns, objects
 from nqnb.task_values import decoded, run_time, share
 from nqnb.text import receipt_words
@@ -153,6 +153,32 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
             "ttl": _spans(_length(worker.ttl) for worker in workers),
         },
         "no nqnb workers; Go workers are not listed, because they do not register",
+    )
+
+
+def schedules_frame(infos: Iterable[ScheduleInfo]) -> pd.DataFrame:
+    """Return a DataFrame with one row per schedule, indexed by name. The columns are fields of `ScheduleInfo`.
+
+    The payload is decoded JSON, otherwise bytes.
+    """
+    schedules = _listed("infos", infos, ScheduleInfo)
+    return _frame(
+        "name",
+        [schedule.name for schedule in schedules],
+        {
+            "queue": _texts(schedule.queue for schedule in schedules),
+            "when": _texts(schedule.when for schedule in schedules),
+            "next_at": _times(schedule.next_at for schedule in schedules),
+            "last_at": _times(schedule.last_at for schedule in schedules),
+            "paused": _flags(schedule.paused for schedule in schedules),
+            "payload": objects(decoded(schedule.payload) for schedule in schedules),
+            "missed": _texts(schedule.missed for schedule in schedules),
+            "retry": _counts(schedule.retry for schedule in schedules),
+            "timeout": _spans(_length(schedule.timeout) if schedule.timeout else None for schedule in schedules),
+            "client": _texts(schedule.client for schedule in schedules),
+            "written_at": _times(schedule.written_at for schedule in schedules),
+        },
+        "no schedules",
     )
 
 

@@ -286,6 +286,48 @@ class QueueService(Struct, frozen=True, kw_only=True):
     waiting: bool = False
 
 
+class ScheduleInfo(Struct, frozen=True, kw_only=True):
+    """A schedule, which submits a task again and again.
+
+    Attributes:
+        name: the name of the schedule, which is also the name of the group of its tasks.
+        queue: the queue of the tasks.
+        when: the cron expression and its time zone, or the interval, as text.
+        cron: the cron expression, or an empty string.
+        timezone: the time zone of the cron expression, or an empty string.
+        interval: the number of seconds between two tasks, or 0 for a cron expression.
+        payload: the payload of the tasks.
+        missed: what happens to missed tasks: ``"skip"``, ``"once"`` or ``"all"``.
+        retry: how many times a failed task is retried.
+        timeout: the maximum duration of one attempt in seconds, or 0 for no limit.
+        paused: whether the schedule is paused.
+        next_at: the scheduled time of the next task, or None if the schedule is paused.
+        last_at: the scheduled time of the last task, or None if there has been no task.
+        client: the name of the client that wrote the definition.
+        written_at: the time at which the definition was written.
+    """
+
+    name: str
+    queue: str
+    when: str
+    cron: str
+    timezone: str
+    interval: int
+    payload: bytes
+    missed: str
+    retry: int
+    timeout: int
+    paused: bool
+    next_at: datetime | None
+    last_at: datetime | None
+    client: str
+    written_at: datetime | None
+
+    def __repr__(self) -> str:
+        state = "paused" if self.next_at is None else f"next {self.next_at.isoformat(timespec='seconds')}"
+        return f"<ScheduleInfo {self.name}: {readable(self.when)}, queue {self.queue}, {state}>"
+
+
 class PurgeReceipt(Struct, frozen=True, kw_only=True):
     """The result of purging or deleting a queue.
 

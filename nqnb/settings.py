@@ -25,6 +25,7 @@ from nqnb.protocol import names
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 QUEUE_BUCKET = "nq-queues"
+SCHEDULE_BUCKET = "nq-schedules"
 WEEK = 7 * 86_400.0
 SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
 """The limits of ``ack_wait``. Leases are renewed three times per ack wait, and states are kept for at least ten
@@ -132,6 +133,7 @@ class Settings:
         worker_bucket: the bucket for the presence entries of workers.
         result_bucket: the bucket for results that are too large for the state bucket.
         queue_bucket: the bucket for the names of paused queues. It is created when a queue is first paused.
+        schedule_bucket: the bucket for the schedules of recurring tasks. It is created with the first schedule.
         retention: how long to keep the states and results of ended tasks, in seconds or as a timedelta. The default is
             7 days; None keeps them indefinitely. The minimum is an hour or ten ack waits, whichever is longer, and
             smaller values are raised to the minimum. From version 2.11 on, the server deletes expired states and
@@ -168,6 +170,7 @@ class Settings:
     worker_bucket: str = names.PRESENCE_BUCKET
     result_bucket: str = names.RESULT_BUCKET
     queue_bucket: str = QUEUE_BUCKET
+    schedule_bucket: str = SCHEDULE_BUCKET
     retention: Duration | None = WEEK
     ack_wait: float = 30.0
     connect_timeout: float = 5.0
@@ -245,7 +248,7 @@ class Settings:
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
         buckets: dict[str, str] = {}
-        for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket"):
+        for name in (each.name for each in fields(self) if each.name.endswith("_bucket")):
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
                 raise BadInput(

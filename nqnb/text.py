@@ -19,7 +19,7 @@ import msgspec
 from nqnb.decode import decode_value
 from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.records import CancelReceipt, ScheduleInfo, TaskInfo
 
 # The control characters, and the characters that reverse the direction of text, because they can disguise one line as
 # another.
@@ -153,6 +153,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, TaskInfo):
         encoded = {"payload": value.payload, "result": value.result, "label": value.label}
         return _fields(value) | {key: each for name, data in encoded.items() for key, each in _json(name, data).items()}
+    if isinstance(value, ScheduleInfo):
+        return _fields(value) | _json("payload", value.payload)
     if isinstance(value, CancelReceipt):
         return {**_fields(value), "seconds": value.seconds}
     if isinstance(value, NqnbError):

@@ -28,6 +28,7 @@ RUN = {
     "docs/notebook.md": 1,
     "docs/client.md": 1,
     "docs/doctor.md": 1,
+    "docs/recurring.md": 1,
     "docs/worker.md": 7,
     "docs/settings.md": 2,
     "docs/moving.md": 2,
@@ -50,6 +51,7 @@ SHELL_BLOCKS = {
     "README.md": "they install the project; `.ci/run` does this, then runs the tests, and tests/cli runs the demo",
     "CONTRIBUTING.md": "they install the project and run its tests, as `.ci/run` does",
     "docs/doctor.md": "tests/cli/test_doctor_command.py runs the same commands",
+    "docs/recurring.md": "tests/cli/test_schedule_commands.py runs the same commands",
     "docs/chaos.md": "they take minutes; tests/chaos runs such attacks",
     "docs/performance.md": "they take minutes; tests/benchmarks has a test for each benchmark",
     "docs/permissions.md": "tests/jetstream/test_permissions.py does the same with the permissions of the page",
@@ -181,6 +183,17 @@ def test_the_doctor_of_the_docs_runs(server: nqnb.DevServer, capsys: pytest.Capt
 
     asyncio.run(run())
     assert "no-worker resize 0 Start a worker" in capsys.readouterr().out
+
+
+def test_the_schedules_of_the_docs_are_stored(server: nqnb.DevServer) -> None:
+    (program,) = programs_of("docs/recurring.md")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.rsplit(maxsplit=2)[0] for line in done.stdout.splitlines()] == [
+        "mornings 0 7 * * mon-fri Europe/Berlin",
+        "poll every 5 minutes",
+    ]
 
 
 def test_the_settings_of_the_docs_are_accepted() -> None:

@@ -29,7 +29,7 @@ ROOMS = [
     "protocol.names decode",
     "protocol.wire",
     "inputs listen_address",
-    "retry protocol.lifecycle records payload",
+    "retry protocol.lifecycle records payload recurrence",
     "text failures column_fit",
     "task_values",
     "settings",
@@ -80,6 +80,7 @@ OUTSIDE = {
     "rich": {"cli", "commands", "top"},
     "textual": {"top"},
     "prometheus_client": {"metrics"},
+    "cronsim": {"recurrence"},
 }
 """Libraries that only these rooms import, for type checkers too."""
 

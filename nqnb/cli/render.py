@@ -42,6 +42,8 @@ from nqnb.commands.command_records import (
     RequeuedTask,
     RequeueGroup,
     RequeuePreview,
+    ScheduleRemoved,
+    Schedules,
     ServerUp,
     Submitted,
     Tasks,
@@ -53,7 +55,7 @@ from nqnb.commands.watch_command import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
 from nqnb.doctor.diagnosis import Diagnosis
 from nqnb.protocol.wire import Status, parse_time
-from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
+from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, ScheduleInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.text import (
     absent_worker,
@@ -225,6 +227,30 @@ def _(record: QueueInfo) -> RenderableType:
             ("oldest", _when(record.oldest_pending)),
         ]
     )
+
+
+@render.register
+def _(record: ScheduleInfo) -> RenderableType:
+    return fields(
+        [
+            ("schedule", record.name),
+            ("queue", record.queue),
+            ("when", record.when),
+            ("paused", f"no tasks until `nqnb schedule resume {record.name}`" if record.paused else ""),
+            ("next", _when(record.next_at)),
+            ("last", _when(record.last_at)),
+            ("missed", record.missed),
+            ("retry", f"{record.retry:,}" if record.retry else ""),
+            ("timeout", duration(record.timeout) if record.timeout else ""),
+            ("payload", clip(payload_text(record.payload, pretty=True))),
+            ("written", _when(record.written_at) + (f" by {record.client}" if record.client else "")),
+        ]
+    )
+
+
+@render.register
+def _(record: ScheduleRemoved) -> RenderableType:
+    return f"schedule {record.name} was removed; its tasks are kept"
 
 
 @render.register
@@ -422,6 +448,33 @@ def _queues(record: Queues) -> RenderableType:
     return Sheet(columns, rows, "" if rows else "no queues")
 
 
+def _schedules(record: Schedules) -> RenderableType:
+    columns = [
+        Column("name", least=12),
+        Column("state", dispensable=1),
+        Column("queue", least=10, dispensable=2),
+        Column("when", least=14),
+        Column("next"),
+        Column("last", dispensable=3),
+        Column("missed", dispensable=5),
+        Column("payload", least=10, dispensable=4),
+    ]
+    rows: list[list[str | Text]] = [
+        [
+            each.name,
+            Text("paused" if each.paused else "", style="bold magenta"),
+            each.queue,
+            each.when,
+            clock(each.next_at),
+            clock(each.last_at),
+            each.missed,
+            line(payload_text(each.payload[:400]), 200),
+        ]
+        for each in record
+    ]
+    return Sheet(columns, rows, "" if rows else "no schedules")
+
+
 def _workers(record: Workers) -> RenderableType:
     columns = [
         Column("host", least=8),
@@ -605,6 +658,7 @@ render.register(Tasks, _tasks)
 render.register(Receipts, _receipts)
 render.register(Queues, _queues)
 render.register(Workers, _workers)
+render.register(Schedules, _schedules)
 render.register(Preview, _preview)
 render.register(Cancelled, _cancelled)
 render.register(RequeuePreview, _requeue_preview)

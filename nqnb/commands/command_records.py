@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from nqnb.errors import ConnectionFailed, NoRoom, NqnbError, TaskError, Unconfirmed, UnknownTask
 from nqnb.failures import FailureGroup
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,6 +37,16 @@ class Tasks(list[TaskInfo]):
 
 class Queues(list[QueueInfo]):
     """A list of queues, sorted by name."""
+
+
+class Schedules(list[ScheduleInfo]):
+    """A list of schedules, sorted by name."""
+
+
+class ScheduleRemoved(Struct, frozen=True):
+    """The name of a schedule that was removed."""
+
+    name: str
 
 
 class Workers(list[WorkerInfo]):

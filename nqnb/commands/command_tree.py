@@ -10,6 +10,7 @@ from nqnb.commands import (
     doctor_command,
     exporter_command,
     queue_commands,
+    schedule_commands,
     server_commands,
     submit_command,
     task_commands,
@@ -45,9 +46,9 @@ Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 def tree(ctx: click.Context) -> str | None:
     """Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.
 
-    The options below can also follow the name of any command, with three exceptions: --timeout has another meaning in
-    `submit` and `task result`, and --name has another meaning in `queue stats`. Set passwords and tokens in
-    NATS_PASSWORD and NATS_TOKEN, because other users of the machine can read the command line.
+    The options below can also follow the name of any command, with four exceptions: --timeout has another meaning in
+    `submit`, `schedule add` and `task result`, and --name has another meaning in `queue stats`. Set passwords and
+    tokens in NATS_PASSWORD and NATS_TOKEN, because other users of the machine can read the command line.
     """
     return help_alone(ctx)
 
@@ -66,6 +67,7 @@ for command in (
     task_commands.cancel,
     task_commands.task,
     queue_commands.queue,
+    schedule_commands.schedule,
     task_commands.prune,
     worker_commands.worker,
     exporter_command.exporter,

@@ -14,6 +14,7 @@ from nqnb.errors import BadInput
 from nqnb.inputs import LONGEST_SECONDS, State, check_status, read_length
 from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.protocol import names
+from nqnb.protocol.recurring import check_schedule_name
 from nqnb.protocol.status import Status, Waiting
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
@@ -52,6 +53,14 @@ def queue_name(text: str) -> str:
     """Parse a queue name."""
     try:
         return names.check_queue(text)
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def schedule_name(text: str) -> str:
+    """Parse the name of a schedule."""
+    try:
+        return check_schedule_name(text)
     except BadInput as error:
         raise click.BadParameter(str(error)) from None
 

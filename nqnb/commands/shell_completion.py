@@ -48,6 +48,16 @@ def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return _ask_quickly(ctx, question)
 
 
+def schedules(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return completions for the name of a schedule."""
+
+    async def question(nq: Client) -> list[CompletionItem]:
+        found = [each for each in await nq.schedules() if each.name.startswith(incomplete)]
+        return [CompletionItem(each.name, help=each.when) for each in found]
+
+    return _ask_quickly(ctx, question)
+
+
 def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return completions for the id of a task, with the most recently changed task first."""
 

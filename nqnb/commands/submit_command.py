@@ -23,10 +23,10 @@ _BATCH_TASKS = 2000
 _FOREVER = "forever"
 _QUOTE_HINT = "Quote the JSON for the shell, as in '{\"a\": 1}', or use "
 
-Form = Literal["json", "text", "raw"]
+PayloadForm = Literal["json", "text", "raw"]
 
 
-class _File(click.File):
+class PayloadFile(click.File):
     """A file to read, or ``-`` for stdin. If stdin is closed, a usage error is reported."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -75,7 +75,7 @@ Examples:
     metavar="WHEN",
     help="Do not start the task before WHEN (10m, 07:00, 2030-12-31T18:00)",
 )
-@click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
+@click.option("--file", type=PayloadFile("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--lines", is_flag=True, help="Submit one task for each non-blank line of the file or stdin")
 @click.option(
     "--ordered",
@@ -127,15 +127,15 @@ def submit(
     if ordered and not lines:
         raise click.UsageError("--ordered has no effect without --lines. Add --lines, or remove --ordered")
     exclusive_flag(text=text, raw=raw)
-    form: Form = "text" if text else "raw" if raw else "json"
-    data = _read(ctx, payload, file)
+    form: PayloadForm = "text" if text else "raw" if raw else "json"
+    data = read_payload(ctx, payload, file)
     if not lines:
-        value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
+        value = encode_payload(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
         raise click.UsageError("--lines has nothing to read: no input was specified. Use --file PATH, or `-` for stdin")
     values = [
-        _encode(line.rstrip(b"\r\n"), form, f"line {number}")
+        encode_payload(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
         if line.strip()
     ]
@@ -172,7 +172,8 @@ async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[b
     return Submitted(queue, ids, many=True, errors=errors)
 
 
-def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> bytes | None:
+def read_payload(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> bytes | None:
+    """Return the payload from the command line, a file or stdin, or None if there is no payload."""
     try:
         if file is not None:
             return file.read()
@@ -188,7 +189,7 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
         ) from None
 
 
-def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
+def encode_payload(data: bytes | None, form: PayloadForm, what: str, *, quoted: bool = False) -> bytes:
     """Encode the payload as bytes. ``quoted`` is True if a shell may have removed quotes from the payload."""
     if data is None:
         return b"null"

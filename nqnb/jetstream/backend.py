@@ -95,6 +95,10 @@ class Backend:
         """The results that are too large to be stored in the tasks' states."""
         self.pauses = KeyValueStore(connection, settings.queue_bucket)
         """The notes that record pauses, by queue name."""
+        self.recurring = KeyValueStore(connection, settings.schedule_bucket)
+        """The schedules of recurring tasks, by name."""
+        self.schedule_skips = SkipLog(settings.schedule_bucket)
+        """A log of invalid schedules, which listings skip."""
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """A log of invalid states, which listings skip."""
@@ -236,7 +240,14 @@ class Backend:
         """
         own = self.settings
         sizes = {}
-        for bucket in (own.state_bucket, own.result_bucket, own.cancel_bucket, own.worker_bucket, own.queue_bucket):
+        for bucket in (
+            own.state_bucket,
+            own.result_bucket,
+            own.cancel_bucket,
+            own.worker_bucket,
+            own.queue_bucket,
+            own.schedule_bucket,
+        ):
             info = await self.connection.find(f"STREAM.INFO.{names.bucket_stream(bucket)}")
             if info is not None:
                 sizes[bucket] = (int(info["state"]["messages"]), int(info["state"]["bytes"]))
@@ -286,6 +297,19 @@ class Backend:
         self._results.expires = await ensure_bucket(self.connection, settings.result_bucket, expires=expires)
         await ensure_bucket(self.connection, settings.cancel_bucket)
         await self._ensure_presence()
+
+    async def ensure_recurring(self) -> None:
+        """Create the bucket of the schedules if it does not exist. Few servers need this bucket."""
+        await ensure_bucket(self.connection, self.connection.settings.schedule_bucket)
+
+    async def recurring_position(self) -> tuple[int, str]:
+        """Return the revision of the last change to a schedule, and the creation time of the bucket.
+
+        The result is 0 and an empty string if the bucket does not exist.
+        """
+        stream = names.bucket_stream(self.connection.settings.schedule_bucket)
+        info = await self.connection.find(f"STREAM.INFO.{stream}")
+        return (0, "") if info is None else (int(info["state"]["last_seq"]), str(info["created"]))
 
     @property
     def terminal_ttl(self) -> float | None:

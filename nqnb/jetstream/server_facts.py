@@ -115,6 +115,7 @@ async def read_facts(connection: Connection, queue: str | None = None) -> Server
         settings.worker_bucket,
         settings.result_bucket,
         settings.queue_bucket,
+        settings.schedule_bucket,
     )
     known = [
         names.queue_of_subject(subject)

@@ -9,8 +9,8 @@ from nqnb.notebook.loop import LOOP
 
 _KINDS = ("line", "cell")
 _RECORDS = {
-    "nqnb.records": "TaskInfo PruneReceipt",
-    "nqnb.commands.command_records": "Preview RequeuePreview Emptied DetachedServer",
+    "nqnb.records": "TaskInfo PruneReceipt ScheduleInfo",
+    "nqnb.commands.command_records": "Preview RequeuePreview Emptied ScheduleRemoved DetachedServer",
     "nqnb.commands.check_command": "Health",
     "nqnb.demo": "DemoSummary",
 }

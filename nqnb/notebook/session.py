@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from zoneinfo import ZoneInfo
 
 from nqnb.batch import Batch, IfExists, Item, check_group
 from nqnb.client import Client, Task, not_submitted, submitted_after
@@ -41,9 +42,10 @@ from nqnb.notebook.wait_line import WaitLine
 from nqnb.protocol import names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.recurring import Missed
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, TaskInfo
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, ScheduleInfo, TaskInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -1022,6 +1024,126 @@ class Session:
             UnknownQueue: the queue does not exist.
         """
         self.call(self.client.resume(queue))
+
+    # Recurring tasks
+
+    def every(
+        self,
+        cron: str | None = None,
+        queue: str | None = None,
+        payload: Any = None,
+        *,
+        name: str,
+        days: float = 0,
+        hours: float = 0,
+        minutes: float = 0,
+        seconds: float = 0,
+        timezone: str | ZoneInfo | None = None,
+        missed: Missed = "once",
+        retry: int = 0,
+        timeout: Timeout = None,
+        replace: bool = False,
+    ) -> ScheduleInfo:
+        """Store a schedule, which submits a task again and again, at the times of a cron expression or at an interval.
+
+        The nqnb workers of the queue submit the tasks: one task for each scheduled time, whatever the number of
+        workers. A task is an ordinary task. `group` with the name of the schedule returns the tasks of the schedule.
+
+        If the schedule already exists with the same definition, the call changes nothing. You can therefore run the
+        cell again.
+
+        Args:
+            cron: a cron expression with five fields (minute, hour, day of the month, month, day of the week), such as
+                ``"0 7 * * mon-fri"``, with six fields (seconds first), or ``"@hourly"``, ``"@daily"``, ``"@weekly"``,
+                ``"@monthly"`` or ``"@yearly"``. Omit it if you pass an interval.
+            queue: the queue of the tasks.
+            payload: the payload of each task. Bytes are sent unchanged; any other value is sent as JSON.
+            name: the name of the schedule, 1 to 100 characters long: letters (A-Z and a-z), digits, ``-`` and ``_``.
+            days, hours, minutes, seconds: the parts of the interval, as in a timedelta. The sum must be a whole number
+                of seconds. The first task is submitted one interval after this call.
+            timezone: the time zone of the cron expression, such as ``"Europe/Berlin"``. The default is UTC.
+            missed: what to do if no worker submitted a task within a minute after its scheduled time. ``"skip"``
+                submits no task. ``"once"`` submits one task for the last of the missed times. ``"all"`` submits a task
+                for each of the last 100 missed times.
+            retry: how many times to retry each task if it fails.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta.
+            replace: whether to replace an existing schedule that has another definition. If it is paused, it stays
+                paused.
+
+        Raises:
+            BadInput: an argument is invalid; nothing was stored.
+            ScheduleExists: a schedule with this name has another definition.
+            MalformedMessage: the stored schedule cannot be decoded. Pass ``replace=True`` to replace it.
+        """
+        return self.call(
+            self.client.every(
+                cron,
+                queue,
+                payload,
+                name=name,
+                days=days,
+                hours=hours,
+                minutes=minutes,
+                seconds=seconds,
+                timezone=timezone,
+                missed=missed,
+                retry=retry,
+                timeout=timeout,
+                replace=replace,
+            )
+        )
+
+    def schedules(self) -> pd.DataFrame:
+        """Return a DataFrame of the schedules, sorted by name. All columns are described in `nqnb.frames`."""
+        from nqnb.frames import schedules_frame
+
+        return schedules_frame(self.call(self.client.schedules()))
+
+    def pause_schedule(self, name: str) -> ScheduleInfo:
+        """Pause a schedule: no tasks are submitted until `resume_schedule` is called. Pausing is idempotent.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+        """
+        return self.call(self.client.pause_schedule(name))
+
+    def resume_schedule(self, name: str) -> ScheduleInfo:
+        """Resume a paused schedule. The scheduled times that passed in the meantime are skipped.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+        """
+        return self.call(self.client.resume_schedule(name))
+
+    def remove_schedule(self, name: str) -> None:
+        """Remove a schedule. The tasks that it has submitted are not changed.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+        """
+        self.call(self.client.remove_schedule(name))
+
+    def run_schedule(self, name: str) -> SessionTask:
+        """Submit a task of a schedule now, even if the schedule is paused. The scheduled times do not change.
+
+        Args:
+            name: the name of the schedule.
+
+        Raises:
+            UnknownSchedule: there is no schedule with this name.
+            Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
+        """
+        task = self.call(self.client.run_schedule(name))
+        return SessionTask(self, task.id, task.queue)
 
     def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states, results and cancel requests of tasks that ended long ago.

@@ -35,6 +35,7 @@ from nqnb.worker.loop_guard import Guard, Pulse
 from nqnb.worker.outcome import record_outcome
 from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.recovery import Recovery
+from nqnb.worker.recurring_tasks import RecurringTasks
 from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
@@ -126,6 +127,7 @@ class Runtime:
         self._recovery = Recovery(
             backend, self.runs, pulls, self._listener, self._presence, self._leases, self._wake.set
         )
+        self._recurring = RecurringTasks(backend, worker_id, handlers, self._presence, self._may_fire)
         self._guard = Guard(worker_id, handlers, self._presence, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
@@ -180,6 +182,7 @@ class Runtime:
             lambda: self._presence.keep_current(lambda: not self._recovery.active),
             self._leases.stop_lapsed,
             self._leases.watch_entries,
+            self._recurring.run,
         )
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
@@ -265,6 +268,10 @@ class Runtime:
                     await asyncio.wait_for(self._say_goodbye(), _GOODBYE_TIMEOUT_SECONDS)
         finally:
             await self.backend.close()
+
+    def _may_fire(self) -> bool:
+        """Return whether the worker may submit recurring tasks now."""
+        return self.backend.connected and not (self._stopping or self._recovery.active)
 
     async def _say_goodbye(self) -> None:
         self._presence.stop()

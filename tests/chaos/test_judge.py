@@ -203,6 +203,16 @@ def incomplete(found: Evidence) -> None:
     found.missing = 3
 
 
+def missed_firing(found: Evidence) -> None:
+    found.firings = ["s.1", "s.2", "s.3"]
+    found.revisions |= dict.fromkeys(("s.1", "s.3"), found.revisions[TASK])
+
+
+def firing_at_no_scheduled_time(found: Evidence) -> None:
+    found.firings = ["s.1", "s.3"]
+    found.revisions |= dict.fromkeys(("s.1", "s.2", "s.3", "s.4"), found.revisions[TASK])
+
+
 @pytest.mark.parametrize(
     ("clean", "break_it", "rule"),
     [
@@ -235,6 +245,8 @@ def incomplete(found: Evidence) -> None:
         (completed, overlap, Rule.OVERLAP),
         (completed, endless, Rule.ENDLESS),
         (completed, incomplete, Rule.RECORD),
+        (completed, missed_firing, Rule.MISFIRED),
+        (completed, firing_at_no_scheduled_time, Rule.MISFIRED),
     ],
 )
 def test_each_breach_is_found(clean: Callable[[], Evidence], break_it: Callable[[Evidence], None], rule: Rule) -> None:

@@ -269,6 +269,42 @@ def test_the_command_line_names_the_missing_permission_in_one_line(
     assert "user 'client' may not publish to '$JS.API.STREAM.CREATE.other'" in line
 
 
+def with_recurring(worker: bool) -> str:
+    """Return the configuration with the permissions for recurring tasks, for the client, and perhaps for the worker."""
+    (_, section) = PAGE.split("## Recurring tasks")
+    more = " ".join(f'"{subject}",' for subject in re.findall(r'"([^"]+)"', section))
+    first = '"$JS.API.INFO",'
+    parts: list[str] = CONFIG.split(first)
+    assert len(parts) == 3
+    return parts[0] + f"{more} {first}" + parts[1] + (f"{more} {first}" if worker else first) + parts[2]
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+async def test_recurring_tasks_need_the_documented_permissions(
+    caplog: pytest.LogCaptureFixture, permitted: bool
+) -> None:
+    with nqnb.DevServer(config=with_recurring(worker=permitted)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with nqnb.connect(settings[OPERATOR]) as operator:
+            await operator.every("0 0 1 1 *", QUEUE, "small", name="rare")
+            async with nqnb.connect(settings[CLIENT]) as nq, make_worker(settings[WORKER]):
+                await nq.every("* * * * * *", QUEUE, "small", name="often")
+
+                async def fired() -> bool:
+                    return any(task.group == "often" for task in await nq.tasks())
+
+                async def told() -> bool:
+                    return "cannot read the schedules of recurring tasks" in caplog.text
+
+                await until_async(fired if permitted else told)
+                await nq.pause_schedule("often")
+                assert len(await nq.schedules()) == 2
+                await nq.remove_schedule("often")
+                assert await fired() == permitted
+    assert ("may not publish to" in caplog.text) == (not permitted)
+
+
 async def test_a_refused_pull_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A refused pull gets no answer, so the worker logs it."""
     pulls = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.MONITOR"

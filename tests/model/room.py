@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.recurring import ScheduleEntry, firing_id
 from nqnb.protocol.wire import Status, TaskMessage
 
 from .coroutine_states import Automaton, Process, standing_clock
 from .explorer import Exploration, Step, explore
 from .room_processes import (
     HEARTBEAT,
+    SCHEDULE,
     ClientProcess,
     ClientSpec,
     DeliverySpec,
@@ -544,9 +546,17 @@ def written(before: World, after: World, who: str) -> World:
                 task = decoded(new[key].value) if key in new else None
                 rule = rule or entry_rule(after, was, task, key, who)
                 facts = facts_of_write(facts, after, was, task, key, who)
+        firings = [key for key in new if key.startswith(f"{SCHEDULE}.")]
+        if len({key[:FIRING_ID_CHARACTERS] for key in firings}) < len(firings):
+            rule = rule or "two tasks for one firing"
+    changed = after.server.schedules if after.server.schedules is not before.server.schedules else ()
+    entries = (ScheduleEntry.of_entry(each.key, each.value) for each in changed)
+    if ("paused", SCHEDULE) in facts and not all(entry.paused for entry in entries):
+        rule = rule or "a pause was lost"
     return after._replace(facts=frozenset(facts), rule=rule)
 
 
+FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
 CANCELLED_THOUGH_REFUSED = "a cancel was refused, and yet it cancelled a task"
 
 
@@ -622,6 +632,10 @@ def returned(world: World, client: ClientSpec, ended: Any, *, alone: bool, faile
                 rule = rule or "a task was requeued before it had ended"
         elif operation == "cancel":
             facts.add(("cancelled", client.task_id))
+        elif operation == "pause":
+            facts.add(("paused", SCHEDULE))
+        elif operation == "fire" and value:
+            facts.add(("accepted", value))
         elif operation in ("purge", "delete"):
             counts = tuple(
                 sum(fact[0] == "ended by" and fact[1] == client.name and fact[3] is status for fact in facts)

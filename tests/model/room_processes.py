@@ -13,7 +13,7 @@ from unittest import mock
 import msgspec
 
 from nqnb.errors import NqnbError
-from nqnb.protocol import lifecycle
+from nqnb.protocol import lifecycle, recurring
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.cancel import cancel
 from nqnb.protocol.claim import claim
@@ -21,24 +21,25 @@ from nqnb.protocol.delete import delete_queue
 from nqnb.protocol.finish import Ending, cancel_receipt, finish
 from nqnb.protocol.forget import id_of
 from nqnb.protocol.heartbeat import look
-from nqnb.protocol.interfaces import QueueBackend
 from nqnb.protocol.lifecycle import Ended, Stop
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
+from nqnb.protocol.recurring import ScheduleEntry, firing_id
 from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.requeue import requeue
 from nqnb.protocol.submit import submit
 from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
+from nqnb.recurrence import Recurrence
 
-from .simulated_backend import SimulatedBackend, SimulatedDelivery, as_backend
+from .simulated_backend import SimulatedBackend, SimulatedDelivery, WholeBackend, as_backend
 from .simulated_server import QUEUE, Call
 
 PRUNE_OLDER_THAN = 3_600.0
 """Seconds: of what has ended at the first clock, prune takes all at the second."""
 DELETE_WAIT = 1.0
 
-Operation = Callable[[QueueBackend, "ClientSpec"], Coroutine[Any, Any, Any]]
+Operation = Callable[[WholeBackend, "ClientSpec"], Coroutine[Any, Any, Any]]
 
 
 class ClientSpec(NamedTuple):
@@ -74,7 +75,7 @@ class DeliverySpec(NamedTuple):
     schedules: bool
 
 
-async def _submit(backend: QueueBackend, client: ClientSpec) -> str:
+async def _submit(backend: WholeBackend, client: ClientSpec) -> str:
     message = TaskMessage(ID=client.task_id, Queue=QUEUE, Payload=client.payload, MaxRetry=client.retries)
     if client.process_at:
         message.ProcessAt = client.process_at
@@ -82,29 +83,29 @@ async def _submit(backend: QueueBackend, client: ClientSpec) -> str:
     return client.task_id
 
 
-async def _cancel(backend: QueueBackend, client: ClientSpec) -> Any:
+async def _cancel(backend: WholeBackend, client: ClientSpec) -> Any:
     return (await cancel(backend, client.task_id, client.name, client.queue)).status
 
 
-async def _purge(backend: QueueBackend, client: ClientSpec) -> Any:
+async def _purge(backend: WholeBackend, client: ClientSpec) -> Any:
     receipt = await purge_queue(backend, QUEUE, client.name)
     return receipt.deleted, receipt.cancelled
 
 
-async def _delete(backend: QueueBackend, client: ClientSpec) -> Any:
+async def _delete(backend: WholeBackend, client: ClientSpec) -> Any:
     receipt = await delete_queue(backend, QUEUE, client.name, force=True, wait=DELETE_WAIT)
     return receipt.deleted, receipt.cancelled
 
 
-async def _prune(backend: QueueBackend, client: ClientSpec) -> int:
+async def _prune(backend: WholeBackend, client: ClientSpec) -> int:
     return (await prune(backend, PRUNE_OLDER_THAN)).entries
 
 
-async def _requeue(backend: QueueBackend, client: ClientSpec) -> str:
+async def _requeue(backend: WholeBackend, client: ClientSpec) -> str:
     return (await requeue(backend, client.task_id, client.name)).ID
 
 
-async def _repair(backend: QueueBackend, client: ClientSpec) -> Any:
+async def _repair(backend: WholeBackend, client: ClientSpec) -> Any:
     """Repair a task as the doctor does: what has not changed after a search of the stream does not fit."""
     seen = await read_entry(backend, client.task_id)
     messages = {id_of(each.data): each.sequence for each in await backend.read_all_messages(QUEUE)}
@@ -123,7 +124,27 @@ async def _repair(backend: QueueBackend, client: ClientSpec) -> Any:
     return await end_task_without_message(backend, client.task_id, client.name)
 
 
-async def _lose(backend: QueueBackend, client: ClientSpec) -> None:
+SCHEDULE = "s"
+DAILY = ScheduleEntry(name=SCHEDULE, queue=QUEUE, when=Recurrence(interval=86_400), missed="all")
+"""A schedule that is due once on each day."""
+
+
+async def _plan(backend: WholeBackend, client: ClientSpec) -> None:
+    """Store the schedule."""
+    await recurring.add_schedule(backend, DAILY, replace=False)
+
+
+async def _pause(backend: WholeBackend, client: ClientSpec) -> None:
+    await recurring.change_schedule(backend, SCHEDULE, ScheduleEntry.stopped)
+
+
+async def _fire(backend: WholeBackend, client: ClientSpec) -> str:
+    """Fire the schedule as a worker does. Return the id of the last task that the schedule has submitted."""
+    entry = await recurring.fire(backend, SCHEDULE, client.name)
+    return firing_id(SCHEDULE, entry.last) if entry is not None and entry.last else ""
+
+
+async def _lose(backend: WholeBackend, client: ClientSpec) -> None:
     """Remove the first message as an operator does who purges the stream without nqnb."""
     await Call("delete_message", (1,))
 
@@ -137,6 +158,9 @@ OPERATIONS: dict[str, Operation] = {
     "requeue": _requeue,
     "repair": _repair,
     "lose": _lose,
+    "plan": _plan,
+    "pause": _pause,
+    "fire": _fire,
 }
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import msgspec
 
-from nqnb.errors import RevisionConflict
+from nqnb.errors import RevisionConflict, TaskExists
 from nqnb.jetstream.connection import PubAck
 from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.recurring import RecurringBackend, ScheduleEntry, firing_id, read_schedule
+from nqnb.protocol.submit import submit
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import Entry
 
 from .room import CANCELLED_THOUGH_REFUSED, Failure, Scenario
 from .room_processes import ClientSpec, Replacement
 from .simulated_backend import SimulatedBackend, SimulatedStore
-from .simulated_server import INTENTS, QUEUE, STATES, Call, decoded
+from .simulated_server import INTENTS, QUEUE, SCHEDULES, STATES, Call, decoded
 
 BOUNDS = """\
 One queue, one or two tasks, one or two workers, at most four clients.
@@ -57,6 +60,10 @@ PRUNE = ClientSpec("prune", "prune", 4)
 PRUNE_TOO = PRUNE._replace(name="prune2", number=8)
 REQUEUE = ClientSpec("requeue", "requeue", 5)
 REPAIR = ClientSpec("repair", "repair", 9)
+PLAN = ClientSpec("plan", "plan", 11)
+FIRE = ClientSpec("fire", "fire", 12, after=("plan",))
+FIRE_TOO = FIRE._replace(name="fire2", number=13)
+PAUSE = ClientSpec("pause", "pause", 14, after=("plan",))
 LOSE = ClientSpec("operator", "lose", 10)
 """An operator who purges the stream without nqnb."""
 
@@ -83,6 +90,7 @@ class OneByOne(SimulatedBackend):
 TOGETHER = (Replacement("MANY_TASKS", 1),)
 """Even a single task is many: the oldest messages of the stream are removed together."""
 
+FIRED = Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=1)
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
@@ -159,6 +167,8 @@ SCENARIOS = {
     "move into a schedule against cancel": Scenario((NOT_DUE, CANCEL), days=1),
     "move into a schedule against purge": Scenario((NOT_DUE, after_submit(PURGE)), days=1),
     "move into a schedule against submit against submit": Scenario((NOT_DUE, OTHER), duplicate_window=False, days=1),
+    "fire against fire": FIRED,
+    "fire against pause": Scenario((PLAN, FIRE, PAUSE), days=1),
     "claim against claim, the consumer is recreated": REDELIVERED,
     "heartbeat against a cancel that is not heard": Scenario(
         (SUBMIT, after_submit(CANCEL)), failures=(Failure.MISSED_CANCEL,), handlers=(), heartbeats=True
@@ -173,6 +183,9 @@ SCENARIOS = {
 """By name: small enough for every run of the tests."""
 
 LARGE_SCENARIOS = {
+    "fire against fire, lost replies": Scenario((PLAN, FIRE, FIRE_TOO), failures=QUICK, days=1),
+    "fire against fire on two days": Scenario((PLAN, FIRE, FIRE_TOO), failures=QUICK, days=2),
+    "fire against fire against pause": Scenario((PLAN, FIRE, FIRE_TOO, PAUSE), days=1),
     "cancel in a known queue against delete": Scenario((SUBMIT, after_submit(CANCEL_IN_QUEUE), after_submit(DELETE))),
     "cancel in a known queue against finish against retry, crash": Scenario(
         (RETRIED, after_submit(CANCEL_IN_QUEUE)), failures=(Failure.WORKER_CRASH,), handlers=BOTH_ENDS
@@ -561,6 +574,33 @@ class QuickReads(SimulatedBackend):
         self.states = QuickReadStore(STATES)
 
 
+class ScheduleOverwritten(SimulatedBackend):
+    def prepare(self) -> None:
+        self.recurring = PlainPutStore(SCHEDULES)
+
+
+async def fire_wrongly(
+    backend: RecurringBackend, name: str, client: str, *, move_first: bool = False, own_id: bool = False
+) -> ScheduleEntry:
+    """Fire a schedule as `nqnb.protocol.recurring.fire` does, but with a wrong step."""
+    entry, revision = await read_schedule(backend, name)
+    now = backend.earliest_now()
+    if entry.paused or entry.next > now:
+        return entry
+    (at,) = entry.due(now)
+    moved = msgspec.structs.replace(entry, next=entry.when.next_after(now), last=at)
+    if move_first:
+        with contextlib.suppress(RevisionConflict):
+            await backend.insist(lambda: backend.recurring.update(name, moved.encode(), revision))
+    task_id = firing_id(name, at) + (f"-{client}" if own_id else "")
+    with contextlib.suppress(TaskExists):
+        await submit(backend, entry.message(task_id, at), client, chosen=True, adopt=True)
+    if not move_first:
+        with contextlib.suppress(RevisionConflict):
+            await backend.insist(lambda: backend.recurring.update(name, moved.encode(), revision))
+    return moved
+
+
 class Variant(NamedTuple):
     """A wrong step: where it goes wrong, the scenario that shows it, and the rule that breaks."""
 
@@ -698,6 +738,21 @@ VARIANTS = {
         REMOVED_EARLY,
         NewerRemoved,
     ),
+    "fire: each worker chooses an id": Variant(
+        "fire",
+        FIRED,
+        "two tasks for one firing",
+        replacement=Replacement("fire", partial(fire_wrongly, own_id=True), "nqnb.protocol.recurring"),
+    ),
+    "fire: the schedule is moved on before the task is submitted": Variant(
+        "fire",
+        FIRED,
+        STUCK,
+        replacement=Replacement("fire", partial(fire_wrongly, move_first=True), "nqnb.protocol.recurring"),
+    ),
+    "fire: the schedule is written over whatever is there": Variant(
+        "fire", Scenario((PLAN, FIRE, PAUSE), days=1), "a pause was lost", ScheduleOverwritten
+    ),
     "repair: the entry is written over whatever is there": Variant(
         "repair", Scenario((SUBMIT, REPAIR)), TERMINAL_CHANGED, PlainPut
     ),
@@ -737,6 +792,7 @@ OPERATIONS: dict[str, Callable[[str, frozenset[str]], bool]] = {
     "prune": _runs("prune"),
     "requeue": _runs("requeue"),
     "repair": _runs("repair"),
+    "fire": _runs("fire"),
     "schedule": _has_step("schedule", "fires"),
     "move": _has_step("w0.0: schedule"),
 }

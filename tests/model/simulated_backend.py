@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from nqnb.errors import NoResponders, RevisionConflict, Unconfirmed
 from nqnb.jetstream.connection import PubAck
 from nqnb.jetstream.messages import StreamMessage
 from nqnb.protocol.interfaces import QueueBackend, StatePage
+from nqnb.protocol.recurring import RecurringBackend
 from nqnb.protocol.wire import CancelRecord
 from nqnb.store import Entry, Unsubscribe
 
-from .simulated_server import CLOCKS, INTENTS, QUEUE, RESULTS, STATES, Call
+from .simulated_server import CLOCKS, INTENTS, QUEUE, RESULTS, SCHEDULES, STATES, Call
 
 T = TypeVar("T")
+
+
+class WholeBackend(QueueBackend, RecurringBackend, Protocol):
+    """Everything that the operations of the protocol use."""
 
 
 class SimulatedStore:
@@ -82,6 +87,7 @@ class SimulatedBackend:
         self.states: SimulatedStore = SimulatedStore(STATES)
         self.intents: SimulatedStore = SimulatedStore(INTENTS)
         self.results = SimulatedStore(RESULTS)
+        self.recurring: SimulatedStore = SimulatedStore(SCHEDULES)
         self.retry_for = -1.0 if impatient else 1.0
         self.settings = SimpleNamespace(retry_for=self.retry_for, state_bucket=STATES)
         self.open_cancels = 0
@@ -116,6 +122,9 @@ class SimulatedBackend:
         return
 
     async def ensure_queue(self, queue: str) -> None:
+        return
+
+    async def ensure_recurring(self) -> None:
         return
 
     async def find_queue(self, queue: str) -> str | None:
@@ -263,6 +272,6 @@ def _message(found: Any) -> StreamMessage:
     return StreamMessage(found.sequence, "", found.data, True, CLOCKS[0])
 
 
-def as_backend(backend: SimulatedBackend) -> QueueBackend:
+def as_backend(backend: SimulatedBackend) -> WholeBackend:
     """Return the backend as the protocol sees it; the type checker holds that nothing is missing."""
     return backend

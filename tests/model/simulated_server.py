@@ -13,7 +13,7 @@ from nqnb.protocol.wire import TaskMessage
 from nqnb.store import Entry
 
 QUEUE = "q"
-STATES, INTENTS, RESULTS = "states", "intents", "results"
+STATES, INTENTS, RESULTS, SCHEDULES = "states", "intents", "results", "schedules"
 
 CLOCKS = (1_000_000_000.0, 1_000_100_000.0, 1_000_200_000.0)
 """The time on the server in Unix seconds: at the beginning, after a day, and after two."""
@@ -81,6 +81,7 @@ class Server(NamedTuple):
     states: tuple[StoredKey, ...] = ()
     intents: tuple[StoredKey, ...] = ()
     results: tuple[StoredKey, ...] = ()
+    schedules: tuple[StoredKey, ...] = ()
     messages: tuple[StoredMessage, ...] = ()
     last_sequence: int = 0
     last_delivered: int = 0

@@ -41,6 +41,8 @@ NOT_EXPLORED = {
     "heartbeat.write_progress": "progress is not written here",
     "prune._remove_result": "no result is too large for its entry here",
     "keyed": "chooses an id; the cancel and the submit that follow are explored",
+    "recurring.remove_schedule": "deletes one entry, and changes no task",
+    "recurring.run_schedule": "reads the schedule; the submit that follows is explored",
     "transition.after_write": "runs, and waits for no request",
     "transition.let_expire": "no entry expires here",
     "transition.rest": "runs, and waits for no request",

@@ -146,6 +146,18 @@ class TestResults:
         assert nq(cells, f"queue delete {queue} --yes").removed
         assert isinstance(nq(cells, "prune --older-than 7d --dry-run"), PruneReceipt)
 
+    def test_schedules_are_added_and_listed(self, cells: Shell, queue: str) -> None:
+        made = nq(cells, f'schedule add {queue}-s {queue} {{"a": 1}} --every 1h')
+        assert list(made.when) == ["every 1 hour"]
+        cells.run(f"given = {{'a': 1}}\n%nq schedule add {queue}-s {queue} $given --every 1h")
+        assert nq(cells, "schedule list").payload[f"{queue}-s"] == {"a": 1}
+        assert cells.completed(f"%nq schedule pause {queue}-") == [f"{queue}-s"]
+        assert list(nq(cells, f"schedule pause {queue}-s").paused) == [True]
+        task = nq(cells, f"schedule run {queue}-s")
+        assert task.fetch().group == f"{queue}-s"
+        assert "was removed; its tasks are kept" in cells.run(f"%nq schedule remove {queue}-s").out
+        assert nq(cells, "schedule list").empty
+
     def test_the_doctor_explains_and_repairs(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1")
         ran = cells.run(f"%nq doctor {queue} --ignore old-server")

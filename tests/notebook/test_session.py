@@ -323,6 +323,26 @@ class TestCalls:
         assert list(session.queues().index) == ["resize", "scale"]
         assert session.workers().empty
 
+    def test_schedules_are_stored_and_listed(self, session: Session) -> None:
+        made = session.every(hours=1, queue="report", payload={"a": 1}, name="hourly", timeout=90)
+        assert session.every(hours=1, queue="report", payload={"a": 1}, name="hourly", timeout=90) == made
+        frame = session.schedules()
+        assert frame.index.name == "name"
+        assert frame.loc["hourly", ["queue", "when", "payload"]].tolist() == ["report", "every 1 hour", {"a": 1}]
+        assert (frame.next_at["hourly"].to_pydatetime(), frame.timeout["hourly"]) == (
+            made.next_at,
+            timedelta(seconds=90),
+        )
+        with pytest.raises(nqnb.ScheduleExists):
+            session.every("0 7 * * mon-fri", "report", name="hourly")
+        assert session.pause_schedule("hourly").paused
+        assert not session.resume_schedule("hourly").paused
+        ran = session.run_schedule("hourly")
+        assert [task.id for task in session.group("hourly")] == [ran.id]
+        session.remove_schedule("hourly")
+        assert session.schedules().empty
+        assert repr(session.schedules()) == "no schedules"
+
 
 class TestMany:
     def test_many_tasks_are_a_list_with_calls_for_all(self, session: Session) -> None:

@@ -13,6 +13,7 @@ from nqnb.commands.command_records import (
     Requeued,
     RequeuedAll,
     RequeuedTask,
+    Schedules,
     Submitted,
     Tasks,
     TaskStatus,
@@ -22,7 +23,7 @@ from nqnb.commands.command_records import (
 from nqnb.errors import NqnbError
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList
-from nqnb.records import CancelReceipt, QueueInfo
+from nqnb.records import CancelReceipt, QueueInfo, ScheduleInfo
 from nqnb.text import plain
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ def result(record: Any, session: Session | None) -> Any:
         from nqnb.frames import queues_frame
 
         return queues_frame([record] if isinstance(record, QueueInfo) else record)
+    if isinstance(record, (Schedules, ScheduleInfo)):
+        from nqnb.frames import schedules_frame
+
+        return schedules_frame([record] if isinstance(record, ScheduleInfo) else record)
     if isinstance(record, Failures):
         from nqnb.frames import failures_frame
 

@@ -237,10 +237,12 @@ def _build() -> click.Group:
     for command in (up, down, watch, handler, nest):
         made.commands[str(command.name)] = _adapt(command)
     made.commands["failures"] = _adapt(task_failures)
-    submit = made.commands["submit"]
-    assert submit.callback is not None  # noqa: S101  for the type checker
-    submit.callback = _with_cell_payload(submit.callback)
-    submit.params = [_untyped(param) if param.name == "payload" else param for param in submit.params]
+    schedule = made.commands["schedule"]
+    assert isinstance(schedule, click.Group)  # noqa: S101  for the type checker
+    for submits in (made.commands["submit"], schedule.commands["add"]):
+        assert submits.callback is not None  # noqa: S101  for the type checker
+        submits.callback = _with_cell_payload(submits.callback)
+        submits.params = [_untyped(param) if param.name == "payload" else param for param in submits.params]
     made.commands["worker"] = _refused(
         "worker", "a worker would block the kernel. Define a handler with %%nq handler QUEUE or @nq.handler(QUEUE)."
     )
@@ -321,7 +323,7 @@ def _adapt_option(param: click.Parameter) -> click.Parameter:
 
 
 def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a callback for `submit` that can read the payload from the cell's body or from a variable."""
+    """Return a callback for a command that can read the payload from the cell's body or from a variable."""
 
     def submit(**arguments: Any) -> Any:
         if arguments["payload"] is not None and not (arguments["text"] or arguments["raw"]):

@@ -16,10 +16,10 @@ from nqnb.errors import DevServerError, NqnbError, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.server_errors import NOT_FOUND
 from nqnb.protocol.names import CONSUMER
-from nqnb.testing.chaos.evidence import Evidence, read_revisions
+from nqnb.testing.chaos.evidence import Evidence, firings_of, read_revisions
 from nqnb.testing.chaos.faults import CLOCK_SECONDS, Faults
 from nqnb.testing.chaos.judge import judge
-from nqnb.testing.chaos.plan import ChaosOptions, plan_tasks
+from nqnb.testing.chaos.plan import FIRING_PERIOD_SECONDS, SCHEDULE, ChaosOptions, Kind, TaskPlan, plan_tasks
 from nqnb.testing.chaos.report import ChaosReport, ChaosState, explain, figures
 from nqnb.testing.chaos.testbed import ChaosWorkers, Testbed
 from nqnb.testing.chaos.workload import LocalClient, RemoteClient, TaskClient, Workload
@@ -110,6 +110,14 @@ class _Attack:
         if not isinstance(states, KeyValueStore):
             raise TypeError("an attack requires a state bucket: expected a KeyValueStore")
         unsubscribe = await states.overhear(workload.hear)
+        recurring = TaskPlan(0, Kind.COROUTINE, 0.05)
+        schedule = await nq.every(
+            seconds=FIRING_PERIOD_SECONDS,
+            queue=testbed.queues[recurring.kind.value],
+            payload=recurring.payload,
+            name=SCHEDULE,
+            missed="all",
+        )
         self._state.phase = "attacking"
         injecting = asyncio.ensure_future(faults.run())
         stack.push_async_callback(_cancel, injecting)
@@ -117,6 +125,7 @@ class _Attack:
         await _cancel(injecting)
         self._state.phase = "healing"
         await faults.heal()
+        evidence.firings = firings_of(schedule, await nq.pause_schedule(SCHEDULE))
         self._state.phase = "waiting for every task to end"
         await self._until_settled(nq)
         with contextlib.suppress(NqnbError):

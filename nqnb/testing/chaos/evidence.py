@@ -18,7 +18,9 @@ from pathlib import Path
 from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND
+from nqnb.protocol.recurring import firing_id
 from nqnb.protocol.wire import Status, TaskMessage, parse_time
+from nqnb.records import ScheduleInfo
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
 SERVER_FAULTS = ("server", "cluster", "full")
@@ -125,6 +127,8 @@ class Evidence:
     """Descriptions of messages and processes that were left behind, and of workers that did not stop cleanly."""
     crashes: list[str] = field(default_factory=list)
     """Descriptions of the workers and clients that crashed."""
+    firings: list[str] = field(default_factory=list)
+    """The ids of the tasks that the attack's schedule must have submitted, in order."""
     missing: int = 0
     """The number of revisions that were stored but could not be read."""
     begun: float = 0.0
@@ -279,6 +283,20 @@ def read_diary(path: Path, number: int) -> list[Line]:
 HISTORY_REVISIONS = 64
 """The number of revisions that the state bucket keeps for each task: the maximum of NATS, and enough for any task."""
 _READ_AT_ONCE = 256
+
+
+def firings_of(first: ScheduleInfo, last: ScheduleInfo) -> list[str]:
+    """Return the ids of the tasks that a schedule must have submitted, in order.
+
+    Args:
+        first: the schedule as it was stored.
+        last: the schedule as it was paused.
+    """
+    if first.next_at is None or last.last_at is None:
+        return []
+    begin, end = first.next_at.timestamp(), last.last_at.timestamp()
+    count = round((end - begin) / first.interval) + 1
+    return [firing_id(first.name, begin + number * first.interval) for number in range(count)]
 
 
 async def keep_history(connection: Connection, bucket: str) -> None:

@@ -42,6 +42,7 @@ class Rule(enum.Enum):
     AGAIN = "ran again after it had returned"
     OVERLAP = "ran twice at the same time"
     ENDLESS = "has a handler that never ended"
+    MISFIRED = "does not fit the scheduled times of the recurring task"
     RECORD = "the evidence is incomplete"
 
 
@@ -63,7 +64,23 @@ def judge(evidence: Evidence) -> list[Breach]:
     known = {**dict.fromkeys(each.task for each in evidence.submits if each.task), **dict.fromkeys(evidence.revisions)}
     for task in known:
         breaches += _judge_task(evidence, task)
-    return breaches
+    return breaches + list(_misfired(evidence))
+
+
+def _misfired(evidence: Evidence) -> Iterator[Breach]:
+    """Check that there is one recurring task for each scheduled time.
+
+    A worker may submit further tasks while the schedule is being paused.
+    """
+    if not evidence.firings:
+        return
+    for task in evidence.firings:
+        if task not in evidence.revisions:
+            yield Breach(Rule.MISFIRED, f"the scheduled time of {task} passed, and no worker submitted the task")
+    stem, last = evidence.firings[0].rpartition(".")[0], evidence.firings[-1]
+    for task in evidence.revisions:
+        if task.startswith(f"{stem}.") and task < last and task not in evidence.firings:
+            yield Breach(Rule.MISFIRED, "it was submitted, but its time is not a scheduled time", task)
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:

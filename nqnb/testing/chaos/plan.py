@@ -24,6 +24,11 @@ FAR_DELAY_SECONDS = 0.1
 """The delay, in seconds, that one worker's link adds in each direction."""
 
 
+SCHEDULE = "nqnb-chaos"
+"""The name of the schedule that submits a recurring task during the attack."""
+FIRING_PERIOD_SECONDS = 1
+
+
 class Moment(enum.Enum):
     """The point in a task's life at which the task is cancelled."""
 

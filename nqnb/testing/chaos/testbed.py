@@ -30,7 +30,7 @@ from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, ChaosOptions, Kind
 from nqnb.testing.proxy import Proxy
 
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
-_BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")
+_BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket", "schedule_bucket")
 _STORE_BYTES = 64 * 2**20
 """The size limit of a server's store in bytes, not counting the space for each task."""
 _STORE_BYTES_PER_TASK = 24 * 2**10

@@ -77,6 +77,9 @@ class Workload:
             task = TaskMessage.decode(value)
         except MalformedMessage:
             return
+        if task.meta.group:
+            # It is a recurring task, which no client submitted.
+            return
         signs = self._signs[task.ID]
         if task.Status is Status.PROCESSING:
             signs.claimed.set()

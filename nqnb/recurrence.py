@@ -1,0 +1,206 @@
+"""Compute when a recurring task is due: by a cron expression in a time zone, or at a fixed interval.
+
+All times are Unix seconds. A cron expression means the same times on every worker, because the result depends only on
+the expression, the time zone and the moment. Times of day are handled as in Debian's cron when clocks change: a time
+that does not exist is moved to the end of the gap, and a time that exists twice counts only once. An expression whose
+minutes or hours begin with ``*`` follows the elapsed time instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+from collections.abc import Iterator
+from datetime import datetime, timezone, tzinfo
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import msgspec
+from msgspec import Struct
+
+from nqnb.decode import LAST_MOMENT, Moment
+from nqnb.error_text import exact_text, kind_of, shown
+from nqnb.errors import BadInput
+from nqnb.inputs import LONGEST_SECONDS
+
+_LONGEST_CRON = 200
+_LONGEST_ZONE = 100
+_MACROS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+}
+_UNIT_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
+_SPANS = (60, 3_600, 86_400, 31 * 86_400, 366 * 86_400)
+"""The spans in seconds before a moment in which `Recurrence.due` searches, one after the other."""
+
+
+class Recurrence(Struct, frozen=True, omit_defaults=True):
+    """The times at which a recurring task is due.
+
+    Attributes:
+        cron: a cron expression, or an empty string for a fixed interval.
+        timezone: the time zone of the cron expression.
+        interval: the number of seconds between two times, or 0 for a cron expression.
+        anchor: the time at which the first interval begins, in Unix seconds.
+    """
+
+    cron: Annotated[str, msgspec.Meta(max_length=_LONGEST_CRON)] = ""
+    timezone: Annotated[str, msgspec.Meta(max_length=_LONGEST_ZONE)] = "UTC"
+    interval: Annotated[int, msgspec.Meta(ge=0, le=LONGEST_SECONDS)] = 0
+    anchor: Moment = 0
+
+    @classmethod
+    def of(cls, cron: object, timezone: object, units: dict[str, object]) -> Recurrence:
+        """Check the arguments of `nqnb.Client.every`. The anchor of an interval is still 0.
+
+        Args:
+            cron: a cron expression, or None.
+            timezone: the name of a time zone or a `zoneinfo.ZoneInfo`, or None for UTC.
+            units: the numbers of days, hours, minutes and seconds between two times; all are 0 with ``cron``.
+
+        Raises:
+            BadInput: an argument is invalid, or the expression is never due.
+        """
+        interval = _check_interval(units)
+        if (cron is None) == (interval == 0):
+            raise BadInput(
+                "the schedule has no valid times: exactly one of a cron expression and an interval is required. "
+                "Pass an expression such as '0 7 * * mon-fri', or an interval such as minutes=5."
+            )
+        if cron is None:
+            if timezone is not None:
+                raise BadInput(
+                    f"timezone={shown(timezone)} is invalid: an interval has no time zone. Omit it, or pass a cron "
+                    "expression."
+                )
+            return cls(interval=interval)
+        made = cls(cron=_check_text("cron", cron, _LONGEST_CRON), timezone=_zone_name(timezone))
+        made.next_after(0.0)
+        return made
+
+    @property
+    def text(self) -> str:
+        """The expression and its time zone, or the interval, such as ``0 7 * * mon-fri Europe/Berlin``."""
+        if not self.interval:
+            return f"{self.cron} {self.timezone}"
+        parts, rest = [], self.interval
+        for unit, length in _UNIT_SECONDS.items():
+            count, rest = divmod(rest, length)
+            if count:
+                parts.append(f"{count:,} {unit if count > 1 else unit[:-1]}")
+        return f"every {' '.join(parts)}"
+
+    def same_times(self, other: Recurrence) -> bool:
+        """Return whether another recurrence has the same definition, apart from the anchor."""
+        return msgspec.structs.replace(self, anchor=0) == msgspec.structs.replace(other, anchor=0)
+
+    def next_after(self, moment: float) -> float:
+        """Return the first time after a moment.
+
+        Raises:
+            BadInput: the expression or the time zone is invalid, or the expression is not due within 50 years.
+        """
+        try:
+            due = next(self._after(moment), LAST_MOMENT)
+        except OverflowError:
+            due = LAST_MOMENT
+        if due < LAST_MOMENT:
+            return due
+        raise BadInput(
+            f"the schedule {shown(self.text)} is invalid: no date of the next 50 years matches. Check the day and the "
+            "month."
+        )
+
+    def due(self, first: float, now: float, most: int) -> list[float]:
+        """Return the latest ``most`` times from ``first`` up to ``now``, in order.
+
+        Args:
+            first: a time at which the task is due. It is included even if the expression no longer matches it, for
+                example after a change of the rules of the time zone.
+            now: the current time.
+            most: the maximum number of times.
+        """
+        found = [first]
+        for span in (*_SPANS, now - first):
+            start = max(first, now - span)
+            found = list(itertools.takewhile(lambda due: due <= now, self._after(start)))
+            if start == first:
+                found.insert(0, first)
+            if len(found) >= most or start == first:
+                break
+        return found[-most:]
+
+    def _after(self, moment: float) -> Iterator[float]:
+        """Yield the times after a moment, in order."""
+        if self.interval:
+            count = max(0, int((moment - self.anchor) // self.interval)) + 1
+            for number in itertools.count(count):
+                yield self.anchor + number * self.interval
+        start = datetime.fromtimestamp(moment, timezone.utc).astimezone(_zone(self.timezone))
+        for found in _times(self.cron, start):
+            # Within an hour that exists twice, cronsim repeats the times of the first.
+            if (due := found.timestamp()) > moment:
+                moment = due
+                yield due
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return timezone.utc
+    try:
+        return ZoneInfo(name)
+    except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError; a name may also be a folder
+        raise BadInput(
+            f"timezone={shown(name)} is invalid: this machine has no such time zone. Use a name such as "
+            "'Europe/Berlin'; if a correct name is not found, install the package tzdata."
+        ) from None
+
+
+def _times(cron: str, start: datetime) -> Iterator[datetime]:
+    # Import cronsim only for a cron expression.
+    from cronsim import CronSim
+
+    try:
+        times: Iterator[datetime] = CronSim(_MACROS.get(cron.lower(), cron), start)
+    except Exception as error:  # noqa: BLE001  cronsim also raises AssertionError for some expressions
+        raise BadInput(
+            f"cron={shown(cron)} is invalid: {str(error).lower() or 'it cannot be parsed'}. Use five fields (minute, "
+            "hour, day of the month, month, day of the week), such as '0 7 * * mon-fri'."
+        ) from None
+    return times
+
+
+def _check_text(name: str, value: object, most: int) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > most:
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: expected a string of 1 to {most} characters, got {kind_of(value)}."
+        )
+    return " ".join(exact_text(value).split())
+
+
+def _zone_name(zone: object) -> str:
+    if zone is None:
+        return "UTC"
+    return _check_text("timezone", zone.key if isinstance(zone, ZoneInfo) else zone, _LONGEST_ZONE)
+
+
+def _check_interval(units: dict[str, object]) -> int:
+    """Return the sum of the units in seconds, or raise `BadInput` unless it is a whole number."""
+    total = 0.0
+    for unit, count in units.items():
+        if not isinstance(count, numbers.Real) or isinstance(count, bool) or not 0 <= float(count) < math.inf:
+            raise BadInput(
+                f"{unit}={shown(count)} is invalid: expected a number from 0, got {kind_of(count)}. Pass a number such "
+                "as 5."
+            )
+        total += float(count) * _UNIT_SECONDS[unit]
+    if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:
+        raise BadInput(
+            f"the interval of {total:,g} s is invalid: it must be a whole number of seconds, up to 100 years. "
+            "Use at least seconds=1."
+        )
+    return round(total)

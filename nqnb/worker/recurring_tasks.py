@@ -1,0 +1,128 @@
+"""Submit the recurring tasks of a worker's queues when they are due.
+
+Only the workers of a schedule's queue fire the schedule. They have the permissions for the queue, and if no worker
+serves the queue, a new task would only wait: when a worker starts, the schedule's option decides what happens to the
+missed times. All workers of the queue try each firing, and `nqnb.protocol.recurring.fire` creates a single task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Container
+
+from nqnb.concurrency import few_at_once
+from nqnb.errors import MalformedMessage, NqnbError
+from nqnb.jetstream.backend import Backend
+from nqnb.protocol.recurring import ScheduleEntry, fire
+from nqnb.worker.presence_writer import PresenceWriter
+
+log = logging.getLogger("nqnb.worker")
+
+_LOOK_SECONDS = 5.0
+"""The maximum number of seconds between two checks for changed schedules. A check is one request."""
+_RETRY_SECONDS = 5.0
+"""Seconds until a failed firing or a refused check is repeated."""
+_SPREAD_SECONDS = 0.2
+"""The maximum random delay of a firing. The worker that is first saves the others the work."""
+_FIRINGS_AT_ONCE = 10
+
+
+class RecurringTasks:
+    """The loop of one worker that fires the schedules of the worker's queues.
+
+    Args:
+        backend: the worker's backend.
+        worker_id: the worker's id.
+        queues: the worker's queues.
+        presence: the writer of the worker's presence, which determines the interval between heartbeats.
+        may_fire: a function that returns whether the worker may submit tasks now.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        worker_id: str,
+        queues: Container[str],
+        presence: PresenceWriter,
+        may_fire: Callable[[], bool],
+    ) -> None:
+        self._backend = backend
+        self._worker_id = worker_id
+        self._queues = queues
+        self._presence = presence
+        self._may_fire = may_fire
+        self._position: tuple[int, str] = (0, "")
+        """The revision of the last change to a schedule that this worker has read, and the bucket's creation time."""
+        self._due: dict[str, float] = {}
+        """The next scheduled time of each schedule of the worker's queues that is not paused, by name."""
+        self._told: dict[str, str] = {}
+        """The last logged error of each schedule, by name; the name is empty for the check for changed schedules."""
+
+    async def run(self) -> None:
+        """Fire the schedules that are due. Continue until cancelled."""
+        while True:
+            await asyncio.sleep(self._pause())
+            if not self._may_fire():
+                continue
+            try:
+                await self._look()
+            except NqnbError as error:
+                self._tell("", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+            if self._due:
+                await self._backend.read_now()
+                now = self._backend.earliest_now()
+                await few_at_once([name for name, at in self._due.items() if at <= now], self._fire, _FIRINGS_AT_ONCE)
+
+    def _pause(self) -> float:
+        """Return the number of seconds until the next check or the next scheduled time, whichever comes first."""
+        pause = min(_LOOK_SECONDS, self._presence.interval)
+        if self._due:
+            rest = min(self._due.values()) - self._backend.earliest_now()
+            pause = min(pause, max(0.0, rest) + random.uniform(0.0, _SPREAD_SECONDS))  # noqa: S311  no secret
+        return pause
+
+    async def _look(self) -> None:
+        """Read the schedules if one of them has changed."""
+        position = await self._backend.recurring_position()
+        if position == self._position:
+            return
+        due: dict[str, float] = {}
+        skipped: dict[str, str] = {}
+        if position[0]:
+            async for entry in self._backend.recurring.entries():
+                try:
+                    schedule = ScheduleEntry.of_entry(entry.key, entry.value)
+                except MalformedMessage as error:
+                    skipped[entry.key] = str(error)
+                    continue
+                if schedule.queue in self._queues and not schedule.paused:
+                    due[schedule.name] = schedule.next
+        self._backend.schedule_skips.tell(skipped)
+        self._due, self._position = due, position
+
+    async def _fire(self, name: str) -> None:
+        """Fire one schedule. Errors are logged instead of raised, because the other schedules must be fired too."""
+        try:
+            entry = await fire(self._backend, name, self._worker_id)
+        except NqnbError as error:
+            self._tell(name, error)
+            self._due[name] = self._backend.now() + _RETRY_SECONDS
+            return
+        self._told.pop(name, None)
+        if entry is None or entry.paused or entry.queue not in self._queues:
+            del self._due[name]
+        else:
+            self._due[name] = entry.next
+
+    def _tell(self, name: str, error: NqnbError) -> None:
+        """Log an error, unless the same error was the last one."""
+        if self._backend.outage.took(error) or self._told.get(name) == str(error):
+            return
+        self._told[name] = str(error)
+        if name:
+            log.warning("schedule %s could not be fired, and the worker will retry: %s", name, error)
+        else:
+            log.warning("the worker cannot read the schedules of recurring tasks, and will retry: %s", error)
