@@ -532,12 +532,13 @@ def test_all_matching_failed_tasks_are_requeued_after_a_preview(bench: Bench) ->
     bench.feed(*(task(f"t{number}", Status.FAILED, error=ErrorInfo("E", "m", "t")) for number in range(5)), task("b"))
     bench.page.locator("[data-act=ask-requeue]").click()
     bench.until(lambda: bench.page.locator(".nq-confirm").is_visible())
-    assert text(bench, ".nq-confirm").startswith("Requeue 5 tasks, on all pages?")
+    assert text(bench, ".nq-confirm").startswith("Requeue 6 tasks, on all pages?")
     shown = bench.page.locator(".nq-preview li").all_inner_texts()
     assert len(shown) == 4
-    assert shown[-1] == "and 2 more"
+    assert shown[-1] == "and 3 more"
+    assert shown[0] == "ValueError: no <b>image</b> · {}", "markup of a task is text"
     bench.page.locator("[data-act=cancel-all]").click()
-    bench.until(lambda: [sorted(ids) for ids in bench.requeued] == [[f"t{number}" for number in range(5)]])
+    bench.until(lambda: [sorted(ids) for ids in bench.requeued] == [["f1", *(f"t{number}" for number in range(5))]])
     assert not bench.cancelled
 
 

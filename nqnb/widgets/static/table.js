@@ -1099,6 +1099,7 @@ function render({ model, el }) {
     const verb = requeue ? "Requeue" : "Cancel";
     put(question, `${verb} ${about}?`);
     put(yes, `${verb} ${what}`);
+    mark(yes, "data-requeue", requeue ? "" : null);
     put(no, requeue ? "Not now" : "Keep them");
     preview.replaceChildren(...examples.map((text) => make("li", {}, make("bdi", {}, text))));
     preview.hidden = !examples.length;
