@@ -214,7 +214,7 @@ class TaskFeed:
             spawn(self._read_first(subscriber))
 
     def detach(self, listener: FeedListener) -> None:
-        """Send no more changes to a listener. Without listeners, the watch stops."""
+        """Stop sending changes to a listener. The watch stops when no listener is left."""
         self._subscribers = [subscriber for subscriber in self._subscribers if subscriber.table is not listener]
         if not self._subscribers:
             self._stop_watch()
