@@ -29,7 +29,7 @@ Examples:
 )
 @click.pass_context
 def schedule(ctx: click.Context) -> str | None:
-    """Submit tasks again and again: list, add, pause, resume, remove and run schedules."""
+    """Submit tasks repeatedly: list, add, pause, resume, remove and run schedules."""
     return help_alone(ctx)
 
 
