@@ -678,10 +678,11 @@ class Client:
         timeout: Timeout = None,
         replace: bool = False,
     ) -> ScheduleInfo:
-        """Store a schedule, which submits a task again and again, at the times of a cron expression or at an interval.
+        """Store a schedule that submits a task repeatedly, at the times of a cron expression or at a fixed interval.
 
-        The nqnb workers of the queue submit the tasks: one task for each scheduled time, whatever the number of
-        workers. A task is an ordinary task. Its id is the schedule's name and the scheduled time in UTC, such as
+        The nqnb workers of the queue submit the tasks: one task for each scheduled time, regardless of the number of
+            workers. The tasks are ordinary tasks. A task's id is the schedule's name and the scheduled time in UTC,
+            such as
         ``nightly.20261130T060000Z``, and its group is the schedule's name.
 
         If the schedule already exists with the same definition, the call changes nothing.
@@ -689,7 +690,7 @@ class Client:
         Args:
             cron: a cron expression with five fields (minute, hour, day of the month, month, day of the week), such as
                 ``"0 7 * * mon-fri"``, with six fields (seconds first), or ``"@hourly"``, ``"@daily"``, ``"@weekly"``,
-                ``"@monthly"`` or ``"@yearly"``. Omit it if you pass an interval.
+                ``"@monthly"`` or ``"@yearly"``. Omit ``cron`` if you pass an interval.
             queue: the queue of the tasks.
             payload: the payload of each task. Bytes are sent unchanged; any other value is sent as JSON.
             name: the name of the schedule, 1 to 100 characters long: letters (A-Z and a-z), digits, ``-`` and ``_``.
@@ -703,7 +704,7 @@ class Client:
                 for each of the last 100 missed times.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
-            replace: whether to replace an existing schedule that has another definition. If it is paused, it stays
+            replace: whether to replace an existing schedule that has another definition. A paused schedule stays
                 paused.
 
         Raises:

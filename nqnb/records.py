@@ -287,7 +287,7 @@ class QueueService(Struct, frozen=True, kw_only=True):
 
 
 class ScheduleInfo(Struct, frozen=True, kw_only=True):
-    """A schedule, which submits a task again and again.
+    """A schedule that submits a task repeatedly.
 
     Attributes:
         name: the name of the schedule, which is also the name of the group of its tasks.

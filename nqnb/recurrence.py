@@ -1,7 +1,7 @@
 """Compute when a recurring task is due: by a cron expression in a time zone, or at a fixed interval.
 
-All times are Unix seconds. A cron expression means the same times on every worker, because the result depends only on
-the expression, the time zone and the moment. Times of day are handled as in Debian's cron when clocks change: a time
+All times are Unix seconds. A cron expression yields the same times on every worker, because the result depends only on
+the expression, the time zone and the moment. When clocks change, times of day are handled as in Debian's cron: a time
 that does not exist is moved to the end of the gap, and a time that exists twice counts only once. An expression whose
 minutes or hours begin with ``*`` follows the elapsed time instead.
 """
@@ -35,7 +35,7 @@ _MACROS = {
 }
 _UNIT_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
 _SPANS = (60, 3_600, 86_400, 31 * 86_400, 366 * 86_400)
-"""The spans in seconds before a moment in which `Recurrence.due` searches, one after the other."""
+"""The spans before a moment, in seconds, that `Recurrence.due` searches one after another."""
 
 
 class Recurrence(Struct, frozen=True, omit_defaults=True):
@@ -55,7 +55,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
 
     @classmethod
     def of(cls, cron: object, timezone: object, units: dict[str, object]) -> Recurrence:
-        """Check the arguments of `nqnb.Client.every`. The anchor of an interval is still 0.
+        """Create a recurrence from the arguments of `nqnb.Client.every`. The anchor of an interval is not set yet.
 
         Args:
             cron: a cron expression, or None.
@@ -74,8 +74,8 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         if cron is None:
             if timezone is not None:
                 raise BadInput(
-                    f"timezone={shown(timezone)} is invalid: an interval has no time zone. Omit it, or pass a cron "
-                    "expression."
+                    f"timezone={shown(timezone)} is invalid: an interval has no time zone. Omit timezone, or pass a "
+                    f"cron expression."
                 )
             return cls(interval=interval)
         made = cls(cron=_check_text("cron", cron, _LONGEST_CRON), timezone=_zone_name(timezone))
@@ -111,12 +111,12 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         if due < LAST_MOMENT:
             return due
         raise BadInput(
-            f"the schedule {shown(self.text)} is invalid: no date of the next 50 years matches. Check the day and the "
+            f"the schedule {shown(self.text)} is invalid: no date in the next 50 years matches. Check the day and the "
             "month."
         )
 
     def due(self, first: float, now: float, most: int) -> list[float]:
-        """Return the latest ``most`` times from ``first`` up to ``now``, in order.
+        """Return the last ``most`` due times between ``first`` and ``now``, in order.
 
         Args:
             first: a time at which the task is due. It is included even if the expression no longer matches it, for
@@ -142,7 +142,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
                 yield self.anchor + number * self.interval
         start = datetime.fromtimestamp(moment, timezone.utc).astimezone(_zone(self.timezone))
         for found in _times(self.cron, start):
-            # Within an hour that exists twice, cronsim repeats the times of the first.
+            # Within an hour that exists twice, cronsim repeats the times of the first occurrence.
             if (due := found.timestamp()) > moment:
                 moment = due
                 yield due
@@ -156,7 +156,7 @@ def _zone(name: str) -> tzinfo:
     except (OSError, ValueError, KeyError):  # ZoneInfoNotFoundError is a KeyError; a name may also be a folder
         raise BadInput(
             f"timezone={shown(name)} is invalid: this machine has no such time zone. Use a name such as "
-            "'Europe/Berlin'; if a correct name is not found, install the package tzdata."
+            "'Europe/Berlin'; if a valid name is not found, install the package tzdata."
         ) from None
 
 
