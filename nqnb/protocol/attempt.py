@@ -75,7 +75,7 @@ class Attempt:
         self.unrun = ""
         """The receipt's explanation of why a cancelled task was claimed but not run."""
         self.beat = delivery.received
-        """The time at which the last answered heartbeat was sent, on the clock of `elapsed`."""
+        """The time at which the last answered heartbeat was sent, in `elapsed` seconds."""
         self.gap = False
         """Whether `lost_lease` has found that the lease is lost."""
         self.superseded = False
@@ -128,5 +128,5 @@ class Attempt:
 
     @property
     def lease_end(self) -> float:
-        """The time at which the lease ends unless a heartbeat is answered first, on the clock of `elapsed`."""
+        """The time at which the lease ends unless a heartbeat is answered first, in `elapsed` seconds."""
         return self.beat + LEASE_SHARE * self.ack_wait

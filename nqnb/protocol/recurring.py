@@ -34,9 +34,9 @@ from nqnb.store import StateStore
 log = logging.getLogger("nqnb.schedules")
 
 Missed = Literal["skip", "once", "all"]
-"""What happens to the scheduled times that passed while no worker was serving the queue."""
+"""How to handle the scheduled times that passed while no worker was serving the queue."""
 MISSED_AFTER_SECONDS = 60.0
-"""A task that could not be submitted this long after its scheduled time was missed."""
+"""A scheduled time counts as missed if no task has been submitted for it within this many seconds."""
 MOST_MISSED = 100
 """The maximum number of missed tasks that are submitted with ``missed="all"``."""
 _MAX_TRIES = 100
@@ -262,7 +262,7 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
                     return there
                 if not replace:
                     raise ScheduleExists(
-                        f"schedule {name!r} exists: its definition is different ({there.when.text}, queue "
+                        f"schedule {name!r} already exists: its definition is different ({there.when.text}, queue "
                         f"{there.queue!r}). Choose another name, or replace the schedule (replace=True, or --replace).",
                         name,
                     )
@@ -294,7 +294,7 @@ async def change_schedule(
 
 
 async def remove_schedule(backend: RecurringBackend, name: str) -> None:
-    """Remove a schedule. Its tasks are not changed. Removing an entry that cannot be decoded is also possible.
+    """Remove a schedule. Its tasks are not changed. An entry that cannot be decoded can also be removed.
 
     Raises:
         UnknownSchedule: there is no schedule with this name.
@@ -316,7 +316,7 @@ async def run_schedule(backend: RecurringBackend, name: str, client: str) -> Tas
 
 
 async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEntry | None:
-    """Submit the tasks of a schedule that are due, and then move the schedule on to its next time.
+    """Submit the tasks of a schedule that are due, and then advance the schedule to its next time.
 
     Args:
         backend: the backend to use.
@@ -364,7 +364,7 @@ async def read_schedule(backend: RecurringBackend, name: str) -> tuple[ScheduleE
 
 
 async def _write(backend: RecurringBackend, entry: ScheduleEntry, revision: int) -> None:
-    """Write an entry if it has this revision, and 0 means that it does not exist.
+    """Write an entry if it still has this revision. Revision 0 means that the entry does not exist yet.
 
     If the server's answer is lost, the write is repeated. The repetition may fail with `RevisionConflict` although the
     first write succeeded, so callers read the entry again.
@@ -378,7 +378,7 @@ async def _write(backend: RecurringBackend, entry: ScheduleEntry, revision: int)
 
 def _unknown(name: str) -> UnknownSchedule:
     return UnknownSchedule(
-        f"schedule {name!r} is unknown: the server has no schedule with this name. `nqnb schedule list` lists the "
-        "schedules.",
+        f"schedule {name!r} is unknown: the server has no schedule with this name. Run `nqnb schedule list` to see "
+        f"the existing schedules.",
         name,
     )
