@@ -33,7 +33,7 @@ DRAW_SECONDS = 0.1
 READ_SECONDS = 1.0
 """The time between two reads of the queues or the workers, while they are shown."""
 ATTACH_SECONDS = 5.0
-"""The minimum time between two watches, if a watch fails."""
+"""The minimum time between the starts of two watches, after a watch has failed."""
 NOTE_SECONDS = 10.0
 """How long a message is shown."""
 _TABS = ("tasks", "queues", "workers")
@@ -47,7 +47,7 @@ _ONLY_FOR = {
     "pause": {"queues"},
     "purge": {"queues"},
 }
-"""The tabs on which an action is available, if not on all."""
+"""The tabs on which these actions are available. Other actions are available on all tabs."""
 _FOR_OPEN_TASK = {"cancel", "requeue"}
 """The actions of `_ONLY_FOR` that are available while a task is open."""
 
@@ -217,7 +217,7 @@ class TopApp(App[None]):
         return text
 
     def _words(self) -> list[Cell]:
-        """Return the line above the keys: what is marked and filtered, and the last message."""
+        """Return the line above the keys, which shows the marks, the filter and the last message."""
         cells = [self._note] if time.monotonic() < self._noted_at + NOTE_SECONDS else []
         board = self._boards.get(self._tab)
         if board is not None:
@@ -337,8 +337,7 @@ class TopApp(App[None]):
         screen.show(self._text([Cell(screen.task_id), *shown]), rows.detail(screen.task_id))
 
     def _chosen(self) -> list[str]:
-        """Return the ids of the tasks that an action applies to: the open task, the marked tasks, or that of the
-        cursor."""
+        """Return the ids of the tasks to act on: the open task, the marked tasks, or the task under the cursor."""
         if isinstance(self.screen, TaskScreen):
             return [self.screen.task_id]
         view = self._view
@@ -350,7 +349,7 @@ class TopApp(App[None]):
     # Changes
 
     def action_cancel(self) -> None:
-        """Cancel the chosen tasks, or the tasks of a queue. Ask first, unless it is one task."""
+        """Cancel the chosen tasks, or the tasks of a queue. Ask first if there are several tasks."""
         if self._tab == "queues":
             self._act("cancel")
             return
@@ -383,7 +382,7 @@ class TopApp(App[None]):
             self._say(f"{'the task has' if len(ids) == 1 else 'these tasks have'} already ended", "warn")
 
     def action_requeue(self) -> None:
-        """Requeue the chosen tasks. Ask first, unless it is one task."""
+        """Requeue the chosen tasks. Ask first if there are several tasks."""
         ids = self._chosen()
         if not ids:
             self._choose_first()
@@ -485,7 +484,7 @@ async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Cal
 
 
 def is_dark() -> bool:
-    """Return whether the terminal has a dark background, as far as the terminal tells in ``COLORFGBG``."""
+    """Return whether the terminal has a dark background according to ``COLORFGBG``. The default is True."""
     background = os.environ.get("COLORFGBG", "").rpartition(";")[2]
     with contextlib.suppress(ValueError):
         return int(background) not in (7, 15)

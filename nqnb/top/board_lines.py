@@ -13,7 +13,7 @@ from nqnb.widgets.board_content import Action, BoardContent
 from nqnb.widgets.board_sources import BoardSource
 
 _WIDE_CELLS = 12
-"""The minimum width of the columns that have text."""
+"""The minimum width of text columns."""
 
 
 class BoardLines:
@@ -22,7 +22,7 @@ class BoardLines:
     def __init__(self, source: BoardSource) -> None:
         self.source = source
         self.trouble = ""
-        """Why the last read failed, or an empty string."""
+        """The reason why the last read failed, or an empty string."""
         self._content = BoardContent([], [], "loading…")
         self._read_at: datetime | None = None
 

@@ -37,7 +37,7 @@ class Question(ModalScreen[bool]):
         self._question = question
 
     def compose(self) -> ComposeResult:
-        """Create the widgets, with the focus on no."""
+        """Create the widgets, with the focus on the button "No"."""
         with Vertical():
             yield Static(Text(clean(self._question)))
             with Horizontal():

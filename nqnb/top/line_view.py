@@ -1,4 +1,4 @@
-"""A table for any number of rows, one line each, of which only the visible lines are rendered."""
+"""A table for any number of rows, with one line per row. Only the visible lines are rendered."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from nqnb.text import line
 from nqnb.widgets.board_content import Cell
 
 HOLD_SECONDS = 3.0
-"""How long rows keep their places after a key or a click, so that they do not move while the user chooses one."""
+"""How long rows keep their places after a key press or a click. Rows must not move while the user chooses one."""
 WIDTH_SECONDS = 10.0
-"""How long columns do not become narrower, so that they do not move back and forth."""
+"""The minimum time before columns become narrower, so that they do not move back and forth."""
 _MARK_CELLS = 2
 _CHARACTERS = 300
 """The maximum length of the text in a cell."""
@@ -56,7 +56,7 @@ class LineSource(Protocol):
 class LineView(ScrollView, can_focus=True):
     """A table with a cursor. The cursor stays with its row when rows move.
 
-    There is no cursor until the user chooses a row. Text is escaped here, whatever the source does.
+    There is no cursor until the user chooses a row. This class escapes all text.
     """
 
     DEFAULT_CSS = """

@@ -1,4 +1,4 @@
-"""The tasks of ``nqnb top``: the same rows, feed and pending cancels as the live tables of notebooks."""
+"""The tasks of ``nqnb top``, with the same rows, feed and pending cancels as the live tables of notebooks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TaskLines:
     def __init__(self, queue: str | None = None) -> None:
         self.rows = Rows(queue=queue)
         self.changed = True
-        """Whether the rows have changed since the user of this object last set this attribute to False."""
+        """Whether the rows have changed since the caller last set this attribute to False."""
         self.state = "loading"
         """``loading``, ``live`` or ``lost``."""
         self.since = time.time()
@@ -102,7 +102,7 @@ class TaskLines:
         known = {column.key for column in self.rows.available_columns()}
         try:
             parts = shlex.split(text)
-        except ValueError:  # a quotation mark without its counterpart
+        except ValueError:  # an unclosed quotation mark
             parts = text.split()
         for part in parts:
             name, colon, value = part.partition(":")
@@ -172,7 +172,7 @@ class TaskLines:
         return [cell for cell in cells if cell.text]
 
     def _status(self, task: TaskInfo) -> Cell:
-        """Return the state. A cancelled task is cancelling until its code has stopped."""
+        """Return the state. A cancelled task is shown as cancelling until its code has stopped."""
         pressed = self.rows.pending_cancels.of(task.id)["pressed"]
         if not task.status.terminal and (pressed is not None or task.cancel is not None):
             if self.state == "lost" and task.cancel is None and pressed is not None:
