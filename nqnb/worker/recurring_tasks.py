@@ -1,8 +1,9 @@
 """Submit the recurring tasks of a worker's queues when they are due.
 
-Only the workers of a schedule's queue fire the schedule. They have the permissions for the queue, and if no worker
-serves the queue, a new task would only wait: when a worker starts, the schedule's option decides what happens to the
-missed times. All workers of the queue try each firing, and `nqnb.protocol.recurring.fire` creates a single task.
+Only the workers of a schedule's queue fire the schedule, because they have the permissions for the queue. If no worker
+is serving the queue, a new task would only wait. When a worker starts, the schedule's option ``missed`` determines how
+the missed times are handled. All workers of the queue try each firing, and `nqnb.protocol.recurring.fire` creates a
+single task.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LOOK_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 """Seconds until a failed firing or a refused check is repeated."""
 _SPREAD_SECONDS = 0.2
-"""The maximum random delay of a firing. The worker that is first saves the others the work."""
+"""The maximum random delay of a firing. After the first worker has fired, the other workers have nothing left to do."""
 _FIRINGS_AT_ONCE = 10
 
 
@@ -85,7 +86,7 @@ class RecurringTasks:
         return pause
 
     async def _look(self) -> None:
-        """Read the schedules if one of them has changed."""
+        """Read the schedules if any of them has changed."""
         position = await self._backend.recurring_position()
         if position == self._position:
             return
@@ -118,7 +119,7 @@ class RecurringTasks:
             self._due[name] = entry.next
 
     def _tell(self, name: str, error: NqnbError) -> None:
-        """Log an error, unless the same error was the last one."""
+        """Log an error, unless it is the same as the last logged error."""
         if self._backend.outage.took(error) or self._told.get(name) == str(error):
             return
         self._told[name] = str(error)
