@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.protocol import names
 from nqnb.protocol.recurring import check_schedule_name
 from nqnb.protocol.status import Status, Waiting
+from nqnb.worker.fetch_policy import check_queues
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
 """The states of tasks that have not ended and can therefore be cancelled."""
@@ -130,6 +132,24 @@ def health_address(value: str | ListenAddress) -> ListenAddress:
     """Parse the address on which to serve health checks: ``PORT`` or ``HOST:PORT``."""
     try:
         return ListenAddress.of(value, "health", THIS_MACHINE)
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def queue_weights(value: str | Mapping[str, int]) -> Mapping[str, int]:
+    """Parse the weights of queues, such as ``high=6,low=1``, or their strict order, such as ``high,low``."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.strip().partition("=") for part in value.split(",")]
+    if any(sign for _, sign, _ in pairs) and not all(sign and weight.isdecimal() for _, sign, weight in pairs):
+        raise click.BadParameter(
+            f"expected a whole number as the weight of each queue, got {value!r}. Use weights such as high=6,low=1, or "
+            "names in strict order such as high,low"
+        )
+    given = [queue for queue, _, _ in pairs]
+    try:
+        in_order = check_queues(given)
+        return check_queues({queue: int(weight) for queue, _, weight in pairs}) if pairs[0][1] else in_order
     except BadInput as error:
         raise click.BadParameter(str(error)) from None
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -17,7 +18,7 @@ from nqnb.client import Client
 from nqnb.commands.arguments import log_format_option
 from nqnb.commands.command import Command, NewLoop, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
-from nqnb.commands.param_types import AtLeast, health_address, metrics_address
+from nqnb.commands.param_types import AtLeast, health_address, metrics_address, queue_weights
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
 from nqnb.commands.worker_reload import Reloader, watched_folders
 from nqnb.error_text import clause
@@ -59,6 +60,7 @@ def list_workers(ctx: click.Context, min_workers: int) -> Workers:
 Examples:
   nqnb worker mymodule:worker
   nqnb worker app.tasks:worker --concurrency 16
+  nqnb worker app.tasks:worker --queues high=6,default=3,low=1
   nqnb worker app.tasks:worker --processes 4
   nqnb worker app.tasks:worker --metrics 9464 --health 8080 --log-format json
   nqnb worker mymodule:worker --reload
@@ -66,6 +68,12 @@ Examples:
 )
 @click.argument("target", metavar="MODULE:WORKER")
 @click.option("--concurrency", type=AtLeast(1), metavar="N", help="Run at most N tasks at once  [set in MODULE]")
+@click.option(
+    "--queues",
+    type=queue_weights,
+    metavar="QUEUES",
+    help="The weights of the queues (high=6,low=1), or their strict order (high,low)  [set in MODULE]",
+)
 @click.option("--processes", type=AtLeast(1), metavar="N", help="Run N processes, each with its own concurrency")
 @click.option(
     "--loop",
@@ -97,6 +105,7 @@ def worker(
     ctx: click.Context,
     target: str,
     concurrency: int | None,
+    queues: Mapping[str, int] | None,
     processes: int | None,
     loop: str,
     metrics: ListenAddress | None,
@@ -135,6 +144,8 @@ def worker(
     found.settings = worker_settings(found.settings, options)
     if concurrency is not None:
         found.concurrency = concurrency
+    if queues is not None:
+        found.queues = dict(queues)
     if metrics is not None:
         found.metrics = metrics
     if health is not None:
@@ -192,9 +203,15 @@ def _arguments(ctx: click.Context) -> list[str]:
     return [
         given["target"],
         *(() if given["concurrency"] is None else ("--concurrency", f"{given['concurrency']}")),
+        *(() if given["queues"] is None else ("--queues", _weights_text(given["queues"]))),
         *(["--json"] if front_of(ctx).json else []),
         *("--loop", given["loop"], "--log-format", given["log_format"]),
     ]
+
+
+def _weights_text(weights: Mapping[str, int]) -> str:
+    """Return the value of ``--queues`` for weights; see `nqnb.commands.param_types.queue_weights`."""
+    return ",".join(f"{queue}={weight}" if weight else queue for queue, weight in weights.items())
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:

@@ -72,6 +72,8 @@ class PullLoop:
         self._inbox = ""
         self._heard = 0.0
         self._probe: asyncio.Future[None] | None = None
+        self._received = 0
+        """The number of tasks that have arrived."""
         self._broken = False
         self._pause = 0.0
         self._not_before = 0.0
@@ -105,10 +107,14 @@ class PullLoop:
             {"batch": count, "expires": int(expires * 1e9), "idle_heartbeat": int(heartbeat * 1e9)}, count
         )
 
-    async def probe(self, count: int) -> None:
-        """Request at most ``count`` of the pending tasks, and wait for them. No other pull may be open."""
+    async def probe(self, count: int) -> int:
+        """Request at most ``count`` of the pending tasks, wait for them, and return how many tasks arrived.
+
+        No other pull may be open.
+        """
         count = min(count, self._limits.max_batch)
         probe = self._probe = asyncio.get_running_loop().create_future()
+        before = self._received
         await self._request({"batch": count, "no_wait": True}, count)
         try:
             await asyncio.wait({probe}, timeout=2.0)
@@ -116,6 +122,7 @@ class PullLoop:
             self._probe = None
         if not probe.done():
             self._break()
+        return self._received - before
 
     def withdraw(self) -> None:
         """Cancel the open pulls. Tasks that are already in transit are still delivered."""
@@ -202,6 +209,7 @@ class PullLoop:
             if message.reply.startswith("$JS.ACK."):
                 if current:
                     self.asked = max(0, self.asked - 1)
+                    self._received += 1
                 self._pause = 0.0
                 self._on_delivery(Delivery.of(self._connection, self.queue, message, self._arrived()))
             elif current:

@@ -8,14 +8,13 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import first_of, spawn, start_task
 from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NoResponders, NqnbError, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.pull import PullLoop
 from nqnb.log_format import LOGGED
 from nqnb.metrics.worker_metrics import WorkerMetrics
 from nqnb.protocol import lifecycle, names
@@ -29,6 +28,7 @@ from nqnb.records import WorkerInfo
 from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
+from nqnb.worker.fetch_policy import FetchPolicy
 from nqnb.worker.handlers import Handler
 from nqnb.worker.leases import LeaseKeeper
 from nqnb.worker.loop_guard import Guard, Pulse
@@ -59,8 +59,6 @@ _FETCH_SECONDS = 0.5
 """The maximum time between two checks of the pull requests."""
 _OWN_REDELIVERY_SECONDS = 1.0
 """The maximum redelivery delay that is requested for a task that is still running in this worker."""
-_FEWEST_TASKS_ASKED = 8
-"""The minimum number of tasks to request while another pull request is pending."""
 
 
 class Runtime:
@@ -69,7 +67,9 @@ class Runtime:
     Args:
         backend: the worker's backend.
         worker_id: the worker's id.
-        handlers: the handler of each queue. The worker may replace a handler at any time.
+        handlers: the handler of each queue, in the order in which the queues are served. The worker may replace a
+            handler at any time.
+        weights: the weights of the queues, or an empty mapping for a strict order.
         slots: a function that returns how many tasks may run at the same time.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
@@ -85,6 +85,7 @@ class Runtime:
         worker_id: str,
         handlers: Mapping[str, Handler],
         *,
+        weights: Mapping[str, int],
         slots: Callable[[], int],
         poison_limit: int,
         shutdown_on_disconnect: bool,
@@ -116,7 +117,7 @@ class Runtime:
         pulls = list(self._pulls.values())
         self.running = dict.fromkeys(handlers, 0)
         """The number of running tasks of each queue."""
-        self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for)
+        self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for, weights)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
         self._reserve: Reserve | None = None
@@ -350,6 +351,8 @@ class Runtime:
         finally:
             del self.runs[run.id]
             self.running[run.delivery.queue] -= 1
+            if not run.claimed:
+                self._fetch_policy.not_started(run.delivery.queue)
             if not self.runs:
                 self._empty.set()
             self._wake.set()
@@ -445,50 +448,3 @@ class Runtime:
                         log.warning("the worker cannot pull tasks at the moment: %s", error)
                     await asyncio.sleep(_FETCH_RETRY_SECONDS)
             await first_of(self._wake, timeout=_FETCH_SECONDS)
-
-
-class FetchPolicy:
-    """A policy that decides how many tasks to request from each queue.
-
-    While slots are free, each queue is asked for one task per free slot, up to the limit of the queue's handler. The
-    requests to a queue are withdrawn when all slots are taken or when the queue's handler has reached the limit. When
-    slots become free again, the queues are probed in order, so that earlier queues are served first and every fetched
-    task can run.
-
-    Args:
-        pulls: the queues' pull loops, in the order in which they are served.
-        free: a function that returns how many slots are free now.
-        free_for: a function that returns how many free slots the tasks of a queue may use.
-    """
-
-    def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int], free_for: Callable[[str], int]) -> None:
-        self._pulls = pulls
-        self._free = free
-        self._free_for = free_for
-        self._full = len(pulls) > 1
-
-    async def step(self) -> None:
-        """Request tasks for the free slots, and replace requests that have failed."""
-        for pull in self._pulls:
-            await pull.check()
-        healthy = [pull for pull in self._pulls if pull.healthy]
-        if len(self._pulls) == 1:
-            for pull in healthy:
-                await self._top_up(pull)
-            return
-        if self._free() > 0 and self._full:
-            for pull in healthy:
-                if (free := self._free_for(pull.queue)) > 0:
-                    await pull.probe(free)
-        self._full = self._free() <= 0
-        for pull in healthy:
-            if self._free_for(pull.queue) <= 0:
-                pull.withdraw()
-            else:
-                await self._top_up(pull)
-
-    async def _top_up(self, pull: PullLoop) -> None:
-        missing = self._free_for(pull.queue) - pull.asked
-        # A request for each slot that becomes free would double the traffic, so request several tasks at once.
-        if missing > 0 and (pull.asked == 0 or missing >= _FEWEST_TASKS_ASKED):
-            await pull.ask(missing)

@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +28,7 @@ from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 from nqnb.version import __version__
 from nqnb.worker import service_manager
+from nqnb.worker.fetch_policy import check_queues
 from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_decorated, make_handler
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class Worker:
         settings: `Settings`, or the server's address. The default is chosen when the worker starts: ``NATS_URL``, then
             a context of the NATS CLI, then your detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``.
         concurrency: the maximum number of tasks that run at the same time. `handler` can set a lower limit for a queue.
+        queues: how the queues share the worker while it is busy. ``{"high": 6, "default": 3, "low": 1}`` gives each
+            queue its weight: of ten tasks that start, six are from ``high``. A queue without tasks leaves its share to
+            the others. A list, such as ``["high", "low"]``, is a strict order: a task of ``low`` starts only if
+            ``high`` has no task waiting. The default is the strict order in which the handlers were registered.
         shutdown_timeout: how long a stopping worker waits for its tasks to finish, in seconds or as a timedelta. Tasks
             that are still running after that time are stopped, and the server redelivers them.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
@@ -88,6 +93,7 @@ class Worker:
         settings: Settings | str | Sequence[str] | None = None,
         *,
         concurrency: int = 8,
+        queues: Mapping[str, int] | Sequence[str] | None = None,
         shutdown_timeout: Duration = 10.0,
         poison_limit: int = 5,
         shutdown_on_disconnect: bool = False,
@@ -98,6 +104,8 @@ class Worker:
         **options: Any,
     ) -> None:
         self.concurrency = check_concurrency(concurrency)
+        self.queues = None if queues is None else check_queues(queues)
+        """The weights of the queues in their order, or None. In a strict order, each weight is 0."""
         self.shutdown_timeout = check_seconds("shutdown_timeout", shutdown_timeout)
         self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
@@ -142,7 +150,8 @@ class Worker:
         """Register the decorated function as the handler of a queue.
 
         Args:
-            queue: the queue name. Queues are served in the order in which their handlers were registered.
+            queue: the queue name. Unless the worker was created with ``queues``, the queues are served in the order in
+                which their handlers were registered.
             concurrency: the maximum number of the queue's tasks that run at the same time in this worker. The worker
                 does not fetch any more of these tasks, so other workers can run them. The default is the worker's
                 ``concurrency``, which also limits the total.
@@ -284,7 +293,8 @@ class Worker:
         """Connect to the server, and start pulling tasks. A worker that has stopped can be started again.
 
         Raises:
-            InvalidHandler: no handler is registered, or the worker is running or stopping.
+            InvalidHandler: no handler is registered, the queues of the handlers are not those of the worker's
+                ``queues``, or the worker is running or stopping.
             MetricsUnavailable, HealthUnavailable: the metrics or the health checks cannot be served.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
@@ -300,6 +310,7 @@ class Worker:
             raise InvalidHandler(
                 f"the worker cannot start: it is already {self.state.value}. Stop it first, or create another Worker."
             )
+        self._order_handlers()
         if self.state is State.STOPPED:
             # Other programs must not mistake the restarted worker for the stopped worker.
             self.id, self.state, self._stop, self._hurried = _new_id(), State.NEW, asyncio.Event(), False
@@ -341,6 +352,25 @@ class Worker:
             log.info("serving health checks on http://%s/healthz and /readyz", self._endpoints[-1].address)
         return metrics
 
+    def _order_handlers(self) -> None:
+        """Put the handlers into the order of ``queues``, or raise `InvalidHandler` unless both have the same queues."""
+        if self.queues is None:
+            return
+        if self.queues.keys() == self.handlers.keys():
+            self.handlers = {queue: self.handlers[queue] for queue in self.queues}
+            return
+        without = sorted(self.queues.keys() - self.handlers.keys())
+        if without:
+            raise InvalidHandler(
+                f"the worker cannot start: queue {without[0]!r} of its `queues` has no handler. "
+                "Register a handler with @worker.handler, or remove the queue from `queues`."
+            )
+        missing = sorted(self.handlers.keys() - self.queues.keys())
+        raise InvalidHandler(
+            f"the worker cannot start: queue {missing[0]!r} has a handler, but is not one of the worker's `queues`. "
+            "Add the queue to `queues`."
+        )
+
     async def _connect(self, metrics: WorkerMetrics | None) -> None:
         # Import nats only to connect.
         from nqnb.jetstream.backend import Backend
@@ -355,10 +385,12 @@ class Worker:
             self.settings = await resolved(self.settings)
         backend = await Backend.open(self.settings, self._store)
         self._started = moment(backend.now()) or self._started
+        weights = self.queues or {}
         self._runtime = Runtime(
             backend,
             self.id,
             self.handlers,
+            weights=weights if any(weights.values()) else {},
             slots=lambda: self.concurrency,
             poison_limit=self.poison_limit,
             shutdown_on_disconnect=self.shutdown_on_disconnect,

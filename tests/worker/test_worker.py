@@ -17,7 +17,7 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.protocol.wire import TaskMessage
-from nqnb.worker.runtime import FetchPolicy
+from nqnb.worker.fetch_policy import FetchPolicy
 
 pytestmark = pytest.mark.anyio
 
