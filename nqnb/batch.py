@@ -24,6 +24,7 @@ from nqnb.protocol import names
 from nqnb.protocol.keyed import Keyed, submit_keyed
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
 from nqnb.protocol.wire import LONGEST_NAME, Meta, Source, TaskMessage
+from nqnb.queue_limits import check_serial
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
@@ -35,12 +36,16 @@ UNPAIRED = re.compile("[\ud800-\udfff]")
 
 
 class Item(NamedTuple):
-    """A payload with its position, the label of its row in a DataFrame (or None), and its key (or an empty string)."""
+    """A payload with its position, and the label of its row in a DataFrame (or None).
+
+    ``key`` and ``serial`` are the key and the serial key of the task, or empty strings.
+    """
 
     position: int
     payload: Any
     label: Any = None
     key: str = ""
+    serial: str = ""
 
 
 class Batch:
@@ -53,6 +58,7 @@ class Batch:
         group: the name of the group of tasks, or None.
         key: a function that returns the key of a payload, or None.
         if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or ``"error"``.
+        serial: the serial key of all tasks, a function that returns the serial key of a payload (or None), or None.
         source: the notebook and the cell that submit the tasks, or None.
         retry, timeout, deadline, process_at: the options of `nqnb.Client.submit`.
 
@@ -74,6 +80,7 @@ class Batch:
         group: str | None = None,
         key: Callable[[Any], object] | None = None,
         if_exists: str = "attach",
+        serial: str | Callable[[Any], str | None] | None = None,
         source: Source | None = None,
         retry: int = 0,
         timeout: Timeout = None,
@@ -96,6 +103,8 @@ class Batch:
             raise BadInput(
                 f"id={shown(id)} is invalid: the id of a task with a key is derived from the key. Omit id or key."
             )
+        self._serial = "" if serial is None or callable(serial) else check_serial(serial)
+        self._serial_of = check_callable("serial", serial, "a string or a function", 1) if callable(serial) else None
         self._group = None if group is None else check_group(group)
         self.queue = self._template.Queue
         self.payloads = Payloads(payloads)
@@ -112,7 +121,7 @@ class Batch:
         """Yield the items of the batch. If the iterable raises an error, stop, and set ``payloads.error``."""
         labels = itertools.repeat(None) if self.index is None else self.index
         drawn = (Item(position, *pair) for position, pair in enumerate(zip(self.payloads, labels, strict=False)))
-        return drawn if self._key is None else self._with_keys(drawn)
+        return drawn if self._key is None and self._serial_of is None else self._with_keys(drawn)
 
     def only(self) -> Item:
         """Return the only item of the batch. If the key is invalid, raise the error."""
@@ -130,7 +139,9 @@ class Batch:
             item: the item to submit.
         """
         message = await self._message(backend, item)
-        if self._group is not None or item.key or self._source is not None:
+        if self._serial or item.serial:
+            await backend.ensure_limits()
+        if self._group is not None or item.key or self._source is not None or self._serial or item.serial:
             message = msgspec.structs.replace(message, Meta=self._meta(item))
         if item.key:
             return await submit_keyed(backend, message, client, item.key, self._if_exists)
@@ -141,6 +152,11 @@ class Batch:
         seen: set[str] = set()
         try:
             for item in items:
+                if self._serial_of is not None and (serial := self._serial_of(item.payload)) is not None:
+                    item = item._replace(serial=check_serial(serial))
+                if self._key is None:
+                    yield item
+                    continue
                 key = check_key(self._key(item.payload))
                 if key in seen:
                     raise BadInput(
@@ -163,7 +179,7 @@ class Batch:
         return msgspec.structs.replace(self._template, ID=self._id or names.new_task_id(), Payload=value)
 
     def _meta(self, item: Item) -> Meta:
-        meta = Meta(source=self._source, key=item.key[:LONGEST_NAME])
+        meta = Meta(source=self._source, key=item.key[:LONGEST_NAME], serial=item.serial or self._serial)
         if self._group is not None:
             label = encode_label(item.label) if self.index is not None else b""
             meta.group, meta.position = self._group, item.position

@@ -53,6 +53,7 @@ from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status, TaskMessage
+from nqnb.queue_limits import check_limits
 from nqnb.records import (
     CancelReceipt,
     PruneReceipt,
@@ -177,6 +178,7 @@ class Client:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        serial: str | None = None,
     ) -> Task:
         """Submit a task to a queue. When the call returns, the server has stored the task.
 
@@ -199,6 +201,8 @@ class Client:
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
                 timedelta from now.
+            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with the same serial key, only one runs
+                at a time, on any nqnb worker. They do not necessarily run in the order in which they were submitted.
 
         Raises:
             BadInput, InvalidQueueName, InvalidTaskId, UnencodableValue, PayloadTooLarge: an argument is invalid;
@@ -216,6 +220,7 @@ class Client:
             timeout=timeout,
             deadline=deadline,
             process_at=process_at,
+            serial=serial,
         )
         return await self.submit_item(batch, batch.only())
 
@@ -273,6 +278,7 @@ class Client:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        serial: str | Callable[[Any], str | None] | None = None,
         group: str | None = None,
         key: Callable[[Any], str | int] | None = None,
         if_exists: IfExists = "attach",
@@ -293,6 +299,8 @@ class Client:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Of the
+                queue's tasks with the same serial key, only one runs at a time.
             group: a name for this group of tasks, such as ``"sweep-7"``. The name is stored with each task
                 (`TaskInfo.group`).
             key: a function that returns the key for a payload: a string or a whole number. At most one task of the
@@ -325,6 +333,7 @@ class Client:
             timeout=timeout,
             deadline=deadline,
             process_at=process_at,
+            serial=serial,
         )
 
         accepted = unsure = 0
@@ -660,6 +669,37 @@ class Client:
         """
         queue = names.check_queue(queue)
         await self.backend.resume(queue, await stream_of(self.backend, queue))
+
+    async def limit_queue(
+        self, queue: str, *, rate: float | str | None = None, concurrency: int | None = None
+    ) -> QueueInfo:
+        """Limit how many tasks of a queue start in a second or run at once, over all nqnb workers.
+
+        The limits are stored on the server, and replace the earlier limits of the queue. Without arguments, the limits
+        are removed. Workers apply a change within a second. Go workers ignore the limits.
+
+        Args:
+            queue: the queue.
+            rate: the maximum number of tasks that start in a period, such as ``"100/s"``, ``"30/m"`` or ``"500/h"``, or
+                a number of tasks per second.
+            concurrency: the maximum number of tasks that run at the same time.
+
+        Returns:
+            The queue, with `QueueInfo.rate_limit` and `QueueInfo.concurrency_limit`.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+            BadInput: a limit or the queue name is invalid.
+            ServerRefused: the user has no permission to write the limits.
+        """
+        queue, limits = names.check_queue(queue), check_limits(rate, concurrency)
+        await stream_of(self.backend, queue)
+        await self.backend.ensure_limits()
+        await self.backend.limits.put(names.limits_key(queue), limits.encode())
+        for info in await self.queues():
+            if info.name == queue:
+                return info
+        raise await unknown_queue(self.backend, queue)
 
     async def every(
         self,

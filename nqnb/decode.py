@@ -2,8 +2,8 @@
 
 Any user with write permission can store any bytes on a server. Therefore all code that decodes stored data uses this
 module: ``TaskMessage.decode``, ``TaskMessage.of_entry``, ``CancelMessage.decode``, ``CancelRecord.of_intent``,
-``WorkerInfo.of_entry`` and ``nqnb.payload``. Invalid bytes raise `MalformedMessage` and no other error. Listings skip
-invalid entries, and log the keys of all skipped entries on one line (`SkipLog`).
+``WorkerInfo.of_entry``, ``QueueLimits.of_entry`` and ``nqnb.payload``. Invalid bytes raise `MalformedMessage` and no
+other error. Listings skip invalid entries, and log the keys of all skipped entries on one line (`SkipLog`).
 
 Numbers are checked, so that decoded values are safe to use. Integers must fit into Go's ``int64``, and times must be
 between 1970 and 9999. A message or entry with a number outside these limits is invalid.

@@ -121,6 +121,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
     """The notebook and the cell that submitted the task, or None if the task was not submitted in a notebook."""
     key: str = ""
     """The first 200 characters of the key under which the task was submitted, or an empty string."""
+    serial: str = ""
+    """The serial key of the task, or an empty string."""
     group: str = ""
     """The name of the task's group, or an empty string."""
     position: int = 0
@@ -200,6 +202,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
             origin=meta.origin,
             source=meta.source,
             key=meta.key,
+            serial=meta.serial,
             group=meta.group,
             position=meta.position,
             label=b"" if isinstance(meta.label, UnsetType) else bytes(meta.label),
@@ -251,6 +254,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
             purged.
         deliveries: the total number of deliveries, including redeliveries, since the queue's consumer was created.
         pulls: the number of pull requests that are waiting for tasks, including those of Go workers.
+        rate_limit: the maximum number of tasks that start in a second over all nqnb workers, or 0 for no limit.
+        concurrency_limit: the maximum number of tasks that run at once over all nqnb workers, or 0 for no limit.
     """
 
     name: str
@@ -265,6 +270,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     removed: int = 0
     deliveries: int = 0
     pulls: int = 0
+    rate_limit: float = 0.0
+    concurrency_limit: int = 0
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{getattr(self, name):,} {name}" for name in ("pending", "scheduled", "processing"))

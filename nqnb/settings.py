@@ -26,6 +26,16 @@ from nqnb.protocol import names
 DEFAULT_URL = "nats://127.0.0.1:4222"
 QUEUE_BUCKET = "nq-queues"
 SCHEDULE_BUCKET = "nq-schedules"
+BUCKETS = (
+    "state_bucket",
+    "cancel_bucket",
+    "worker_bucket",
+    "result_bucket",
+    "queue_bucket",
+    "schedule_bucket",
+    "limit_bucket",
+)
+"""The settings that name the buckets."""
 WEEK = 7 * 86_400.0
 SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
 """The limits of ``ack_wait``. Leases are renewed three times per ack wait, and states are kept for at least ten
@@ -134,6 +144,8 @@ class Settings:
         result_bucket: the bucket for results that are too large for the state bucket.
         queue_bucket: the bucket for the names of paused queues. It is created when a queue is first paused.
         schedule_bucket: the bucket for the schedules of recurring tasks. It is created with the first schedule.
+        limit_bucket: the bucket for the limits of queues, and for serial keys. It is created when the first limit is
+            set, or the first task with a serial key is submitted.
         retention: how long to keep the states and results of ended tasks, in seconds or as a timedelta. The default is
             7 days; None keeps them indefinitely. The minimum is an hour or ten ack waits, whichever is longer, and
             smaller values are raised to the minimum. From version 2.11 on, the server deletes expired states and
@@ -171,6 +183,7 @@ class Settings:
     result_bucket: str = names.RESULT_BUCKET
     queue_bucket: str = QUEUE_BUCKET
     schedule_bucket: str = SCHEDULE_BUCKET
+    limit_bucket: str = names.LIMIT_BUCKET
     retention: Duration | None = WEEK
     ack_wait: float = 30.0
     connect_timeout: float = 5.0
@@ -248,7 +261,7 @@ class Settings:
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
         buckets: dict[str, str] = {}
-        for name in (each.name for each in fields(self) if each.name.endswith("_bucket")):
+        for name in BUCKETS:
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
                 raise BadInput(

@@ -31,6 +31,7 @@ RUN = {
     "docs/recurring.md": 1,
     "docs/worker.md": 7,
     "docs/settings.md": 2,
+    "docs/limits.md": 1,
     "docs/moving.md": 2,
 }
 """The number of Python blocks that are run here, by page."""
@@ -194,6 +195,16 @@ def test_the_schedules_of_the_docs_are_stored(server: nqnb.DevServer) -> None:
         "mornings 0 7 * * mon-fri Europe/Berlin",
         "poll every 5 minutes",
     ]
+
+
+def test_the_limits_of_the_docs_are_set(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NATS_URL", server.url)
+    names: dict[str, Any] = {}
+    exec(programs_of("docs/limits.md")[0], names)  # noqa: S102  that is what is tested
+    asyncio.run(names["main"]())
+    assert capsys.readouterr().out == "100.0 5\n"
 
 
 def test_the_settings_of_the_docs_are_accepted() -> None:

@@ -34,6 +34,7 @@ ROOMS = [
     "task_values",
     "settings",
     "store http_endpoint",
+    "queue_limits",
     "server.binary",
     "server",
     "jetstream protocol",

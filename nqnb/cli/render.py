@@ -55,6 +55,7 @@ from nqnb.commands.watch_command import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
 from nqnb.doctor.diagnosis import Diagnosis
 from nqnb.protocol.wire import Status, parse_time
+from nqnb.queue_limits import QueueLimits
 from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, ScheduleInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.text import (
@@ -175,6 +176,7 @@ def _(record: TaskInfo) -> RenderableType:
             ("status", status(record.status)),
             ("attempt", f"{record.attempt} of {record.max_retry + 1}"),
             ("submitted", _when(record.submitted_at) + (f" by {record.client}" if record.client else "")),
+            ("serial key", record.serial),
             ("due", _when(due)),
             ("started", _when(record.started_at)),
             ("ended", _when(record.completed_at) + ran if record.completed_at else ""),
@@ -218,6 +220,7 @@ def _(record: QueueInfo) -> RenderableType:
                 "paused",
                 f"workers start none of its tasks until `nqnb queue resume {record.name}`" if record.paused else "",
             ),
+            ("limits", _limits_of(record)),
             ("pending", f"{record.pending:,}"),
             ("processing", f"{record.processing:,}"),
             ("scheduled", f"{record.scheduled:,}"),
@@ -227,6 +230,11 @@ def _(record: QueueInfo) -> RenderableType:
             ("oldest", _when(record.oldest_pending)),
         ]
     )
+
+
+def _limits_of(record: QueueInfo) -> str:
+    limits = QueueLimits(rate=record.rate_limit, concurrency=record.concurrency_limit)
+    return str(limits) if record.rate_limit or record.concurrency_limit else ""
 
 
 @render.register

@@ -17,6 +17,7 @@ from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.protocol import names
 from nqnb.protocol.recurring import check_schedule_name
 from nqnb.protocol.status import Status, Waiting
+from nqnb.queue_limits import check_rate, check_serial
 from nqnb.worker.fetch_policy import check_queues
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
@@ -141,7 +142,7 @@ def queue_weights(value: str | Mapping[str, int]) -> Mapping[str, int]:
     if not isinstance(value, str):
         return value
     pairs = [part.strip().partition("=") for part in value.split(",")]
-    if any(sign for _, sign, _ in pairs) and not all(sign and weight.isdecimal() for _, sign, weight in pairs):
+    if any(sign for _, sign, _ in pairs) and not all(re.fullmatch("[0-9]{1,9}", weight) for _, _, weight in pairs):
         raise click.BadParameter(
             f"expected a whole number as the weight of each queue, got {value!r}. Use weights such as high=6,low=1, or "
             "names in strict order such as high,low"
@@ -150,6 +151,22 @@ def queue_weights(value: str | Mapping[str, int]) -> Mapping[str, int]:
     try:
         in_order = check_queues(given)
         return check_queues({queue: int(weight) for queue, _, weight in pairs}) if pairs[0][1] else in_order
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def rate(text: str | float) -> float:
+    """Parse a rate, such as ``100/s`` or ``30/m``."""
+    try:
+        return check_rate(text)
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def serial_key(text: str) -> str:
+    """Parse a serial key."""
+    try:
+        return check_serial(text)
     except BadInput as error:
         raise click.BadParameter(str(error)) from None
 

@@ -12,7 +12,7 @@ from nqnb.commands import shell_completion
 from nqnb.commands.arguments import confirm, count_tasks, queue_argument, wait_option, yes_option
 from nqnb.commands.command import Command, Group, ask, front_of, help_alone
 from nqnb.commands.command_records import CommandProgress, Emptied, Preview, Queues
-from nqnb.commands.param_types import OPEN_STATES, queue_name
+from nqnb.commands.param_types import OPEN_STATES, AtLeast, queue_name, rate
 from nqnb.errors import QueueInUse
 from nqnb.protocol.bulk import unknown_queue
 from nqnb.protocol.wire import Status
@@ -90,6 +90,34 @@ def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
 def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
     """Resume a paused queue, so that workers can start its tasks."""
     return _change(ctx, queue, Client.resume)
+
+
+@queue.command(
+    "limit",
+    epilog="""\b
+Examples:
+  nqnb queue limit resize --rate 100/s
+  nqnb queue limit resize --rate 30/m --concurrency 5
+  nqnb queue limit resize --remove
+""",
+)
+@queue_argument
+@click.option("--rate", type=rate, metavar="RATE", help="Start at most RATE tasks (100/s, 30/m, 500/h)")
+@click.option("--concurrency", type=AtLeast(1), metavar="N", help="Run at most N tasks at once")
+@click.option("--remove", is_flag=True, help="Remove the limits")
+@click.pass_context
+def queue_limit(ctx: click.Context, queue: str, rate: float | None, concurrency: int | None, remove: bool) -> QueueInfo:
+    """Limit the tasks of a queue, over all nqnb workers.
+
+    The limits are stored on the server, and replace earlier limits. Workers apply them within a second. Go workers
+    ignore them. Without an option, the limits are shown.
+    """
+    given = rate is not None or concurrency is not None
+    if remove and given:
+        raise click.UsageError("too many options: --remove cannot be combined with a limit. Use only one")
+    if not remove and not given:
+        return ask(ctx, lambda nq: _find(nq, queue))
+    return ask(ctx, lambda nq: nq.limit_queue(queue, rate=rate, concurrency=concurrency))
 
 
 @queue.command("purge", epilog="\b\nExamples:\n  nqnb queue purge resize\n  nqnb queue purge resize --yes --json")

@@ -14,7 +14,7 @@ from nqnb.commands import shell_completion
 from nqnb.commands.arguments import exclusive_flag
 from nqnb.commands.command import Command, ask, front_of, say_if_unserved, saying_if_unserved
 from nqnb.commands.command_records import CommandProgress, Submitted, Value
-from nqnb.commands.param_types import AtLeast, future_moment, queue_name, seconds, task_id
+from nqnb.commands.param_types import AtLeast, future_moment, queue_name, seconds, serial_key, task_id
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
 
@@ -75,6 +75,7 @@ Examples:
     metavar="WHEN",
     help="Do not start the task before WHEN (10m, 07:00, 2030-12-31T18:00)",
 )
+@click.option("--serial", type=serial_key, metavar="KEY", help="Run only one task of the queue with this KEY at a time")
 @click.option("--file", type=PayloadFile("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--lines", is_flag=True, help="Submit one task for each non-blank line of the file or stdin")
 @click.option(

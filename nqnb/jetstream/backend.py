@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
+import msgspec
+
 from nqnb.clock import elapsed
 from nqnb.concurrency import Together, share, spawn
 from nqnb.decode import SkipLog
@@ -54,8 +56,9 @@ from nqnb.jetstream.server_errors import NOT_FOUND
 from nqnb.jetstream.server_facts import ServerFacts, read_facts
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
+from nqnb.queue_limits import QueueLimits
 from nqnb.records import QueueInfo, QueueService
-from nqnb.settings import Settings
+from nqnb.settings import BUCKETS, Settings
 from nqnb.store import StateStore
 
 T = TypeVar("T")
@@ -99,6 +102,7 @@ class Backend:
         """The schedules of recurring tasks, by name."""
         self.schedule_skips = SkipLog(settings.schedule_bucket)
         """A log of invalid schedules, which listings skip."""
+        self._limits = KeyValueStore(connection, settings.limit_bucket)
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """A log of invalid states, which listings skip."""
@@ -110,6 +114,8 @@ class Backend:
         seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
         self._spared_since = -math.inf
+        self._has_limits = False
+        """Whether this object uses the bucket of the limits, which few servers need."""
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
         """The latest repair for each queue. The key None is for repairs that recreate only buckets."""
         self._queues: dict[str, QueueStreams] = {}
@@ -239,15 +245,9 @@ class Backend:
             NqnbError: the server did not reply, or the user has no permission for the request.
         """
         own = self.settings
-        sizes = {}
-        for bucket in (
-            own.state_bucket,
-            own.result_bucket,
-            own.cancel_bucket,
-            own.worker_bucket,
-            own.queue_bucket,
-            own.schedule_bucket,
-        ):
+        sizes: dict[str, tuple[int, int]] = {}
+        for name in BUCKETS:
+            bucket: str = getattr(own, name)
             info = await self.connection.find(f"STREAM.INFO.{names.bucket_stream(bucket)}")
             if info is not None:
                 sizes[bucket] = (int(info["state"]["messages"]), int(info["state"]["bytes"]))
@@ -297,6 +297,24 @@ class Backend:
         self._results.expires = await ensure_bucket(self.connection, settings.result_bucket, expires=expires)
         await ensure_bucket(self.connection, settings.cancel_bucket)
         await self._ensure_presence()
+        if self._has_limits:
+            await ensure_bucket(self.connection, settings.limit_bucket, expires=True)
+
+    @property
+    def limits(self) -> StateStore:
+        """The limits of the queues, and the records by which workers keep them. Call `ensure_limits` before a write."""
+        return self._limits
+
+    async def ensure_limits(self) -> None:
+        """Create the bucket of the limits if it does not exist.
+
+        Raises:
+            ServerRefused: the user has no permission to create a bucket.
+        """
+        if not self._has_limits:
+            bucket = self.connection.settings.limit_bucket
+            self._limits.expires = await ensure_bucket(self.connection, bucket, expires=True)
+            self._has_limits = True
 
     async def ensure_recurring(self) -> None:
         """Create the bucket of the schedules if it does not exist. Few servers need this bucket."""
@@ -394,7 +412,12 @@ class Backend:
             for queue in worker.queues:
                 serving[queue] = serving.get(queue, 0) + 1
         paused = {entry.key async for entry in self.pauses.entries()}
+        limited = {key for key in await self._limits.keys_below("*") if key.endswith(names.limits_key(""))}
         async for info in queue_infos(self.connection, self.states, serving, paused):
+            key = names.limits_key(info.name)
+            limits = QueueLimits.of_entry(await self._limits.peek(key)) if key in limited else None
+            if limits is not None:
+                info = msgspec.structs.replace(info, rate_limit=limits.rate, concurrency_limit=limits.concurrency)
             yield info
 
     async def service_of(self, queue: str) -> QueueService:
@@ -458,12 +481,13 @@ class Backend:
         await pause_consumer(self.connection, stream, False)
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams with all their messages. If the queue is paused, delete the note about the pause."""
+        """Delete a queue's streams with all their messages, the note about a pause, and the queue's limits."""
         for subject in (names.task_subject(queue), names.cancel_subject(queue)):
             stream = await find_stream(self.connection, subject)
             if stream is not None:
                 await delete_stream(self.connection, stream)
         await self.pauses.delete(queue)
+        await self._limits.delete_below(queue)
         self._queues.pop(queue, None)
         self._scheduling.discard(queue)
 

@@ -125,6 +125,19 @@ class KeyValueStore:
             return None
         return Entry(key, stored.data, stored.seq, parse_time(stored.time))
 
+    async def peek(self, key: str) -> Entry | None:
+        """Return the entry of a key from any server that has a copy, or None if the key or the bucket does not exist.
+
+        Unlike `get`, this method needs no permission to read a bucket that does not exist.
+        """
+        if not (self._direct or await self._has_direct()) and self._direct is None:
+            return None
+        return await self.get(key, fresh=False)
+
+    async def delete_below(self, stem: str) -> None:
+        """Remove all keys that begin with the stem and a dot, without leaving tombstones."""
+        await self._connection.find(f"STREAM.PURGE.{self._stream}", {"filter": f"{self._root}{stem}.>"})
+
     async def delete(self, key: str, revision: int | None = None) -> None:
         """See `StateStore.delete`."""
         if not names.is_key(key):

@@ -25,6 +25,7 @@ from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.queue_streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue, pause_consumer
 from nqnb.protocol import names
+from nqnb.queue_limits import QueueLimits
 
 log = logging.getLogger("nqnb.pull")
 
@@ -33,7 +34,7 @@ PULL_EXPIRES_SECONDS = 30.0
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 PAUSE_CHECK_SECONDS = 0.5
-"""Seconds between two checks for a pause of the queue."""
+"""Seconds between two checks for a pause of the queue, and for its limits."""
 PAUSE_AGAIN_SECONDS = 5.0
 """Seconds after which the consumer of a paused queue is paused again, in case a Go worker has recreated it."""
 
@@ -81,6 +82,9 @@ class PullLoop:
         self._pauses = KeyValueStore(connection, connection.settings.queue_bucket)
         self._paused = False
         """Whether the queue is paused."""
+        self.limits: QueueLimits | None = None
+        """The limits of the queue over all workers, or None."""
+        self._limit_records = KeyValueStore(connection, connection.settings.limit_bucket)
         self._checking = False
         self._checked = self._paused_again = 0.0
 
@@ -92,6 +96,7 @@ class PullLoop:
         """
         streams = await ensure_queue(self._connection, self.queue)
         self._paused = await self._pauses.get(self.queue) is not None
+        await self._read_limits()
         self._limits = await ensure_consumer(self._connection, streams, paused=self._paused)
         self._streams = streams
         self.ack_wait = self._limits.ack_wait
@@ -167,8 +172,12 @@ class PullLoop:
             # This runs in the background, because a slow server must not delay the other queues.
             spawn(self._update_pause())
 
+    async def _read_limits(self) -> None:
+        self.limits = QueueLimits.of_entry(await self._limit_records.peek(names.limits_key(self.queue)))
+
     async def _update_pause(self) -> None:
         try:
+            await self._read_limits()
             was, self._paused = self._paused, await self._pauses.get(self.queue, fresh=False) is not None
             now = asyncio.get_running_loop().time()
             if self._paused and not was:
@@ -182,7 +191,7 @@ class PullLoop:
                 self._paused_again = now
                 await pause_consumer(self._connection, self._streams.tasks, self._paused)
         except NqnbError as error:
-            log.debug("the check for a pause of queue %s failed: %s", self.queue, error)
+            log.debug("the check for a pause and for limits of queue %s failed: %s", self.queue, error)
         finally:
             self._checking = False
             self._wake()

@@ -12,6 +12,7 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.queue_streams import list_streams
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
+from nqnb.settings import BUCKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +110,7 @@ async def read_facts(connection: Connection, queue: str | None = None) -> Server
         facts = _stream_facts(info)
         subjects.update((subject, facts) for subject in info["config"].get("subjects") or ())
     settings = connection.settings
-    buckets = (
-        settings.state_bucket,
-        settings.cancel_bucket,
-        settings.worker_bucket,
-        settings.result_bucket,
-        settings.queue_bucket,
-        settings.schedule_bucket,
-    )
+    buckets = [getattr(settings, name) for name in BUCKETS]
     known = [
         names.queue_of_subject(subject)
         for subject in subjects

@@ -45,7 +45,7 @@ from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.recurring import Missed
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, ScheduleInfo, TaskInfo
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -247,6 +247,7 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        serial: str | None = None,
     ) -> SessionTask:
         """Submit a task to a queue. When the call returns, the server has stored the task.
 
@@ -266,6 +267,8 @@ class Session:
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start, in the same form as ``deadline``.
+            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with the same serial key, only one runs
+                at a time, on any nqnb worker. They do not necessarily run in the order in which they were submitted.
 
         Returns:
             The handle of the task.
@@ -286,6 +289,7 @@ class Session:
             timeout=timeout,
             deadline=deadline,
             process_at=process_at,
+            serial=serial,
         )
         try:
             task = self.call(self.client.submit_item(batch, batch.only()))
@@ -304,6 +308,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        serial: str | Callable[[Any], str | None] | None = ...,
         group: str | None = ...,
         key: Callable[[Any], str | int] | None = ...,
         if_exists: IfExists = ...,
@@ -320,6 +325,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        serial: str | Callable[[Any], str | None] | None = ...,
         group: str | None = ...,
         key: Callable[[Any], str | int] | None = ...,
         if_exists: IfExists = ...,
@@ -335,6 +341,7 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        serial: str | Callable[[Any], str | None] | None = None,
         group: str | None = None,
         key: Callable[[Any], str | int] | None = None,
         if_exists: IfExists = "attach",
@@ -356,6 +363,8 @@ class Session:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Of the
+                queue's tasks with the same serial key, only one runs at a time.
             group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
                 later, even after a kernel restart or in another notebook.
             key: a function that returns the key for a payload: a string or a whole number. At any time, at most one
@@ -377,7 +386,7 @@ class Session:
             BadInput: an argument is invalid; nothing was sent.
         """
         options: dict[str, Any] = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
-        options.update(group=group, key=key, if_exists=if_exists)
+        options.update(serial=serial, group=group, key=key, if_exists=if_exists)
         return self._submit_all(queue, payloads, errors, options, ordered=ordered)
 
     @overload
@@ -390,6 +399,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        serial: str | Callable[[Any], str | None] | None = ...,
         group: str | None = ...,
         key: Callable[[Any], str | int] | None = ...,
         if_exists: IfExists = ...,
@@ -407,6 +417,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        serial: str | Callable[[Any], str | None] | None = ...,
         group: str | None = ...,
         key: Callable[[Any], str | int] | None = ...,
         if_exists: IfExists = ...,
@@ -423,6 +434,7 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        serial: str | Callable[[Any], str | None] | None = None,
         group: str | None = None,
         key: Callable[[Any], str | int] | None = None,
         if_exists: IfExists = "attach",
@@ -445,6 +457,8 @@ class Session:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Of the
+                queue's tasks with the same serial key, only one runs at a time.
             group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
                 later, even after a kernel restart or in another notebook.
             key: a function that returns the key for a payload: a string or a whole number. At any time, at most one
@@ -469,7 +483,7 @@ class Session:
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
         options: dict[str, Any] = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
-        options.update(group=group, key=key, if_exists=if_exists)
+        options.update(serial=serial, group=group, key=key, if_exists=if_exists)
         try:
             return self._submit_all(
                 queue, payloads, errors, options, progress.show, cancel_on_interrupt, ordered=ordered
@@ -1000,6 +1014,27 @@ class Session:
             Unconfirmed: the server's answers were lost, and some tasks may not have been ended. Delete the queue again.
         """
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
+
+    def limit_queue(self, queue: str, *, rate: float | str | None = None, concurrency: int | None = None) -> QueueInfo:
+        """Limit how many tasks of a queue start in a second or run at once, over all nqnb workers.
+
+        The limits replace the earlier limits of the queue. Without arguments, the limits are removed. Workers apply a
+        change within a second. Go workers ignore the limits.
+
+        Args:
+            queue: the queue.
+            rate: the maximum number of tasks that start in a period, such as ``"100/s"``, ``"30/m"`` or ``"500/h"``, or
+                a number of tasks per second.
+            concurrency: the maximum number of tasks that run at the same time.
+
+        Returns:
+            The queue with its limits.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+            BadInput: a limit or the queue name is invalid.
+        """
+        return self.call(self.client.limit_queue(queue, rate=rate, concurrency=concurrency))
 
     def pause(self, queue: str) -> None:
         """Pause a queue: workers do not start any tasks from it until `resume` is called. Running tasks continue.

@@ -107,7 +107,7 @@ class _Claim(Retry):
             deliveries=attempt.delivery.deliveries,
             ours=attempt.delivery.ours,
             scheduled=attempt.delivery.scheduled,
-            owner_rest=await _owner_rest(backend, attempt, owner, seen.written) if owner else 0.0,
+            owner_rest=await owner_rest(backend, attempt, owner, attempt.id, seen.written) if owner else 0.0,
             now=backend.earliest_now(),
             ack_wait=attempt.ack_wait,
         )
@@ -142,10 +142,18 @@ class _Claim(Retry):
         return await super().after_write(error)
 
 
-async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, written: float) -> float:
-    """Return the number of seconds for which ``owner`` is still presumed to be running the task."""
+async def owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, task_id: str, written: float) -> float:
+    """Return the number of seconds for which the worker ``owner`` is still presumed to be running a task.
+
+    Args:
+        backend: the backend to use.
+        attempt: an attempt at a task of the same queue.
+        owner: the id of the worker.
+        task_id: the task.
+        written: the time at which the worker wrote that it runs the task, in Unix seconds on the server's clock.
+    """
     lease = PRESENCE_SHARE * attempt.ack_wait
-    rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, written, lease)
+    rest = await backend.presence.rest(owner, attempt.message.Queue, task_id, written, lease)
     return max(rest, backend.spared_for(lease))
 
 

@@ -160,6 +160,11 @@ class TaskBackend(Protocol):
         ...
 
     @property
+    def limits(self) -> StateStore:
+        """The bucket ``nq-limits``: the limits of the queues, and the records by which workers keep them."""
+        ...
+
+    @property
     def presence(self) -> WorkerPresence:
         """Information about the live workers."""
         ...

@@ -1,7 +1,7 @@
 """Define the names of all streams, subjects and buckets, and check queue names and task ids.
 
 NQ defines the stream ``<q>``, the subjects ``<q>.task`` and ``<q>.cancel``, the consumer ``MONITOR`` and the bucket
-``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers`` and ``nq-results``.
+``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers``, ``nq-results`` and ``nq-limits``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ STATE_BUCKET = "nq-store"
 INTENT_BUCKET = "nq-cancel"
 PRESENCE_BUCKET = "nq-workers"
 RESULT_BUCKET = "nq-results"
+LIMIT_BUCKET = "nq-limits"
 
 CLIENT_HEADER = "Nqnb-Client"
 """The header of every message that nqnb publishes. Messages without this header come from other NQ clients."""
@@ -101,6 +102,27 @@ def keyed_task_id(queue: str, key: str) -> str:
     """Return the id prefix that all tasks of a queue with this key share. A dot and a number follow the prefix."""
     digest = hashlib.blake2b(f"{queue}\0{key}".encode(), digest_size=22).digest()
     return f"key-{digest.translate(_LETTER_OF_BYTE).decode()}"
+
+
+def limits_key(queue: str) -> str:
+    """Return the key of a queue's limits in the bucket of the limits."""
+    return f"{queue}.limits"
+
+
+def rate_key(queue: str) -> str:
+    """Return the key of the record that reserves the starts of a queue with a rate limit."""
+    return f"{queue}.rate"
+
+
+def slots_key(queue: str) -> str:
+    """Return the key of the record that names the running tasks of a queue with a concurrency limit."""
+    return f"{queue}.running"
+
+
+def serial_key(queue: str, serial: str) -> str:
+    """Return the key of the record that names the running task of a serial key."""
+    digest = hashlib.blake2b(serial.encode("utf-8", "surrogatepass"), digest_size=22).digest()
+    return f"{queue}.serial.{digest.translate(_LETTER_OF_BYTE).decode()}"
 
 
 def task_stream(queue: str) -> str:

@@ -41,7 +41,12 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
         )
     meta = task.meta
     copied = Meta(
-        origin=meta.origin or task.ID, source=meta.source, group=meta.group, position=meta.position, label=meta.label
+        origin=meta.origin or task.ID,
+        source=meta.source,
+        serial=meta.serial,
+        group=meta.group,
+        position=meta.position,
+        label=meta.label,
     )
     message = TaskMessage(
         ID=names.new_task_id(),

@@ -130,6 +130,8 @@ class Meta(Struct, omit_defaults=True, gc=False):
     """The notebook and the cell that submitted the task."""
     key: str = ""
     """The key under which the task was submitted, truncated to `LONGEST_NAME` characters."""
+    serial: str = ""
+    """The serial key of the task. The tasks of a queue with the same serial key run one at a time."""
     group: str = ""
     """The name of the task's group. The tasks of a group were submitted together."""
     position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
@@ -217,6 +219,7 @@ class TaskMessage(Struct, gc=False):
                 origin=meta.origin[:LONGEST_NAME],
                 source=meta.source and meta.source.clipped(),
                 key=meta.key[:LONGEST_NAME],
+                serial=meta.serial[:LONGEST_NAME],
                 group=meta.group[:LONGEST_NAME],
                 label=meta.label
                 if not isinstance(meta.label, UnsetType) and len(meta.label) <= LONGEST_NAME
@@ -233,6 +236,11 @@ class TaskMessage(Struct, gc=False):
     def marked(self) -> bool:
         """Whether this message was written by nqnb rather than by Go NQ."""
         return self.Meta is not UNSET
+
+    @property
+    def serial(self) -> str:
+        """The serial key of the task, or an empty string."""
+        return "" if isinstance(self.Meta, UnsetType) else self.Meta.serial
 
     @property
     def meta(self) -> _Meta:

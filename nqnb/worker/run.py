@@ -27,13 +27,15 @@ class Run(Attempt):
         claim: the unique id of the claim, which is written to the task's entry.
     """
 
-    __slots__ = ("executor", "finishing", "handler", "job", "life", "seconds", "started", "watch")
+    __slots__ = ("executor", "finishing", "handler", "held", "job", "life", "seconds", "started", "watch")
 
     delivery: Delivery
 
     def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float, claim: str) -> None:
         super().__init__(delivery, message, ack_wait, claim)
         self.handler = handler
+        self.held: tuple[str, ...] = ()
+        """The keys of the limits of which this run holds a slot; see `nqnb.protocol.slots`."""
         self.executor: Executor | None = None
         self.job: Job | None = None
         self.watch: EntryWatch | None = None

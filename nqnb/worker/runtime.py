@@ -31,6 +31,7 @@ from nqnb.worker.executors.process_pool import Reserve
 from nqnb.worker.fetch_policy import FetchPolicy
 from nqnb.worker.handlers import Handler
 from nqnb.worker.leases import LeaseKeeper
+from nqnb.worker.limiter import Limiter
 from nqnb.worker.loop_guard import Guard, Pulse
 from nqnb.worker.outcome import record_outcome
 from nqnb.worker.presence_writer import PresenceWriter
@@ -117,6 +118,7 @@ class Runtime:
         pulls = list(self._pulls.values())
         self.running = dict.fromkeys(handlers, 0)
         """The number of running tasks of each queue."""
+        self._limiter = Limiter(backend, worker_id, self._pulls, self.running, self._slots_for, self._wake.set)
         self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for, weights)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
@@ -137,6 +139,11 @@ class Runtime:
         return 0 if resting else self._slots() - len(self.runs)
 
     def free_for(self, queue: str) -> int:
+        """Return the number of tasks of a queue that may be fetched now, within the limits of the queue."""
+        limits = self._pulls[queue].limits
+        return self._slots_for(queue) if limits is None else self._limiter.room(queue, limits)
+
+    def _slots_for(self, queue: str) -> int:
         """Return the number of free slots for tasks of a queue, within the concurrency limit of the queue's handler."""
         return min(self.free(), self._handlers[queue].concurrency - self.running[queue])
 
@@ -304,7 +311,7 @@ class Runtime:
         known = self.runs.get(message.ID)
         if known is not None:
             self._redelivered(known, delivery)
-        elif self.free_for(delivery.queue) <= 0:
+        elif self._slots_for(delivery.queue) <= 0:
             spawn(delivery.nak())
         else:
             queue = delivery.queue
@@ -333,6 +340,9 @@ class Runtime:
         LOGGED.set(run)
         status = None
         try:
+            limits = self._pulls[run.delivery.queue].limits
+            if (limits is not None or run.message.serial) and not await self._limiter.enter(run, limits):
+                return
             if not await claim(self.backend, self._worker_id, run, self._poison_limit):
                 return
             # The handler may have been swapped since the task was delivered.
@@ -351,6 +361,8 @@ class Runtime:
         finally:
             del self.runs[run.id]
             self.running[run.delivery.queue] -= 1
+            if run.held:
+                spawn(self._limiter.leave(run))
             if not run.claimed:
                 self._fetch_policy.not_started(run.delivery.queue)
             if not self.runs:

@@ -33,7 +33,7 @@ MAX_ERROR_CHARACTERS = 8_000
 RUN = {
     *("tasks", "queues", "workers", "version", "cancel", "submit", "prune"),
     *("task status", "task show", "task result", "task list", "task cancel", "task requeue"),
-    *("queue list", "queue stats", "queue pause", "queue resume", "queue purge", "queue delete"),
+    *("queue list", "queue stats", "queue limit", "queue pause", "queue resume", "queue purge", "queue delete"),
 }
 """Commands that may run. All others, new ones too, serve, watch or start something: their lines end in `REFUSED`."""
 REFUSED = "--no-such-option"

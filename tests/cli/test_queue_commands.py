@@ -327,3 +327,24 @@ def test_a_client_sees_the_pause_of_a_command(url: str, run: Run, many: Many) ->
             return next(each for each in await nq.queues() if each.name == "seen")
 
     assert asyncio.run(look()).paused
+
+
+# Limits
+
+
+def test_a_queue_gets_limits_and_shows_them(run: Run) -> None:
+    task = run("submit", "bounded", "--serial", "customer-7").out.strip()
+    assert run("task", "show", task, "--json").json["serial"] == "customer-7"
+    shown = run("queue", "limit", "bounded", "--rate", "30/m", "--concurrency", "5")
+    assert "rate 30/m, concurrency 5" in shown.out
+    info = run("queue", "limit", "bounded", "--json").json
+    assert (info["rate_limit"], info["concurrency_limit"]) == (0.5, 5)
+    assert run("queue", "limit", "bounded", "--remove", "--json").json["rate_limit"] == 0
+    assert "limits" not in run("queue", "stats", "bounded").out
+    both = run("queue", "limit", "bounded", "--remove", "--rate", "1/s")
+    assert both.code == 2
+    assert "--remove cannot be combined" in " ".join(both.err.split())
+    bad = run("queue", "limit", "bounded", "--rate", "often")
+    assert bad.code == 2
+    assert "rate='often' is invalid" in " ".join(bad.err.split())
+    assert run("submit", "bounded", "--serial", "").code == 2

@@ -361,7 +361,10 @@ class Room:
         if call.operation == "presence":
             owner, task_id = call.arguments
             alive = any(
-                f"w{w}.{slot.life}" == owner and slot.position != IDLE and slot.task_id == task_id
+                f"w{w}.{slot.life}" == owner
+                and slot.position != IDLE
+                and slot.task_id == task_id
+                and not self._automaton.positions[slot.position].shared.leaving
                 for w, slot in enumerate(world.slots)
             )
             yield label, float(alive), world, False
@@ -438,6 +441,8 @@ class Room:
         if self._running(world, task_id):
             rule = rule or "two runs at once"
         task = world.server.task(task_id)
+        if task is not None and task.serial and self._runs_another_of(world, task):
+            rule = rule or TWO_OF_A_KEY
         start = ("started", task_id, task.CurrentRetry if task is not None else 0)
         if start in world.facts and not self._has_lost_a_worker(world):
             rule = rule or "a run was repeated, though no worker was lost"
@@ -448,6 +453,13 @@ class Room:
         busy = [slot for slot in world.slots if slot.position != IDLE and slot.task_id == task_id]
         states: list[RunState] = [self._automaton.positions[slot.position].shared for slot in busy]
         return [state for state in states if state.running]
+
+    def _runs_another_of(self, world: World, task: TaskMessage) -> bool:
+        """Whether another task of the serial key of a task runs."""
+        others = (other for slot in world.slots if (other := world.server.task(slot.task_id)) is not None)
+        return any(
+            other.ID != task.ID and other.serial == task.serial and self._running(world, other.ID) for other in others
+        )
 
     def _has_lost_a_worker(self, world: World) -> bool:
         losses = (Failure.WORKER_CRASH, Failure.LEASE_LOST, Failure.SHUTDOWN)
@@ -557,6 +569,8 @@ def written(before: World, after: World, who: str) -> World:
 
 
 FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
+TWO_OF_A_KEY = "two tasks of a serial key ran at once"
+RESERVED_TWICE = "a start was reserved twice"
 CANCELLED_THOUGH_REFUSED = "a cancel was refused, and yet it cancelled a task"
 
 
@@ -636,6 +650,11 @@ def returned(world: World, client: ClientSpec, ended: Any, *, alone: bool, faile
             facts.add(("paused", SCHEDULE))
         elif operation == "fire" and value:
             facts.add(("accepted", value))
+        elif operation == "reserve":
+            starts = {("reserved", start) for start in value[1:]}
+            if starts & facts:
+                rule = rule or RESERVED_TWICE
+            facts |= starts
         elif operation in ("purge", "delete"):
             counts = tuple(
                 sum(fact[0] == "ended by" and fact[1] == client.name and fact[3] is status for fact in facts)

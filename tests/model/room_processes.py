@@ -13,7 +13,7 @@ from unittest import mock
 import msgspec
 
 from nqnb.errors import NqnbError
-from nqnb.protocol import lifecycle, recurring
+from nqnb.protocol import lifecycle, names, recurring
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.cancel import cancel
 from nqnb.protocol.claim import claim
@@ -24,9 +24,11 @@ from nqnb.protocol.heartbeat import look
 from nqnb.protocol.lifecycle import Ended, Stop
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
+from nqnb.protocol.rate import reserve_starts
 from nqnb.protocol.recurring import ScheduleEntry, firing_id
 from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.requeue import requeue
+from nqnb.protocol.slots import free_slot, take_slot
 from nqnb.protocol.submit import submit
 from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
@@ -58,6 +60,7 @@ class ClientSpec(NamedTuple):
     after: tuple[str, ...] = ()
     queue: str | None = None
     """The queue that a cancel names."""
+    serial: str = ""
 
 
 class DeliverySpec(NamedTuple):
@@ -79,6 +82,8 @@ async def _submit(backend: WholeBackend, client: ClientSpec) -> str:
     message = TaskMessage(ID=client.task_id, Queue=QUEUE, Payload=client.payload, MaxRetry=client.retries)
     if client.process_at:
         message.ProcessAt = client.process_at
+    if client.serial:
+        message.Meta = Meta(serial=client.serial)
     await submit(backend, message, client.name, chosen=True)
     return client.task_id
 
@@ -124,6 +129,17 @@ async def _repair(backend: WholeBackend, client: ClientSpec) -> Any:
     return await end_task_without_message(backend, client.task_id, client.name)
 
 
+async def _place(backend: WholeBackend, client: ClientSpec) -> None:
+    """Publish a task with a serial key, as a client does that dies before it creates the entry."""
+    message = TaskMessage(ID=client.task_id, Queue=QUEUE, Payload=client.payload, Meta=Meta(serial=client.serial))
+    await backend.publish_task(QUEUE, client.task_id, message.encode())
+
+
+async def _reserve(backend: WholeBackend, client: ClientSpec) -> Any:
+    """Reserve the starts of a queue with a rate limit, as a worker does."""
+    return tuple(await reserve_starts(backend, QUEUE, 1.0, wanted=2, ahead=1_000.0))
+
+
 SCHEDULE = "s"
 DAILY = ScheduleEntry(name=SCHEDULE, queue=QUEUE, when=Recurrence(interval=86_400), missed="all")
 """A schedule that is due once on each day."""
@@ -161,6 +177,8 @@ OPERATIONS: dict[str, Operation] = {
     "plan": _plan,
     "pause": _pause,
     "fire": _fire,
+    "reserve": _reserve,
+    "place": _place,
 }
 
 
@@ -201,6 +219,8 @@ class RunState(NamedTuple):
     running: bool
     finishing: bool
     superseded: bool
+    leaving: bool
+    """Whether the worker has forgotten the run, and gives back its slot of a limit."""
     rest: tuple[Any, ...]
 
 
@@ -210,7 +230,7 @@ class WorkerProcess:
     def __init__(self, spec: DeliverySpec, backend: SimulatedBackend) -> None:
         self._backend = backend
         self._spec = spec
-        self._running = self._finishing = False
+        self._running = self._finishing = self._leaving = False
         delivery = SimulatedDelivery(
             backend, spec.data, spec.sequence, spec.deliveries, spec.generation, scheduled=spec.fired
         )
@@ -219,6 +239,23 @@ class WorkerProcess:
         self.coroutine = self._live()
 
     async def _live(self) -> str:
+        if not self._attempt.message.serial:
+            return await self._work()
+        key = names.serial_key(QUEUE, self._attempt.message.serial)
+        backend, attempt = as_backend(self._backend), self._attempt
+        try:
+            if not await take_slot(backend, self._spec.worker, attempt, key, 1):
+                if not attempt.lost_lease():
+                    await attempt.delivery.nak(1.0)
+                return "not admitted"
+            how = await self._work()
+        except NqnbError:
+            how = "left to be redelivered"
+        self._leaving = True
+        await free_slot(backend, attempt, key)
+        return how
+
+    async def _work(self) -> str:
         attempt = self._attempt
         backend = as_backend(self._backend)
         try:
@@ -264,7 +301,7 @@ class WorkerProcess:
         rest = (attempt.revision, attempt.entry.encode(), attempt.claimed, attempt.unrun)
         flagged = attempt.cancel is not None
         steers = (attempt.claim, flagged, attempt.why, attempt.gap, self._running, self._finishing, attempt.superseded)
-        return RunState(*steers, rest)
+        return RunState(*steers, self._leaving, rest)
 
 
 HEARTBEAT = "heartbeat"

@@ -18,10 +18,10 @@ from nqnb.protocol.submit import submit
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import Entry
 
-from .room import CANCELLED_THOUGH_REFUSED, Failure, Scenario
+from .room import CANCELLED_THOUGH_REFUSED, RESERVED_TWICE, TWO_OF_A_KEY, Failure, Scenario
 from .room_processes import ClientSpec, Replacement
 from .simulated_backend import SimulatedBackend, SimulatedStore
-from .simulated_server import INTENTS, QUEUE, SCHEDULES, STATES, Call, decoded
+from .simulated_server import INTENTS, LIMITS, QUEUE, SCHEDULES, STATES, Call, decoded
 
 BOUNDS = """\
 One queue, one or two tasks, one or two workers, at most four clients.
@@ -64,6 +64,12 @@ PLAN = ClientSpec("plan", "plan", 11)
 FIRE = ClientSpec("fire", "fire", 12, after=("plan",))
 FIRE_TOO = FIRE._replace(name="fire2", number=13)
 PAUSE = ClientSpec("pause", "pause", 14, after=("plan",))
+SERIAL = SUBMIT._replace(serial="k")
+SERIAL_TOO = SECOND._replace(serial="k")
+PLACED = ClientSpec("place", "place", 16, serial="k")
+PLACED_TOO = PLACED._replace(name="place2", number=17, task_id="u")
+RESERVE = ClientSpec("reserve", "reserve", 18)
+RESERVE_TOO = RESERVE._replace(name="reserve2", number=19)
 LOSE = ClientSpec("operator", "lose", 10)
 """An operator who purges the stream without nqnb."""
 
@@ -92,6 +98,8 @@ TOGETHER = (Replacement("MANY_TASKS", 1),)
 
 FIRED = Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=1)
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
+SERIALS = Scenario((PLACED, PLACED_TOO), workers=2)
+SERIALS_CRASH = Scenario((PLACED, PLACED_TOO), failures=(Failure.WORKER_CRASH,))
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
     "submit against cancel, shutdown": Scenario((SUBMIT, after_submit(CANCEL)), failures=(Failure.SHUTDOWN,)),
@@ -176,6 +184,9 @@ SCENARIOS = {
     "heartbeat against a newer claim": Scenario(
         (SUBMIT,), workers=2, failures=(Failure.LEASE_LOST, Failure.LOST_REPLY), together=2, heartbeats=True
     ),
+    "serial against serial": SERIALS,
+    "serial against serial, crash": SERIALS_CRASH,
+    "rate against rate": Scenario((RESERVE, RESERVE_TOO), failures=(Failure.LOST_REPLY, *SLOW)),
     "retry in a schedule": Scenario(
         (RETRIED,), failures=QUICK, handlers=BOTH_ENDS, backoff=5_000.0, days=2, days_of_waiting_only=True
     ),
@@ -239,6 +250,14 @@ LARGE_SCENARIOS = {
     "move into a schedule, two workers": Scenario(
         (NOT_DUE,), workers=2, failures=(Failure.LEASE_LOST, Failure.WORKER_CRASH), days=1
     ),
+    "serial against serial against submit": Scenario((SERIAL, SERIAL_TOO), workers=2),
+    "serial against serial against cancel": Scenario((SERIAL, SERIAL_TOO, after_submit(CANCEL))),
+    "serial against serial, two workers, crash": replace(SERIALS, failures=(Failure.WORKER_CRASH,)),
+    "serial against serial, two workers, lost and late writes": replace(
+        SERIALS, failures=(Failure.LOST_REPLY, Failure.LATE_WRITE)
+    ),
+    "serial against serial, two workers, lease lost": replace(SERIALS, failures=(Failure.LEASE_LOST,)),
+    "serial against serial, two workers, redelivery": replace(SERIALS, failures=(Failure.REDELIVERY,)),
     "retry in a schedule against cancel": Scenario(
         (RETRIED, after_submit(CANCEL)),
         handlers=(Ended.FAILED,),
@@ -267,6 +286,13 @@ class PlainPut(SimulatedBackend):
 
     def prepare(self) -> None:
         self.states = PlainPutStore(STATES)
+
+
+class PlainPutLimits(SimulatedBackend):
+    """Writes the records of limits without compare-and-set."""
+
+    def prepare(self) -> None:
+        self.limits = PlainPutStore(LIMITS)
 
 
 class ConflictIgnoredStore(SimulatedStore):
@@ -601,6 +627,10 @@ async def fire_wrongly(
     return moved
 
 
+async def _never(*_: object) -> bool:
+    return False
+
+
 class Variant(NamedTuple):
     """A wrong step: where it goes wrong, the scenario that shows it, and the rule that breaks."""
 
@@ -756,6 +786,17 @@ VARIANTS = {
     "repair: the entry is written over whatever is there": Variant(
         "repair", Scenario((SUBMIT, REPAIR)), TERMINAL_CHANGED, PlainPut
     ),
+    "serial: the record is written over whatever is there": Variant("worker", SERIALS, TWO_OF_A_KEY, PlainPutLimits),
+    "serial: a worker that runs the task counts as gone": Variant("worker", SERIALS, TWO_OF_A_KEY, PresenceIgnored),
+    "serial: the slot of a worker that is gone is not taken over": Variant(
+        "worker",
+        SERIALS_CRASH,
+        STUCK,
+        replacement=Replacement("_is_over", _never, "nqnb.protocol.slots"),
+    ),
+    "rate: the record is written over whatever is there": Variant(
+        "reserve", Scenario((RESERVE, RESERVE_TOO)), RESERVED_TWICE, PlainPutLimits
+    ),
     "requeue: the id is used again": Variant(
         "requeue",
         REQUEUED,
@@ -793,6 +834,8 @@ OPERATIONS: dict[str, Callable[[str, frozenset[str]], bool]] = {
     "requeue": _runs("requeue"),
     "repair": _runs("repair"),
     "fire": _runs("fire"),
+    "serial": _has_step("w0.0: create limits"),
+    "rate": _runs("reserve"),
     "schedule": _has_step("schedule", "fires"),
     "move": _has_step("w0.0: schedule"),
 }

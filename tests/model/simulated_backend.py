@@ -14,7 +14,7 @@ from nqnb.protocol.recurring import RecurringBackend
 from nqnb.protocol.wire import CancelRecord
 from nqnb.store import Entry, Unsubscribe
 
-from .simulated_server import CLOCKS, INTENTS, QUEUE, RESULTS, SCHEDULES, STATES, Call
+from .simulated_server import CLOCKS, INTENTS, LIMITS, QUEUE, RESULTS, SCHEDULES, STATES, Call
 
 T = TypeVar("T")
 
@@ -88,6 +88,7 @@ class SimulatedBackend:
         self.intents: SimulatedStore = SimulatedStore(INTENTS)
         self.results = SimulatedStore(RESULTS)
         self.recurring: SimulatedStore = SimulatedStore(SCHEDULES)
+        self.limits: SimulatedStore = SimulatedStore(LIMITS)
         self.retry_for = -1.0 if impatient else 1.0
         self.settings = SimpleNamespace(retry_for=self.retry_for, state_bucket=STATES)
         self.open_cancels = 0

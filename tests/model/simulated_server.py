@@ -14,6 +14,7 @@ from nqnb.store import Entry
 
 QUEUE = "q"
 STATES, INTENTS, RESULTS, SCHEDULES = "states", "intents", "results", "schedules"
+LIMITS = "limits"
 
 CLOCKS = (1_000_000_000.0, 1_000_100_000.0, 1_000_200_000.0)
 """The time on the server in Unix seconds: at the beginning, after a day, and after two."""
@@ -82,6 +83,7 @@ class Server(NamedTuple):
     intents: tuple[StoredKey, ...] = ()
     results: tuple[StoredKey, ...] = ()
     schedules: tuple[StoredKey, ...] = ()
+    limits: tuple[StoredKey, ...] = ()
     messages: tuple[StoredMessage, ...] = ()
     last_sequence: int = 0
     last_delivered: int = 0

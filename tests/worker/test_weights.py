@@ -62,9 +62,9 @@ def test_tasks_that_did_not_start_do_not_count() -> None:
     shares, started = Shares(WEIGHTS), Counter[str]()
     for _ in range(1000):
         for queue, count in shares.divide(dict.fromkeys(WEIGHTS, 1), 1).items():
-            if queue == "high" and started["turned away"] < 300:
+            if queue == "high" and started["refused"] < 300:
                 shares.give_back(queue, count)
-                started["turned away"] += count
+                started["refused"] += count
             else:
                 started[queue] += count
     assert started["high"] == pytest.approx(420, abs=3)

@@ -24,13 +24,12 @@ from nqnb.jetstream.connection import Connection
 from nqnb.protocol.wire import parse_time
 from nqnb.server.cluster import Cluster
 from nqnb.server.devserver import DevServer
-from nqnb.settings import LOGINS, Settings
+from nqnb.settings import BUCKETS, LOGINS, Settings
 from nqnb.testing.chaos.evidence import LifeSeen, Line, keep_history, read_diary
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, ChaosOptions, Kind
 from nqnb.testing.proxy import Proxy
 
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
-_BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket", "schedule_bucket")
 _STORE_BYTES = 64 * 2**20
 """The size limit of a server's store in bytes, not counting the space for each task."""
 _STORE_BYTES_PER_TASK = 24 * 2**10
@@ -124,7 +123,7 @@ class Testbed:
         common: dict[str, Any] = {"ack_wait": options.ack_wait, "request_timeout": _REQUEST_TIMEOUT_SECONDS}
         if given is not None:
             # Use separate buckets, so that the attack neither reads nor changes the states of other users.
-            buckets = {name: f"nqnb-chaos-{mark}-{name.partition('_')[0]}" for name in _BUCKETS}
+            buckets = {name: f"nqnb-chaos-{mark}-{name.partition('_')[0]}" for name in BUCKETS}
             self.settings = Settings.of(given, **common, **buckets)
             stack.push_async_callback(self._tidy_up)
         elif "cluster" in options.faults:
@@ -160,7 +159,7 @@ class Testbed:
         """
         settings = self.settings
         urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
-        plain = ("replicas", "ack_wait", "request_timeout", *_BUCKETS)
+        plain = ("replicas", "ack_wait", "request_timeout", *BUCKETS)
         fields = {name: getattr(settings, name) for name in plain}
         logins = {name: getattr(settings, name) for name in _FIELDS}
         paths = {
@@ -179,7 +178,7 @@ class Testbed:
         connection = await Connection.open(self.settings)
         try:
             names = [name for queue in self.queues.values() for name in (queue, f"{queue}_cancel")]
-            for name in [*names, *(f"KV_{getattr(self.settings, each)}" for each in _BUCKETS)]:
+            for name in [*names, *(f"KV_{getattr(self.settings, each)}" for each in BUCKETS)]:
                 with contextlib.suppress(NqnbError):
                     await connection.api(f"STREAM.DELETE.{name}")
         finally:

@@ -1,0 +1,116 @@
+"""Keep the rate limit of a queue over all workers.
+
+A record in the bucket of the limits holds the time of the next free start. A worker reserves several starts with one
+compare-and-set, and each start has its own time (the generic cell rate algorithm). Nothing has to be released: a worker
+that dies loses only the starts that it had reserved.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from nqnb.decode import Moment, decode
+from nqnb.errors import MalformedMessage, RevisionConflict
+from nqnb.protocol import names
+from nqnb.protocol.interfaces import TaskBackend
+from nqnb.store import Entry
+
+log = logging.getLogger("nqnb.limits")
+
+LATE_SECONDS = 0.1
+"""How late a start may be reserved without being lost. An idle queue therefore begins with the starts of this time."""
+_LONGEST_AHEAD_SECONDS = 10.0
+"""More than the time by which a worker reserves starts ahead, and by which its estimate of the time may be wrong."""
+
+
+class RateRecord(msgspec.Struct):
+    """The record of a queue's rate limit. ``at`` is the time of the next free start, in Unix seconds."""
+
+    at: Moment = 0.0
+
+
+_rate_decoder = msgspec.json.Decoder(RateRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class Starts:
+    """Consecutive starts that a worker has reserved, or the wait if no start is near.
+
+    Attributes:
+        first: the time of the first start, in Unix seconds on the server's clock.
+        count: the number of starts, or 0.
+        interval: the number of seconds between two starts.
+    """
+
+    first: float
+    count: int
+    interval: float
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield the time of each start."""
+        return (self.first + number * self.interval for number in range(self.count))
+
+    @property
+    def end(self) -> float:
+        """The time of the first start that is not reserved."""
+        return self.first + self.count * self.interval
+
+
+def next_starts(at: float, *, now: float, rate: float, wanted: int, ahead: float) -> Starts:
+    """Choose the starts to reserve.
+
+    Args:
+        at: the time of the next free start according to the record, in Unix seconds.
+        now: the current server time, in Unix seconds.
+        rate: the number of starts in a second.
+        wanted: the maximum number of starts to reserve.
+        ahead: how far in the future a start may be, in seconds.
+    """
+    interval = 1 / rate
+    if at > now + _LONGEST_AHEAD_SECONDS + interval:
+        # No worker reserves so far ahead. The time is that of a slower rate, or of a clock that was fast.
+        at = now
+    first = max(at, now - LATE_SECONDS)
+    if first > now + ahead:
+        return Starts(first, 0, interval)
+    return Starts(first, max(1, min(wanted, math.floor((now + ahead - first) / interval) + 1)), interval)
+
+
+async def reserve_starts(backend: TaskBackend, queue: str, rate: float, *, wanted: int, ahead: float) -> Starts:
+    """Reserve the next starts of a queue by compare-and-set; see `next_starts`.
+
+    If the answer to the write was lost, other starts are reserved, and the first ones are lost.
+
+    Raises:
+        NqnbError: the server did not answer.
+    """
+    key = names.rate_key(queue)
+    while True:
+        entry = await backend.limits.get(key)
+        starts = next_starts(_next_free(entry), now=backend.now(), rate=rate, wanted=wanted, ahead=ahead)
+        if not starts.count:
+            return starts
+        value = msgspec.json.encode(RateRecord(starts.end))
+        try:
+            if entry is None:
+                await backend.limits.create(key, value)
+            else:
+                await backend.limits.update(key, value, entry.revision)
+        except RevisionConflict:
+            continue
+        return starts
+
+
+def _next_free(entry: Entry | None) -> float:
+    if entry is None:
+        return 0.0
+    try:
+        return decode(entry.value, _rate_decoder, "the rate of a queue").at
+    except MalformedMessage as error:
+        log.warning("the record %r is overwritten: %s", entry.key, error)
+        return 0.0

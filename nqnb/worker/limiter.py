@@ -1,0 +1,260 @@
+"""Keep the limits of queues and of serial keys in one worker: wait for a start, take a slot, or nak the message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from nqnb.clock import elapsed
+from nqnb.concurrency import spawn
+from nqnb.errors import NqnbError
+from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.pull import PullLoop
+from nqnb.protocol import names
+from nqnb.protocol.rate import reserve_starts
+from nqnb.protocol.slots import free_slot, take_slot
+from nqnb.queue_limits import QueueLimits
+from nqnb.worker.run import Run
+
+BATCH_SECONDS = 0.25
+"""The maximum period for which a worker reserves starts. If the worker dies, these starts are lost."""
+_KEEP_SECONDS = 0.5
+"""How long a reserved start remains valid."""
+_LONGEST_WAIT_SECONDS = 1.0
+"""How long a fetched task may wait in the worker for its start. If the start is later, the message is nak'ed."""
+_FULL_SECONDS = 0.2
+"""The mean delay before the worker asks again for a slot of a queue, all of whose slots were taken."""
+_TURN_SECONDS = 0.05
+"""The time between two attempts to take the slot of a serial key that is taken. The waiting tasks take turns."""
+_LONGEST_NAK_SECONDS = 30.0
+"""The longest delay of a task that waits for its serial key."""
+_MOST_LINES = 1000
+"""The number of lines above which the lines without a waiting task are forgotten."""
+
+
+@dataclass
+class _Gate:
+    """The state of one queue's limits in this worker."""
+
+    starts: deque[float] = field(default_factory=deque)
+    """The times of the reserved starts, in Unix seconds on the server's clock."""
+    reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    """The number of fetched tasks that are waiting for a start."""
+    closed_until: float = 0.0
+    """The time of `elapsed` before which no task of the queue is fetched."""
+    full: bool = False
+    """Whether all slots of the queue were taken when this worker last asked."""
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass
+class _Line:
+    """The tasks that wait for a serial key in this worker. Both times are in seconds of `elapsed`."""
+
+    try_at: float = 0.0
+    """The time before which the key counts as taken."""
+    last_turn: float = 0.0
+    """The time at which the last of the waiting tasks is redelivered."""
+
+
+class Limiter:
+    """The limits of a worker's queues.
+
+    Args:
+        backend: the worker's backend.
+        worker_id: the worker's id.
+        pulls: the pull loop of each queue, which reads the queue's limits.
+        running: the number of registered tasks of each queue.
+        slots: a function that returns the number of free slots for the tasks of a queue.
+        wake: a function that makes the worker request tasks.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        worker_id: str,
+        pulls: Mapping[str, PullLoop],
+        running: Mapping[str, int],
+        slots: Callable[[str], int],
+        wake: Callable[[], None],
+    ) -> None:
+        self._backend = backend
+        self._worker_id = worker_id
+        self._pulls = pulls
+        self._running = running
+        self._slots = slots
+        self._wake = wake
+        self._gates: dict[str, _Gate] = {queue: _Gate() for queue in pulls}
+        self._lines: dict[str, _Line] = {}
+
+    def room(self, queue: str, limits: QueueLimits) -> int:
+        """Return the number of tasks that may be fetched from a queue with limits now.
+
+        Without a reserved start, one task is fetched. This task reserves the next starts.
+        """
+        gate = self._gates[queue]
+        if elapsed() < gate.closed_until:
+            return 0
+        room = self._slots(queue)
+        if limits.concurrency:
+            room = min(room, 1 if gate.full else limits.concurrency - self._running[queue])
+        if limits.rate:
+            now = self._backend.now()
+            self._drop_late(gate, now)
+            due = sum(1 for start in gate.starts if start <= now)
+            room = min(room, due or (0 if gate.waiting else 1))
+        return room
+
+    async def enter(self, run: Run, limits: QueueLimits | None) -> bool:
+        """Wait until a fetched task may start, and take its slots. If this takes too long, nak the message.
+
+        Returns:
+            Whether the task may be claimed. If not, the message was nak'ed.
+
+        Raises:
+            NqnbError: the server did not answer.
+        """
+        queue, serial = run.delivery.queue, run.message.serial
+        gate = self._gates[queue]
+        await self._backend.ensure_limits()
+        if limits is not None and limits.rate:
+            delay = await self._take_start(gate, run, limits.rate)
+            if delay:
+                return await self._turn_away(run, delay)
+        if limits is not None and limits.concurrency:
+            gate.full = not await self._take_slot(run, names.slots_key(queue), limits.concurrency)
+            if gate.full:
+                delay = _FULL_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311  only spreads requests
+                self._close(queue, delay)
+                self._return_start(gate, limits)
+                return await self._turn_away(run, delay)
+        if serial:
+            delay = await self._take_turn(run, names.serial_key(queue, serial))
+            if delay:
+                self._return_start(gate, limits)
+                return await self._turn_away(run, delay)
+        if run.why is not None:
+            # The worker is stopping.
+            return await self._turn_away(run, 0.0)
+        return True
+
+    async def leave(self, run: Run) -> None:
+        """Give back the slots of a run that is over."""
+        held, run.held = run.held, ()
+        for key in held:
+            await free_slot(self._backend, run, key)
+            if (line := self._lines.get(key)) is not None:
+                line.try_at = 0.0
+        self._gates[run.delivery.queue].closed_until = 0.0
+        self._wake()
+
+    async def _take_start(self, gate: _Gate, run: Run, rate: float) -> float:
+        """Wait for the next start of a queue. Return 0, or the delay of a nak if the start is too late."""
+        queue, ahead = run.delivery.queue, min(_LONGEST_WAIT_SECONDS, run.ack_wait / 4)
+        gate.waiting += 1
+        try:
+            async with gate.reserving:
+                self._drop_late(gate, self._backend.now())
+                if not gate.starts:
+                    first = await self._reserve(gate, queue, rate, ahead, 1)
+                    if not gate.starts:
+                        # The workers come back at different times.
+                        early = ahead * random.uniform(0, 0.9)  # noqa: S311  only spreads requests
+                        delay = max(0.01, first - self._backend.now() - early)
+                        self._close(queue, delay)
+                        return delay
+                start = gate.starts.popleft()
+            if not gate.starts and not gate.reserving.locked() and self._slots(queue) > 0:
+                spawn(self._reserve_more(gate, queue, rate, ahead))
+            self._set_timer(gate)
+            await asyncio.sleep(max(0.0, start - self._backend.now()))
+            return 0.0
+        finally:
+            gate.waiting -= 1
+
+    async def _reserve(self, gate: _Gate, queue: str, rate: float, ahead: float, least: int) -> float:
+        """Reserve a start for each free slot, and at least ``least``. Return the time of the first start.
+
+        A start without a slot would be lost for the other workers.
+        """
+        wanted = min(math.ceil(rate * BATCH_SECONDS), max(0, self._slots(queue)) + least)
+        found = await reserve_starts(self._backend, queue, rate, wanted=wanted, ahead=ahead)
+        gate.starts.extend(found)
+        return found.first
+
+    async def _reserve_more(self, gate: _Gate, queue: str, rate: float, ahead: float) -> None:
+        """Reserve the next starts before a task needs them, because a start that is reserved too late is lost."""
+        with contextlib.suppress(NqnbError):
+            async with gate.reserving:
+                if not gate.starts:
+                    await self._reserve(gate, queue, rate, ahead, 0)
+            self._set_timer(gate)
+            self._wake()
+
+    def _return_start(self, gate: _Gate, limits: QueueLimits | None) -> None:
+        """Keep the start of a task that did not start for another task."""
+        if limits is not None and limits.rate:
+            gate.starts.appendleft(self._backend.now())
+
+    async def _take_turn(self, run: Run, key: str) -> float:
+        """Take the slot of a serial key. Return 0, or the delay of a nak if the slot is taken."""
+        line, now = self._lines.get(key), elapsed()
+        if line is None or now >= line.try_at:
+            if await self._take_slot(run, key, 1):
+                return 0.0
+            self._forget_lines(now)
+            line = self._lines.setdefault(key, _Line())
+            line.try_at = now + _TURN_SECONDS
+        # The redeliveries are spread over time, so that many waiting tasks cause no more reads than a few.
+        line.last_turn = min(max(line.last_turn, now) + _TURN_SECONDS, now + _LONGEST_NAK_SECONDS)
+        return (line.last_turn - now) * random.uniform(0.8, 1.0)  # noqa: S311  only spreads requests
+
+    async def _take_slot(self, run: Run, key: str, limit: int) -> bool:
+        # If the answer is lost, the slot may have been taken.
+        run.held = (*run.held, key)
+        taken = await take_slot(self._backend, self._worker_id, run, key, limit)
+        if not taken:
+            run.held = tuple(held for held in run.held if held != key)
+        return taken
+
+    async def _turn_away(self, run: Run, delay: float) -> bool:
+        if not run.lost_lease():
+            await run.delivery.nak(delay)
+        return False
+
+    def _close(self, queue: str, seconds: float) -> None:
+        """Fetch no task of a queue for a while."""
+        self._gates[queue].closed_until = elapsed() + seconds
+        self._pulls[queue].withdraw()
+        asyncio.get_running_loop().call_later(seconds, self._wake)
+
+    def _drop_late(self, gate: _Gate, now: float) -> None:
+        """Drop the starts that were not used in time. Otherwise, an idle worker would save them up for a burst."""
+        while gate.starts and gate.starts[0] < now - _KEEP_SECONDS:
+            gate.starts.popleft()
+
+    def _set_timer(self, gate: _Gate) -> None:
+        """Wake the worker when the next reserved start is due."""
+        if gate.timer is not None:
+            return
+        now = self._backend.now()
+        start = next((start for start in gate.starts if start > now), None)
+        if start is None:
+            return
+
+        def fire() -> None:
+            gate.timer = None
+            self._wake()
+            self._set_timer(gate)
+
+        gate.timer = asyncio.get_running_loop().call_later(max(0.005, start - now), fire)
+
+    def _forget_lines(self, now: float) -> None:
+        if len(self._lines) > _MOST_LINES:
+            self._lines = {key: line for key, line in self._lines.items() if line.last_turn > now}

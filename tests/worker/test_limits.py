@@ -1,0 +1,256 @@
+"""Limits over all workers: the rate of a queue, its concurrency, and serial keys."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
+
+import nqnb
+from nqnb import Status
+from nqnb.protocol import names
+from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
+from nqnb.protocol.slots import Holder, Slots
+from nqnb.queue_limits import QueueLimits, check_limits, check_rate, rate_text
+
+pytestmark = pytest.mark.anyio
+
+
+class Fleet:
+    """Workers of one queue whose handlers note when they run."""
+
+    def __init__(self, settings: nqnb.Settings, count: int, concurrency: int, seconds: float = 0.0) -> None:
+        self.starts: list[float] = []
+        self.most = 0
+        self.running: Counter[str] = Counter()
+        """How many tasks of each payload run now."""
+        self.overlaps: list[str] = []
+        """The payloads of which two tasks ran at once."""
+        self.workers = [nqnb.Worker(settings, concurrency=concurrency, shutdown_timeout=0) for _ in range(count)]
+        for worker in self.workers:
+
+            @worker.handler("work", backoff=nqnb.Backoff(0.01, 0.01))
+            async def work(job: nqnb.Job, name: str) -> None:
+                self.starts.append(time.monotonic())
+                self.running[name] += 1
+                if self.running[name] > 1:
+                    self.overlaps.append(name)
+                self.most = max(self.most, self.running.total())
+                try:
+                    await asyncio.sleep(seconds)
+                finally:
+                    self.running[name] -= 1
+
+    async def __aenter__(self) -> Fleet:
+        await asyncio.gather(*(worker.start() for worker in self.workers))
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self.workers))
+
+
+def starts_within(starts: list[float], seconds: float) -> int:
+    """Return the largest number of starts in any period of this length."""
+    starts = sorted(starts)
+    return max(sum(first <= start < first + seconds for start in starts) for first in starts)
+
+
+class TestRate:
+    def test_consecutive_starts_are_reserved(self) -> None:
+        first = next_starts(0.0, now=1000.0, rate=10, wanted=3, ahead=1.0)
+        assert first == Starts(1000.0 - LATE_SECONDS, 3, 0.1)
+        second = next_starts(first.end, now=1000.0, rate=10, wanted=100, ahead=1.0)
+        assert second.first == first.end
+        assert all(start <= 1001.0 for start in second)
+        assert second.end + 0.1 > 1001.0
+
+    def test_a_start_that_is_too_late_is_not_reserved(self) -> None:
+        assert next_starts(1005.0, now=1000.0, rate=1, wanted=3, ahead=1.0) == Starts(1005.0, 0, 1.0)
+        assert next_starts(1001.0, now=1000.0, rate=1, wanted=3, ahead=1.0).count == 1
+
+    def test_a_record_from_a_wrong_clock_does_not_block_the_queue(self) -> None:
+        assert next_starts(2e9, now=1000.0, rate=1, wanted=1, ahead=1.0).first == 1000.0
+
+    @pytest.mark.parametrize(
+        ("rate", "count", "workers"),
+        [
+            ("40/s", 40, 2),
+            pytest.param("100/s", 1500, 3, marks=pytest.mark.full),
+            pytest.param("1000/s", 10_000, 2, marks=pytest.mark.full),
+            pytest.param("2/s", 30, 3, marks=pytest.mark.full),
+        ],
+    )
+    async def test_a_fleet_keeps_the_rate_of_a_queue(
+        self, nq: nqnb.Client, settings: nqnb.Settings, rate: str, count: int, workers: int
+    ) -> None:
+        await nq.submit_many("work", ["x"] * count)
+        info = await nq.limit_queue("work", rate=rate)
+        wanted = info.rate_limit
+        assert wanted == check_rate(rate)
+        async with Fleet(settings, workers, 8) as fleet:
+            await until_async(lambda: len(fleet.starts) == count, 2 * count / wanted + 20)
+            await assert_queues_empty(nq, "work")
+        seconds = max(fleet.starts) - min(fleet.starts)
+        # The starts of the first LATE_SECONDS come at once. A busy machine may delay a short run.
+        kept = (count - 1 - LATE_SECONDS * wanted) / seconds / wanted
+        assert (0.95 if count / wanted > 5 else 0.6) <= kept <= 1.05
+        assert starts_within(fleet.starts, 1.0) <= 1.75 * wanted + 1
+
+    async def test_a_queue_with_a_limit_leaves_the_slots_to_the_others(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        worker = nqnb.Worker(settings, concurrency=2)
+        ran: Counter[str] = Counter()
+        for queue in ("slow", "fast"):
+
+            @worker.handler(queue)
+            async def handle(job: nqnb.Job) -> None:
+                ran[job.queue] += 1
+                await asyncio.sleep(0.005)
+
+        await nq.submit_many("slow", [0] * 50)
+        await nq.submit_many("fast", [0] * 100)
+        await nq.limit_queue("slow", rate=1)
+        async with worker:
+            await until_async(lambda: ran["fast"] == 100, 10)
+            assert ran["slow"] <= 10
+
+
+class TestConcurrency:
+    async def test_a_fleet_keeps_the_concurrency_of_a_queue(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+        await nq.submit_many("work", ["x"] * 12)
+        assert (await nq.limit_queue("work", concurrency=3)).concurrency_limit == 3
+        async with Fleet(settings, 2, 8, 0.1) as fleet:
+            await until_async(lambda: len(fleet.starts) == 12, 20)
+            await until_async(lambda: fleet.running.total() == 0)
+            await assert_queues_empty(nq, "work")
+            assert fleet.most == 3
+            assert (await nq.limit_queue("work")).concurrency_limit == 0
+            await asyncio.sleep(1.2)
+            await nq.submit_many("work", ["x"] * 12)
+            await until_async(lambda: fleet.most > 3, 10)
+
+
+class TestSerial:
+    async def test_the_tasks_of_a_key_run_one_at_a_time(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+        tasks = await nq.submit_many("work", ["a", "b"] * 8 + ["free"] * 4, serial=lambda name: name[:1])
+        assert (await tasks[0].fetch()).serial == "a"
+        async with Fleet(settings, 2, 4, 0.02) as fleet:
+            await asyncio.gather(*(task.wait(timeout=20) for task in tasks))
+            await assert_queues_empty(nq, "work")
+        assert not fleet.overlaps
+        assert len(fleet.starts) == len(tasks)
+        assert all([await task.status() is Status.COMPLETED for task in tasks])
+
+    async def test_a_cancel_releases_the_key(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+        async with Fleet(settings, 1, 4, 60) as fleet:
+            first = await nq.submit("work", "a", serial="a")
+            await until_async(lambda: len(fleet.starts) == 1)
+            waits, second = [await nq.submit("work", "a", serial="a") for _ in range(2)]
+            await asyncio.sleep(0.2)
+            assert await waits.status() is Status.PENDING
+            receipt = await waits.cancel()
+            assert receipt.status is Status.DELETED
+            await first.cancel(wait=10)
+            await until_async(lambda: len(fleet.starts) == 2)
+            assert await second.status() is Status.PROCESSING
+            assert not fleet.overlaps
+
+    async def test_a_slot_of_a_dead_worker_is_taken_over_and_that_of_a_live_one_is_not(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        """The record names a task that waits: its worker has died before the claim."""
+        waiting, task = [await nq.submit("work", "a", serial="a") for _ in range(2)]
+        key = names.serial_key("work", "a")
+        dead = Slots([Holder(waiting.id, "w-dead", "claim")])
+        await nq.backend.limits.put(key, msgspec.json.encode(dead))
+        async with Fleet(settings, 1, 4) as fleet:
+            await asyncio.gather(*(each.wait(timeout=20) for each in (waiting, task)))
+        assert not fleet.overlaps
+
+    async def test_the_key_of_a_run_that_failed_is_free_while_its_retry_waits(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        worker, order = nqnb.Worker(settings, concurrency=2), list[str]()
+
+        @worker.handler("work", backoff=nqnb.Backoff(1.0, 1.0))
+        async def work(job: nqnb.Job, name: str) -> None:
+            order.append(name)
+            if name == "fails" and job.attempt == 1:
+                raise RuntimeError
+
+        fails = await nq.submit("work", "fails", serial="a", retry=1)
+        other = await nq.submit("work", "other", serial="a")
+        async with worker:
+            await asyncio.gather(fails.wait(20), other.wait(20))
+        assert sorted(order) == ["fails", "fails", "other"]
+        assert order[-1] == "fails"
+
+    async def test_records_that_cannot_be_decoded_are_overwritten(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        task = await nq.submit("work", "a", serial="a")
+        await nq.limit_queue("work", rate=100, concurrency=2)
+        for key in (names.rate_key("work"), names.slots_key("work"), names.serial_key("work", "a")):
+            await nq.backend.limits.put(key, b'{"holders": 7, "at": "soon"}')
+        async with Fleet(settings, 1, 4):
+            assert await task.wait(timeout=10) is Status.COMPLETED
+
+    async def test_a_requeued_task_keeps_its_key(self, nq: nqnb.Client) -> None:
+        task = await nq.submit("work", "a", serial="a")
+        await task.cancel()
+        assert (await (await task.requeue()).fetch()).serial == "a"
+
+
+class TestInput:
+    @pytest.mark.parametrize(
+        ("rate", "wanted"), [("100/s", 100), ("30/m", 0.5), ("1.5/s", 1.5), ("3600/h", 1), (2, 2), (0.25, 0.25)]
+    )
+    def test_rates(self, rate: Any, wanted: float) -> None:
+        assert check_rate(rate) == wanted
+        assert check_rate(rate_text(wanted)) == pytest.approx(wanted)
+
+    @pytest.mark.parametrize("rate", ["", "100", "100/x", "-1/s", 0, -1, True, math.nan, math.inf, [], 1e9])
+    def test_invalid_rates_are_refused(self, rate: Any) -> None:
+        with pytest.raises(nqnb.BadInput, match=r"rate=.*is invalid"):
+            check_limits(rate, None)
+
+    def test_limits_that_cannot_be_decoded_are_ignored(self) -> None:
+        for value in (
+            b"no",
+            b"[]",
+            b'{"rate": "x"}',
+            b'{"rate": -1}',
+            b'{"rate": 1e-300}',
+            b'{"concurrency": -1}',
+            b"{}",
+        ):
+            assert QueueLimits.of_entry(nqnb.store.Entry("work.limits", value, 1, 0.0)) is None
+
+    async def test_invalid_serial_keys_are_refused(self, nq: nqnb.Client) -> None:
+        serials: list[Any] = ["", "x" * 201, "a\nb", "\ud800", 7, b"a"]
+        for serial in serials:
+            with pytest.raises(nqnb.BadInput, match=r"serial=.*is invalid"):
+                await nq.submit("work", serial=serial)
+            with pytest.raises(nqnb.NotSubmitted, match=r"serial=.*is invalid"):
+                await nq.submit_many("work", [0], serial=lambda _, serial=serial: serial)
+        with pytest.raises(nqnb.UnknownQueue):
+            await nq.limit_queue("missing", rate=1)
+        with pytest.raises(nqnb.BadInput, match="concurrency=0 is invalid"):
+            await nq.limit_queue("missing", concurrency=0)
+
+    async def test_a_deleted_queue_loses_its_limits(self, nq: nqnb.Client) -> None:
+        task = await nq.submit("work")
+        await nq.limit_queue("work", rate=5, concurrency=2)
+        await task.cancel()
+        await nq.delete_queue("work")
+        await nq.submit("work")
+        (info,) = await nq.queues()
+        assert (info.rate_limit, info.concurrency_limit) == (0, 0)
