@@ -195,6 +195,14 @@ def overlap(found: Evidence) -> None:
     found.lines += [line(2.5, "start", "r2", 1), line(3.5, "stop", "r2", 1)]
 
 
+def two_of_a_key(found: Evidence) -> None:
+    found.submits = [
+        SubmitSeen(TaskPlan(number, Kind.COROUTINE, 1.0, serial="k"), "q", 1.0, task=task)
+        for number, task in enumerate((TASK, "t2"))
+    ]
+    found.lines += [replace(line(at, word, "r2", 1), task="t2") for at, word in ((2.5, "start"), (3.5, "return"))]
+
+
 def endless(found: Evidence) -> None:
     found.lines.append(line(2.1, "start", "r2"))
 
@@ -243,6 +251,7 @@ def firing_at_no_scheduled_time(found: Evidence) -> None:
         (failed, failed_before_its_last_attempt, Rule.NO_RAISE),
         (completed, again, Rule.AGAIN),
         (completed, overlap, Rule.OVERLAP),
+        (completed, two_of_a_key, Rule.SERIAL),
         (completed, endless, Rule.ENDLESS),
         (completed, incomplete, Rule.RECORD),
         (completed, missed_firing, Rule.MISFIRED),
@@ -287,6 +296,13 @@ def test_a_suspended_process_may_overlap_with_the_next_run() -> None:
     overlap(evidence)
     evidence.lines.append(line(2.9, "stall", "0.8"))
     assert Rule.OVERLAP not in {each.rule for each in judge(evidence)}
+
+
+def test_two_tasks_with_different_keys_may_run_at_once() -> None:
+    evidence = completed()
+    two_of_a_key(evidence)
+    evidence.submits[1] = replace(evidence.submits[1], plan=replace(evidence.submits[1].plan, serial="other"))
+    assert Rule.SERIAL not in {each.rule for each in judge(evidence)}
 
 
 def test_a_task_may_run_again_after_an_outage_in_which_its_lease_expired() -> None:

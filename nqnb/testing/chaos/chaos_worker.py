@@ -31,6 +31,9 @@ _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
 """Longer delays use server-side schedules. The limit, in seconds, is low so that attacks cover schedules."""
 
+_WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3, Kind.PATIENT.value: 1, Kind.PROCESS.value: 1}
+"""The weight of the queue of each kind."""
+
 
 class HandlerFailed(Exception):
     """The exception that a handler raises if its attempt is planned to fail."""
@@ -39,7 +42,10 @@ class HandlerFailed(Exception):
 def make_worker(orders: dict[str, Any]) -> Worker:
     """Return a worker with a handler for each kind of task."""
     settings = Settings(**orders["settings"])
-    worker = Worker(settings, concurrency=orders["concurrency"], shutdown_timeout=2.0, poison_limit=10_000)
+    weights = {queue: _WEIGHTS[kind] for kind, queue in orders["queues"].items()}
+    worker = Worker(
+        settings, concurrency=orders["concurrency"], queues=weights, shutdown_timeout=2.0, poison_limit=10_000
+    )
     diary, name, token = str(orders["diary"]), worker.id, secrets.token_hex
 
     # A handler that runs in a process is pickled, so it may only use names that pickle can import from this module.

@@ -162,6 +162,20 @@ class Evidence:
         """The submit call of each task, by task id."""
         return {each.task: each for each in self.submits if each.task}
 
+    def serial_of(self, task: str) -> tuple[str, str]:
+        """Return the queue and the serial key of a task. Without a serial key, the second part is empty."""
+        seen = self.submit_of.get(task)
+        return ("", "") if seen is None else (seen.queue, seen.plan.serial)
+
+    @cached_property
+    def serial_runs(self) -> dict[tuple[str, str], list[RunSeen]]:
+        """The handler runs of all tasks with a serial key, by the queue and the serial key."""
+        found: dict[tuple[str, str], list[RunSeen]] = defaultdict(list)
+        for task, runs in self.runs.items():
+            if self.serial_of(task)[1]:
+                found[self.serial_of(task)] += runs
+        return dict(found)
+
     @cached_property
     def cancels_of(self) -> dict[str, list[CancelSeen]]:
         """The cancel calls for each task, by task id."""

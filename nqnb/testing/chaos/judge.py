@@ -41,6 +41,7 @@ class Rule(enum.Enum):
     NO_RAISE = "is failed, but no handler raised or retries were left"
     AGAIN = "ran again after it had returned"
     OVERLAP = "ran twice at the same time"
+    SERIAL = "ran at the same time as another task of its serial key"
     ENDLESS = "has a handler that never ended"
     MISFIRED = "does not fit the scheduled times of the recurring task"
     RECORD = "the evidence is incomplete"
@@ -312,6 +313,23 @@ def _overlap(task: _Task) -> Iterator[str]:
                 return
 
 
+def _serial(task: _Task) -> Iterator[str]:
+    for run in task.runs:
+        if run.kind == Kind.PROCESS.value and not run.word:
+            # The run was killed at an unknown time.
+            continue
+        for other in task.evidence.serial_runs.get(task.evidence.serial_of(task.id), ()):
+            if other.task == task.id or not run.begun <= other.begun < run.ended - SLACK_SECONDS:
+                continue
+            # As above: a suspended process cannot stop its handler.
+            if not overlaps(task.evidence.stalls.get(run.number, ()), other.begun - task.evidence.ack_wait, run.ended):
+                yield (
+                    f"worker process {run.number} ran it from {_when(task, run.begun)} to {_when(task, run.ended)}, "
+                    f"and worker process {other.number} ran task {other.task} from {_when(task, other.begun)}"
+                )
+                return
+
+
 def _endless(task: _Task) -> Iterator[str]:
     for run in task.runs:
         alive = not task.evidence.died(run.number)
@@ -337,5 +355,6 @@ _CHECKS: list[tuple[Rule, Callable[[_Task], Iterator[str]]]] = [
     (Rule.NO_RAISE, _no_raise),
     (Rule.AGAIN, _again),
     (Rule.OVERLAP, _overlap),
+    (Rule.SERIAL, _serial),
     (Rule.ENDLESS, _endless),
 ]

@@ -131,6 +131,8 @@ class TaskPlan:
     """Whether the client passes an id when submitting the task."""
     client: int = 0
     """The number of the client that submits the task."""
+    serial: str = ""
+    """The serial key of the task."""
     cancels: tuple[CancelPlan, ...] = field(default_factory=tuple)
 
     @property
@@ -142,6 +144,7 @@ class TaskPlan:
             f"due in {self.wait:.2f} s": self.wait,
             f"blocks its event loop for {self.block:.2f} s": self.block,
             "never checks for its cancel": not self.polite,
+            f"serial key {self.serial}": self.serial,
         }
         return ", ".join(
             [f"{self.kind.value}, {self.seconds:.3f} s", *(text for text, holds in unusual.items() if holds)]
@@ -162,6 +165,8 @@ class TaskPlan:
 
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
+_SERIAL_ONE_IN, _SERIAL_KEYS = 8, 3
+"""One task in this many has one of so many serial keys."""
 _BLOCKS_ONE_IN = 400
 """One task in this many blocks the event loop. At least two tasks per attack do so."""
 
@@ -217,6 +222,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
         progress=dice.random() < 0.2,
         chosen=Moment.SUBMIT in moments or dice.random() < 0.05,
         client=dice.randrange(clients),
+        serial="" if number % _SERIAL_ONE_IN else f"key-{number // _SERIAL_ONE_IN % _SERIAL_KEYS}",
         cancels=tuple(CancelPlan(each, _after(dice, each, seconds, wait), dice.randrange(clients)) for each in moments),
     )
 

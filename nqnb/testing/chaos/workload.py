@@ -128,6 +128,7 @@ class Workload:
             "task": new_task_id() if plan.chosen else "",
             "retry": plan.retry,
             "wait": plan.wait,
+            "serial": plan.serial,
         }
         seen = SubmitSeen(plan, queue, time.monotonic(), task=order["task"])
         self.submits.append(seen)
@@ -326,6 +327,7 @@ async def _perform(nq: Client, order: Mapping[str, Any]) -> Answer:
             id=task or None,
             retry=order["retry"],
             process_at=timedelta(seconds=order["wait"]) if order["wait"] else None,
+            serial=order["serial"] or None,
         )
         return Answer(submitted.id)
     except NotCancellable as error:
