@@ -240,7 +240,7 @@ class TestInput:
             with pytest.raises(nqnb.BadInput, match=r"serial=.*is invalid"):
                 await nq.submit("work", serial=serial)
             with pytest.raises(nqnb.NotSubmitted, match=r"serial=.*is invalid"):
-                await nq.submit_many("work", [0], serial=lambda _, serial=serial: serial)
+                await nq.submit_many("work", [serial], serial=lambda given: given)
         with pytest.raises(nqnb.UnknownQueue):
             await nq.limit_queue("missing", rate=1)
         with pytest.raises(nqnb.BadInput, match="concurrency=0 is invalid"):

@@ -98,7 +98,7 @@ async def run_under_kills(
     nq: nqnb.Client, folder: Path, tasks: list[nqnb.client.Task], *, pause: float, cancelled: int = 0
 ) -> Counter[Status]:
     """Run the tasks under kills, and cancel some of them meanwhile."""
-    fleet = Fleet(nq.settings.url, folder, 3)
+    fleet = Fleet(nq.settings.urls[0], folder, 3)
     attack = asyncio.ensure_future(fleet.attack(pause))
     try:
         for task in random.sample(tasks, cancelled):
