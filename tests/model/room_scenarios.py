@@ -186,7 +186,11 @@ SCENARIOS = {
     ),
     "serial against serial": SERIALS,
     "serial against serial, crash": SERIALS_CRASH,
-    "rate against rate": Scenario((RESERVE, RESERVE_TOO), failures=(Failure.LOST_REPLY, *SLOW)),
+    "rate against rate": Scenario(
+        (RESERVE, RESERVE_TOO, RESERVE._replace(name="reserve3", number=15)),
+        failures=(Failure.LOST_REPLY, Failure.LATE_WRITE, Failure.CLIENT_CRASH),
+        together=2,
+    ),
     "retry in a schedule": Scenario(
         (RETRIED,), failures=QUICK, handlers=BOTH_ENDS, backoff=5_000.0, days=2, days_of_waiting_only=True
     ),
