@@ -349,9 +349,12 @@ def test_shellcheck_accepts_the_slurm_script() -> None:
 
 
 @pytest.mark.full
-def test_the_slurm_script_runs_the_example_and_stops_on_the_signal(server: nqnb.DevServer) -> None:
+def test_the_slurm_script_runs_the_example_and_stops_on_the_signal(server: nqnb.DevServer, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nqnb").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m nqnb "$@"\n')
+    (tmp_path / "bin" / "nqnb").chmod(0o755)
     started = ["bash", str(SLURM)]
-    settings = environment(NATS_URL=server.url, NQNB_VENV=str(Path(sys.executable).parents[1]))
+    settings = environment(NATS_URL=server.url, NQNB_VENV=str(tmp_path))
     with subprocess.Popen(started, cwd=DEPLOY / "app", env=settings, stderr=subprocess.PIPE, text=True) as worker:
         assert worker.stderr is not None
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -60,6 +61,30 @@ def test_a_worker_reports_that_it_is_ready_and_alive(
             reports.append(manager.recv(1000).decode())
     # A worker that stops alone does not report that the whole service is stopping.
     assert set(reports) == {"READY=1\nSTATUS=serving resize", "WATCHDOG=1"}
+
+
+@pytest.mark.anyio
+async def test_a_worker_handles_signals_before_its_log_says_that_it_serves(
+    settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "nqnb.worker")
+    worker = nqnb.Worker(settings)
+    worker.handler("resize")(lambda payload: None)
+    handled = []
+
+    class Supervisor(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "is serving resize" in record.getMessage():
+                handled.append(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+                worker.request_stop()
+
+    supervisor = Supervisor()
+    logging.getLogger("nqnb.worker").addHandler(supervisor)
+    try:
+        await worker.serve()
+    finally:
+        logging.getLogger("nqnb.worker").removeHandler(supervisor)
+    assert handled == [True], "SIGTERM would have killed the worker"
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
