@@ -182,7 +182,9 @@ class _FirstClient(FastClient):
         # protocol does not know that TLS is used, and nats-py does not inform the protocol.
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None and writer.get_extra_info("sslcontext") is not None:
-            setattr(writer.transport.get_protocol(), "_over_ssl", True)  # noqa: B010  it has no public name
+            protocol = writer.transport.get_protocol()
+            if protocol is not None:  # None: the server has already ended the connection
+                setattr(protocol, "_over_ssl", True)  # noqa: B010  it has no public name
         command: bytes = super()._connect_command()
         return command
 

@@ -247,7 +247,8 @@ class PullLoop:
             # The pull was open until now, so nothing was refused.
             self._pause = 0.0
         if status == "503" or "Leadership" in description:
-            self._connection.outage.began(f"queue {self.queue} has no leader ({status} {description})")
+            reason = f"{status} {description}".strip()  # the server sends 503 without a description
+            self._connection.outage.began(f"queue {self.queue} has no leader ({reason})")
         elif "Shutdown" in description:
             # If this causes an outage, the lost connection or the next request reports the outage.
             log.info("queue %s: the server that delivers its tasks is shutting down", self.queue)
