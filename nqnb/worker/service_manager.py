@@ -12,39 +12,60 @@ import os
 import socket
 from collections.abc import Iterator
 
-
-@contextlib.contextmanager
-def reporting(what: str) -> Iterator[None]:
-    """Report that the worker is ready and then, until the block ends, that it is alive. Without systemd, do nothing.
-
-    Args:
-        what: what the worker does, for ``systemctl status``.
-    """
-    notify(f"READY=1\nSTATUS={what}")
-    interval = _watchdog_interval()
-    alive = None if interval is None else asyncio.ensure_future(_report_alive(interval))
-    try:
-        yield
-    finally:
-        if alive is not None:
-            alive.cancel()
+_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-def notify(state: str) -> None:
-    """Send a state to systemd. Do nothing if systemd's socket does not exist.
+class ServiceManager:
+    """The socket on which systemd expects reports, as named in the environment when this object is created."""
 
-    Args:
-        state: lines such as ``READY=1``. ``STOPPING=1`` is never sent, because one of several workers may stop while
-            the others continue.
-    """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]  # an abstract socket
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)  # the event loop must not wait for systemd
-        sender.sendto(state.encode(), address)
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        self._interval = _watchdog_interval()
+
+    @contextlib.contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Hide systemd's socket from the programs that handlers start. systemd would take their reports for ours."""
+        given = {name: value for name in _VARIABLES if (value := os.environ.pop(name, None)) is not None}
+        try:
+            yield
+        finally:
+            os.environ.update(given)
+
+    @contextlib.contextmanager
+    def reporting(self, what: str) -> Iterator[None]:
+        """Report that the worker is ready and then, until the block ends, that it is alive. Without systemd, do nothing.
+
+        Args:
+            what: what the worker does, for ``systemctl status``.
+        """
+        self._notify(f"READY=1\nSTATUS={what}")
+        alive = None if self._interval is None else asyncio.ensure_future(self._report_alive(self._interval))
+        try:
+            yield
+        finally:
+            if alive is not None:
+                alive.cancel()
+
+    def _notify(self, state: str) -> None:
+        """Send a state to systemd, or do nothing if systemd's socket does not exist.
+
+        Args:
+            state: lines such as ``READY=1``. ``STOPPING=1`` is never sent, because one of several workers may stop
+                while the others continue.
+        """
+        address = self._address
+        if not address.startswith(("/", "@")):
+            return
+        if address.startswith("@"):
+            address = "\0" + address[1:]  # an abstract socket
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)  # the event loop must not wait for systemd
+            sender.sendto(state.encode(), address)
+
+    async def _report_alive(self, interval: float) -> None:
+        while True:
+            self._notify("WATCHDOG=1")
+            await asyncio.sleep(interval)
 
 
 def _watchdog_interval() -> float | None:
@@ -57,9 +78,3 @@ def _watchdog_interval() -> float | None:
     except ValueError:
         return None
     return seconds / 2 if seconds > 0 else None
-
-
-async def _report_alive(interval: float) -> None:
-    while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(interval)

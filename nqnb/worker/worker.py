@@ -27,9 +27,9 @@ from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 from nqnb.version import __version__
-from nqnb.worker import service_manager
 from nqnb.worker.fetch_policy import check_queues
 from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_decorated, make_handler
+from nqnb.worker.service_manager import ServiceManager
 
 if TYPE_CHECKING:
     from nqnb.http_endpoint import HttpEndpoint
@@ -463,26 +463,29 @@ class Worker:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
         In the main thread, SIGINT and SIGTERM call `request_stop`. If systemd has started this process, systemd is
-        notified when the worker is ready, and then regularly while the worker is alive.
+        notified when the worker is ready, and then regularly while the worker is alive. A `dedicated`
+        worker hides systemd's variables, such as ``NOTIFY_SOCKET``, from its handlers.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
-        await self._start()
-        # Until the signals are handled, SIGTERM would kill the worker, so nothing reports before that it is ready.
-        with self._signals(), service_manager.reporting(f"serving {', '.join(self.handlers)}"):
-            try:
-                self._log_start()
-                if self.dedicated:
-                    gc.collect()
-                    gc.freeze()
-                await self.ended()
-            finally:
-                lost = not self._stop.is_set()
-                await self.stop()
-                if self.dedicated:
-                    gc.unfreeze()
+        manager = ServiceManager()
+        with manager.hidden() if self.dedicated else contextlib.nullcontext():
+            await self._start()
+            # Until the signals are handled, SIGTERM would kill the worker, so nothing reports before that it is ready.
+            with self._signals(), manager.reporting(f"serving {', '.join(self.handlers)}"):
+                try:
+                    self._log_start()
+                    if self.dedicated:
+                        gc.collect()
+                        gc.freeze()
+                    await self.ended()
+                finally:
+                    lost = not self._stop.is_set()
+                    await self.stop()
+                    if self.dedicated:
+                        gc.unfreeze()
         if lost:
             raise ConnectionFailed(
                 f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "

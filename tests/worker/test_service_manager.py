@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -21,14 +22,18 @@ import nqnb
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd's socket is a Unix socket")
 UNIT = Path(__file__).parents[2] / "deploy" / "nqnb-worker@.service"
 JOBS = """
+import os
 import nqnb
 
 worker = nqnb.Worker()
 
 
-@worker.handler("resize")
-async def resize(job):
-    pass
+def seen(job):
+    return sorted({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "KEPT"}.intersection(os.environ))
+
+
+worker.handler("thread")(seen)
+worker.handler("process", isolation="process")(seen)
 """
 
 
@@ -46,11 +51,23 @@ def test_a_worker_reports_that_it_is_ready_and_alive(
     manager: socket.socket, server: nqnb.DevServer, tmp_path: Path, processes: list[str]
 ) -> None:
     (tmp_path / "jobs.py").write_text(JOBS)
-    settings = {"NATS_URL": server.url, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+    settings = {
+        "NATS_URL": server.url,
+        "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        "WATCHDOG_USEC": "200000",
+        "KEPT": "1",
+    }
     command = [sys.executable, "-m", "nqnb", "worker", "jobs:worker", *processes]
+    ready = "READY=1\nSTATUS=serving thread, process"
+
+    async def results() -> list[list[str]]:
+        async with nqnb.connect(server.url) as nq:
+            return [await (await nq.submit(queue)).result(20) for queue in ("thread", "process")]
+
     with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **settings}, stderr=subprocess.DEVNULL) as worker:
         reports = [manager.recv(1000).decode()]
-        assert reports == ["READY=1\nSTATUS=serving resize"]
+        assert reports == [ready]
+        assert asyncio.run(results()) == [["KEPT"]] * 2, "the programs of a handler must not report to systemd"
         while reports.count("WATCHDOG=1") < 5:
             reports.append(manager.recv(1000).decode())
         worker.send_signal(signal.SIGTERM)
@@ -60,7 +77,7 @@ def test_a_worker_reports_that_it_is_ready_and_alive(
         while True:
             reports.append(manager.recv(1000).decode())
     # A worker that stops alone does not report that the whole service is stopping.
-    assert set(reports) == {"READY=1\nSTATUS=serving resize", "WATCHDOG=1"}
+    assert set(reports) == {ready, "WATCHDOG=1"}
 
 
 @pytest.mark.anyio
