@@ -405,15 +405,18 @@ class Backend:
         """Return the names of the queues on the server."""
         return await queue_names(self.connection)
 
-    async def queues(self) -> AsyncIterator[QueueInfo]:
-        """Yield information about each queue on the server, sorted by stream name."""
+    async def queues(self, *, early: bool = True) -> AsyncIterator[QueueInfo]:
+        """Yield information about each queue on the server, sorted by stream name.
+
+        For ``early``, see `nqnb.jetstream.queue_streams.queue_infos`.
+        """
         serving: dict[str, int] = {}
         async for worker in self.presence.live():
             for queue in worker.queues:
                 serving[queue] = serving.get(queue, 0) + 1
         paused = {entry.key async for entry in self.pauses.entries()}
         limited = {key for key in await self._limits.keys_below("*") if key.endswith(names.limits_key(""))}
-        async for info in queue_infos(self.connection, self.states, serving, paused):
+        async for info in queue_infos(self.connection, self.states, serving, paused, early=early):
             key = names.limits_key(info.name)
             limits = QueueLimits.of_entry(await self._limits.peek(key)) if key in limited else None
             if limits is not None:

@@ -5,6 +5,7 @@ Each queue has a stream for tasks and a stream for cancels. All workers of a que
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import math
 from collections.abc import AsyncIterator, Mapping
@@ -22,6 +23,8 @@ from nqnb.store import StateStore
 NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
+_CONCURRENT_QUEUES = 16
+"""The number of queues that `queue_infos` reads at the same time."""
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
 """The end of a pause. The server requires a time before 2262, because it counts 64-bit nanoseconds."""
 
@@ -189,7 +192,7 @@ async def queue_names(connection: Connection) -> list[str]:
 
 
 async def queue_infos(
-    connection: Connection, states: StateStore, serving: Mapping[str, int], paused: set[str]
+    connection: Connection, states: StateStore, serving: Mapping[str, int], paused: set[str], *, early: bool
 ) -> AsyncIterator[QueueInfo]:
     """Yield information about each queue on the server, sorted by stream name.
 
@@ -198,10 +201,19 @@ async def queue_infos(
         states: the states of the tasks.
         serving: the number of live workers for each queue.
         paused: the queues that a user has paused.
+        early: whether to find the tasks that are not due yet among the pending and leased messages. This reads up to
+            512 messages and entries for each queue.
     """
-    for info in await list_streams(connection, names.task_subject("*")):
-        for queue in _queues_of(info):
-            yield await _queue_info(connection, states, queue, info, serving.get(queue, 0), queue in paused)
+    limit = asyncio.Semaphore(_CONCURRENT_QUEUES)
+
+    async def read(queue: str, info: dict[str, Any]) -> QueueInfo:
+        async with limit:
+            workers, is_paused = serving.get(queue, 0), queue in paused
+            return await _queue_info(connection, states, queue, info, workers, is_paused, early)
+
+    streams = await list_streams(connection, names.task_subject("*"))
+    for found in await asyncio.gather(*(read(queue, info) for info in streams for queue in _queues_of(info))):
+        yield found
 
 
 async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
@@ -290,7 +302,13 @@ async def _has_only_schedules(connection: Connection, queue: str, stream: str) -
 
 
 async def _queue_info(
-    connection: Connection, states: StateStore, queue: str, info: dict[str, Any], workers: int, paused: bool
+    connection: Connection,
+    states: StateStore,
+    queue: str,
+    info: dict[str, Any],
+    workers: int,
+    paused: bool,
+    early: bool,
 ) -> QueueInfo:
     stream, state = str(info["config"]["name"]), info["state"]
     messages = int(state["messages"])
@@ -312,13 +330,13 @@ async def _queue_info(
         deliveries, pulls = int(consumer["delivered"]["consumer_seq"]), int(consumer["num_waiting"])
         paused = paused or bool(consumer.get("paused"))
 
-    async def early(first: int, last: int, count: int) -> int:
-        return await count_early_tasks(connection, states, queue, stream, first, last, count)
+    async def count_early(first: int, last: int, count: int) -> int:
+        return await count_early_tasks(connection, states, queue, stream, first, last, count if early else 0)
 
-    early_leased = await early(first, delivered, leased)
+    early_leased = await count_early(first, delivered, leased)
     # A worker would receive such a task immediately. Long queues are not read, because the number would be an estimate.
     unread = bool(workers) or pending > MAX_READ_MESSAGES
-    early_pending = await early(max(first, delivered + 1), int(state["last_seq"]), 0 if unread else pending)
+    early_pending = await count_early(max(first, delivered + 1), int(state["last_seq"]), 0 if unread else pending)
     return QueueInfo(
         name=queue,
         pending=pending - early_pending,

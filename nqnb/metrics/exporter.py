@@ -194,7 +194,12 @@ class Exporter:
                 sums["pulls"],
                 "queue",
             ),
-            gauge("nqnb_queue_leased_messages", "Messages that workers have leased.", sums["processing"], "queue"),
+            gauge(
+                "nqnb_queue_leased_messages",
+                "Messages that workers have leased, or have nak'ed with a delay.",
+                sums["processing"],
+                "queue",
+            ),
             gauge(
                 "nqnb_queue_redelivered_messages",
                 "Messages that were delivered more than once and have not been acked.",
@@ -238,18 +243,19 @@ class Exporter:
             return None
         stored, _ = reading.buckets.get(backend.state_bucket, (0, 0))
         if (
-            len(self._tally) > stored
+            self._tally.messages > stored
             and self._tally.complete
             and self._watch is not None
             and elapsed() - self._listed_at > _LISTING_PAUSE_SECONDS
         ):
-            # The server does not report entries that have expired or were pruned.
+            # Messages are missing: the server does not report entries that have expired or were pruned.
             self._watch.cancel()
         return reading
 
     async def _ask(self) -> _Reading:
         backend = self._nq.backend
-        queues = await self._nq.queues()
+        # The tally already knows which tasks are not due yet. To find them in the queues would read many messages.
+        queues = [info async for info in backend.queues(early=False)]
         alive, silent = set[str](), set[str]()
         for worker, age in await backend.presence.seen():
             (alive if age < worker.ttl else silent).add(worker.id)

@@ -49,11 +49,18 @@ class TaskTally:
         self._counts: Counter[tuple[str, Status]] = Counter()
         self._due: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """The time from which each pending task has been waiting, by queue and task id."""
+        self._tombstones: set[str] = set()
+        """The ids of deleted tasks. The bucket still has a message for each of them."""
         self._listed: set[str] | None = None
         """The tasks that the current listing has reported, or None after the listing."""
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    @property
+    def messages(self) -> int:
+        """The number of messages in the state bucket, if no entry has expired or was pruned since it was reported."""
+        return len(self._tasks) + len(self._tombstones)
 
     @property
     def counts(self) -> dict[tuple[str, Status], int]:
@@ -71,8 +78,9 @@ class TaskTally:
         return found
 
     def begin(self) -> None:
-        """Prepare for the first batch of another watch, which reports every task again."""
+        """Prepare for the first batch of another watch, which reports every task and every tombstone again."""
         self._listed = set()
+        self._tombstones.clear()
 
     def add(self, batch: TaskBatch) -> None:
         """Apply a batch of the watch."""
@@ -85,12 +93,14 @@ class TaskTally:
             self._put(task)
         for task_id in batch.gone:
             self._remove(task_id)
+            self._tombstones.add(task_id)
         if batch.complete and self._listed is not None:
             for task_id in self._tasks.keys() - self._listed:
                 self._remove(task_id)
             self._listed, self.complete = None, True
 
     def _put(self, task: TaskInfo) -> None:
+        self._tombstones.discard(task.id)
         if self._listed is not None:
             self._listed.add(task.id)
         queue, status = self._label(task.queue), task.status

@@ -131,6 +131,42 @@ async def test_pruned_tasks_leave_the_counts_but_not_the_totals(
         assert found.of("nqnb_tasks_ended_total", queue="q", state="deleted") == 3
 
 
+async def test_expired_tasks_leave_the_counts_although_there_are_tombstones(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter_module, "_LISTING_PAUSE_SECONDS", 0.0)
+    for each in range(3):
+        await nq.submit("q", each, id=f"before-{each}")
+        await nq.backend.states.delete(f"before-{each}")
+    async with exporting(nq) as port:
+        for each in range(3):
+            await nq.submit("q", each, id=f"after-{each}")
+        await scrape_until(port, "nqnb_tasks", 3, queue="q", state="pending")
+        await nq.backend.states.delete("after-0")
+        await scrape_until(port, "nqnb_tasks", 2, queue="q", state="pending")
+        entry = await nq.backend.states.get("after-1")
+        assert entry is not None
+        await nq.backend.states.delete("after-1", entry.revision)  # leaves no tombstone, like an expiry
+        await scrape_until(port, "nqnb_tasks", 1, queue="q", state="pending")
+
+
+async def test_a_scrape_reads_no_messages(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    find = Connection.find
+
+    async def spy(self: Connection, what: str, *arguments: Any) -> Any:
+        asked.append(what)
+        return await find(self, what, *arguments)
+
+    for queue in ("a", "b"):
+        await nq.submit_many(queue, range(20))
+    async with exporting(nq) as port:
+        monkeypatch.setattr(Connection, "find", spy)
+        await scrape_until(port, "nqnb_tasks", 20, queue="b", state="pending")
+    assert "CONSUMER.INFO.a.MONITOR" in asked
+    assert not [each for each in asked if each.startswith("STREAM.MSG.GET")]
+
+
 async def test_a_server_that_is_away_is_not_up_and_comes_back(server: nqnb.DevServer, nq: nqnb.Client) -> None:
     await nq.submit("q", 1)
     async with exporting(nq) as port:
