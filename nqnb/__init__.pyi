@@ -32,6 +32,7 @@ from nqnb.errors import TaskCancelled as TaskCancelled
 from nqnb.errors import TaskError as TaskError
 from nqnb.errors import TaskExists as TaskExists
 from nqnb.errors import TaskFailed as TaskFailed
+from nqnb.errors import TracingUnavailable as TracingUnavailable
 from nqnb.errors import Unavailable as Unavailable
 from nqnb.errors import Unconfirmed as Unconfirmed
 from nqnb.errors import UnencodableValue as UnencodableValue

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from nqnb import tracing
 from nqnb.batch import Batch, IfExists, Item
 from nqnb.doctor.diagnosis import Diagnosis, check_codes
 from nqnb.doctor.examination import examine
@@ -231,9 +232,16 @@ class Client:
             batch: the batch.
             item: the payload.
         """
-        made = await batch.submit(self.backend, self.name, item)
+        submitted = None
+        if tracing.active is None:
+            made = await batch.submit(self.backend, self.name, item)
+        else:
+            with tracing.active.submit(self.backend.server_address, batch.queue) as span:
+                made = await batch.submit(self.backend, self.name, item)
+                span.set(made.task_id, attached=made.attached)
+                submitted = None if made.attached else span.context
         self.serving.look_soon(batch.queue)
-        return Task(self, made.task_id, batch.queue, attached=made.attached)
+        return Task(self, made.task_id, batch.queue, attached=made.attached, submitted=submitted)
 
     @overload
     async def submit_many(
@@ -436,7 +444,7 @@ class Client:
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
         """
-        return (await ended(self.backend, names.check_task_id(id), timeout, self.serving)).status
+        return (await self._ended(names.check_task_id(id), timeout)).status
 
     async def result(self, id: str, timeout: Duration | None = None) -> Any:
         """Wait until a task has ended, and return its result.
@@ -458,7 +466,15 @@ class Client:
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
         """
-        return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout, self.serving))
+        return await result(self.backend, await self._ended(names.check_task_id(id), timeout))
+
+    async def _ended(self, task_id: str, timeout: Duration | None) -> TaskInfo:
+        if tracing.active is None:
+            return await ended(self.backend, task_id, timeout, self.serving)
+        with tracing.active.wait(self.backend.server_address, task_id) as span:
+            info = await ended(self.backend, task_id, timeout, self.serving)
+            span.set(queue=info.queue, status=info.status)
+            return info
 
     async def cancel(self, id: str, wait: Duration | None = None, *, queue: str | None = None) -> CancelReceipt:
         """Cancel a task. Once the call returns, the cancel is durable: no worker will start another run of the task.
@@ -483,6 +499,14 @@ class Client:
         """
         task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
         queue = None if queue is None else names.check_queue(queue)
+        if tracing.active is None:
+            return await self._cancel(task_id, seconds, queue)
+        with tracing.active.cancel(self.backend.server_address, task_id, queue or "") as span:
+            receipt = await self._cancel(task_id, seconds, queue)
+            span.set(status=receipt.status)
+            return receipt
+
+    async def _cancel(self, task_id: str, seconds: float | None, queue: str | None) -> CancelReceipt:
         receipt = await cancel(self.backend, task_id, self.name, queue)
         if not receipt.stopping or seconds is None:
             return receipt
@@ -578,8 +602,14 @@ class Client:
             UnknownTask: the server has no task with this id.
             Unconfirmed: the server's answers were lost; the new task may or may not have been accepted.
         """
-        message = await requeue(self.backend, names.check_task_id(id), self.name)
-        return Task(self, message.ID, message.Queue)
+        task_id = names.check_task_id(id)
+        if tracing.active is None:
+            message = await requeue(self.backend, task_id, self.name)
+            return Task(self, message.ID, message.Queue)
+        with tracing.active.requeue(self.backend.server_address, task_id) as span:
+            message = await requeue(self.backend, task_id, self.name)
+            span.set(message.ID, queue=message.Queue)
+            return Task(self, message.ID, message.Queue, submitted=span.context)
 
     async def queues(self) -> list[QueueInfo]:
         """Return all queues on the server, sorted by name."""
@@ -883,13 +913,23 @@ class Task:
         id: the id of the task.
         queue: the queue of the task, if known.
         attached: whether a task with the same key already existed. If so, no new task was created.
+        submitted: the trace context of the task's submit, or None if the submit was not traced.
     """
 
-    def __init__(self, client: Client, id: str, queue: str = "", *, attached: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client,
+        id: str,
+        queue: str = "",
+        *,
+        attached: bool = False,
+        submitted: tracing.SpanContext | None = None,
+    ) -> None:
         self.id = id
         self.queue = queue
         self.attached = attached
         self._client = client
+        self._submitted = submitted
 
     def __repr__(self) -> str:
         return f"<Task {self.id} in {self.queue}>" if self.queue else f"<Task {self.id}>"
@@ -941,7 +981,8 @@ class Task:
                 says so.
             BadInput: the timeout is invalid.
         """
-        return await self._client.wait(self.id, timeout)
+        with tracing.within(self._submitted):
+            return await self._client.wait(self.id, timeout)
 
     async def result(self, timeout: Duration | None = None) -> Any:
         """Wait until the task has ended, and return its result.
@@ -957,7 +998,8 @@ class Task:
                 says so.
             BadInput: the timeout is invalid.
         """
-        return await self._client.result(self.id, timeout)
+        with tracing.within(self._submitted):
+            return await self._client.result(self.id, timeout)
 
     async def requeue(self) -> Task:
         """Submit the task again, as a new task with the same queue, payload, retries and timeout.
@@ -986,7 +1028,8 @@ class Task:
             NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost; cancel again.
         """
-        return await self._client.cancel(self.id, wait, queue=self.queue or None)
+        with tracing.within(self._submitted):
+            return await self._client.cancel(self.id, wait, queue=self.queue or None)
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:

@@ -34,6 +34,7 @@
     ├── NotSubmitted              ``submit_many`` could not submit some tasks (see ``.tasks`` and ``.errors``)
     ├── MetricsUnavailable        the metrics cannot be served: an extra is missing, or the address cannot be used
     ├── HealthUnavailable         the health checks cannot be served, because the address cannot be used
+    ├── TracingUnavailable        tasks cannot be traced: an extra is missing
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
 ``JobCancelled`` is not part of this hierarchy. nqnb raises this exception inside a handler to stop the handler. Like
@@ -305,6 +306,10 @@ class MetricsUnavailable(NqnbError):
 
 class HealthUnavailable(NqnbError):
     """The health checks cannot be served, because the address cannot be used."""
+
+
+class TracingUnavailable(NqnbError):
+    """Tasks cannot be traced: opentelemetry-api is not installed."""
 
 
 class JobCancelled(BaseException):

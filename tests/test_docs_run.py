@@ -33,6 +33,7 @@ RUN = {
     "docs/settings.md": 2,
     "docs/limits.md": 1,
     "docs/moving.md": 2,
+    "docs/operating.md": 1,  # tests/test_tracing.py runs it
 }
 """The number of Python blocks that are run here, by page."""
 SKIPPED_LINES = {
@@ -47,7 +48,7 @@ SKIPPED_LINES = {
 SHELL_BLOCKS = {
     "docs/command-line.md": "run here",
     "docs/worker.md": "run here",
-    "docs/operating.md": "they run until Ctrl-C; tests/metrics starts both commands",
+    "docs/operating.md": "they run until Ctrl-C; tests/metrics and tests/test_tracing.py start these commands",
     "docs/production.md": "they need Docker, Kubernetes, Slurm or the NATS CLI; tests/test_deploy.py checks the files",
     "README.md": "they install the project; `.ci/run` does this, then runs the tests, and tests/cli runs the demo",
     "CONTRIBUTING.md": "they install the project and run its tests, as `.ci/run` does",

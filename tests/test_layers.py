@@ -30,7 +30,7 @@ ROOMS = [
     "protocol.wire",
     "inputs listen_address",
     "retry protocol.lifecycle records payload recurrence",
-    "text failures column_fit",
+    "text failures column_fit tracing",
     "task_values",
     "settings",
     "store http_endpoint",
@@ -82,6 +82,7 @@ OUTSIDE = {
     "textual": {"top"},
     "prometheus_client": {"metrics"},
     "cronsim": {"recurrence"},
+    "opentelemetry": {"tracing"},
 }
 """Libraries that only these rooms import, for type checkers too."""
 

@@ -121,7 +121,7 @@ class TestLoading:
     def test_touching_client_and_worker_loads_no_connection_and_no_notebook(self) -> None:
         program = "import nqnb; nqnb.Client; nqnb.Worker; nqnb.connect(); nqnb.Worker().handler('q')(lambda job: None)"
         loaded = loaded_by(program)
-        assert not {"nats", "pandas", "numpy", "IPython", "ipywidgets", "anywidget"} & loaded
+        assert not {"nats", "pandas", "numpy", "IPython", "ipywidgets", "anywidget", "opentelemetry"} & loaded
         assert {"nqnb", "asyncio", "msgspec"} <= loaded
 
     def test_no_public_name_loads_the_notebook(self) -> None:

@@ -10,11 +10,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
+from nqnb import tracing
 from nqnb.clock import elapsed
 from nqnb.concurrency import Together, share, spawn
 from nqnb.decode import SkipLog
@@ -24,6 +25,7 @@ from nqnb.jetstream.bucket_reader import BucketFeed, Page, poll_store
 from nqnb.jetstream.cancels import CancelListener, publish_cancel
 from nqnb.jetstream.connection import Connection, Outage, PubAck
 from nqnb.jetstream.delivery import Delivery
+from nqnb.jetstream.fast_client import header_block, read_headers
 from nqnb.jetstream.lost_messages import LostMessages
 from nqnb.jetstream.messages import (
     StreamMessage,
@@ -195,6 +197,12 @@ class Backend:
     def server_version(self) -> str:
         """The version of the server."""
         return self.connection.server_version
+
+    @property
+    def server_address(self) -> tuple[str, int]:
+        """The host and the port of the server, or an empty string and 0 while the connection is down."""
+        url = self.connection.client.connected_url
+        return ("", 0) if url is None else (url.hostname or "", url.port or 0)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
         """Register a callback that is called at every disconnect. The callback must not raise."""
@@ -499,6 +507,8 @@ class Backend:
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
         """Publish a task message with retries. The header ``Nats-Msg-Id`` prevents duplicates."""
         block = f"NATS/1.0\r\nNats-Msg-Id: {task_id}\r\n{names.CLIENT_HEADER}: task\r\n\r\n".encode()
+        if tracing.active is not None:
+            block = header_block({**read_headers(block), **tracing.active.headers()})
         subject, store = names.task_subject(queue), self.connection.store
         return await self.insist(lambda: store(subject, data, block, once=True), queue)
 
@@ -592,17 +602,31 @@ class Backend:
             return False
         return True
 
-    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
+    async def schedule_task(
+        self,
+        queue: str,
+        task_id: str,
+        data: bytes,
+        at: float,
+        message_id: str,
+        carried: Mapping[str, str] | None = None,
+    ) -> PubAck | None:
         """Publish a schedule with retries but without duplicates; see `nqnb.jetstream.schedules.publish_schedule`.
+
+        Args:
+            queue, task_id, data, at, message_id: see `nqnb.jetstream.schedules.publish_schedule`.
+            carried: the additional headers of the message that is moved, or None for a new task.
 
         Returns:
             The server's confirmation, or None if the server refused the schedule and the task must wait in its queue.
         """
+        if carried is None:
+            carried = {} if tracing.active is None else tracing.active.headers()
 
         async def publish() -> PubAck:
             await self._allow_schedules(queue)
             try:
-                return await publish_schedule(self.connection, queue, task_id, data, at, message_id)
+                return await publish_schedule(self.connection, queue, task_id, data, at, message_id, carried)
             except NoResponders:
                 self._scheduling.discard(queue)
                 raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 
 from nqnb.clock import elapsed
 from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.fast_client import Message
+from nqnb.jetstream.fast_client import Message, carried_headers
 from nqnb.protocol import names
 
 LONGEST_NAK_SECONDS = 3600.0
@@ -59,6 +60,8 @@ class Delivery(msgspec.Struct, eq=False):
     """The time at which the delivery arrived, in `elapsed` seconds."""
     stored: float = math.inf
     """The time at which the server stored the message, in Unix seconds."""
+    message: Message | None = None
+    """The message."""
     void: bool = False
     """Whether the message's stream was deleted. If so, the worker sends no ack, nak or lease renewal, because the same
     sequence belongs to another message in the new stream."""
@@ -81,7 +84,13 @@ class Delivery(msgspec.Struct, eq=False):
             scheduled=message.carries("Nats-Scheduler"),
             received=received,
             stored=facts.stored,
+            message=message,
         )
+
+    @property
+    def carried(self) -> Mapping[str, str]:
+        """The headers that neither the server nor nqnb needs, such as a trace context."""
+        return {} if self.message is None else carried_headers(self.message.headers)
 
     def now(self) -> float:
         """Return the server's time in Unix seconds."""

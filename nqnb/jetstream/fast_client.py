@@ -26,6 +26,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.protocol.parser import AWAITING_MSG_PAYLOAD, Parser
 
+from nqnb.protocol import names
+
 log = logging.getLogger("nqnb")
 
 _PRIVATE = (
@@ -297,6 +299,19 @@ def read_headers(raw: bytes) -> dict[str, str]:
         if colon:
             headers[name] = value.strip()
     return headers
+
+
+def carried_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that neither the server nor nqnb needs, such as a trace context.
+
+    If a message is moved, these headers are published again, so headers with control characters are omitted.
+    """
+    own = ("nats-", names.CLIENT_HEADER.lower())
+    return {
+        name: value
+        for name, value in headers.items()
+        if not name.lower().startswith(own) and name.isprintable() and value.isprintable()
+    }
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -22,7 +22,7 @@ from nqnb.clock import elapsed
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.bucket import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, PubAck
-from nqnb.jetstream.fast_client import read_headers
+from nqnb.jetstream.fast_client import carried_headers, read_headers
 from nqnb.jetstream.queue_streams import ensure_queue
 from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND, NOT_FOUND
 from nqnb.protocol import names
@@ -65,7 +65,13 @@ async def allow_schedules(connection: Connection, queue: str, stream: str) -> No
 
 
 async def publish_schedule(
-    connection: Connection, queue: str, task_id: str, data: bytes, at: float, message_id: str
+    connection: Connection,
+    queue: str,
+    task_id: str,
+    data: bytes,
+    at: float,
+    message_id: str,
+    carried: Mapping[str, str],
 ) -> PubAck:
     """Publish a schedule for a task message.
 
@@ -76,8 +82,10 @@ async def publish_schedule(
         data: the task message.
         at: the time at which the server publishes the message, in Unix seconds.
         message_id: the message id, which the server uses to detect duplicates.
+        carried: additional headers, which the server copies to the message that it publishes.
     """
     headers = {
+        **carried,
         _SCHEDULE: _schedule_header(at),
         _TARGET: names.task_subject(queue),
         "Nats-Msg-Id": message_id,
@@ -101,6 +109,7 @@ class _Schedule:
     data: bytes
     target: str
     due: float
+    carried: dict[str, str]
 
 
 class OverdueSchedules:
@@ -187,10 +196,12 @@ class OverdueSchedules:
                 data=base64.b64decode(found.get("data") or ""),
                 target=headers.get(_TARGET, ""),
                 due=parse_time(text.strip()) if kind == "@at" else 0.0,
+                carried=carried_headers(headers),
             )
 
     async def _publish_again(self, schedule: _Schedule) -> None:
         headers = {
+            **schedule.carried,
             _SCHEDULE: _schedule_header(self._connection.clock.now()),
             _TARGET: schedule.target,
             names.CLIENT_HEADER: "task",

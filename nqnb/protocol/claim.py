@@ -176,7 +176,8 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -
     if not await backend.takes_schedules(queue):
         return 0
     message_id = f"{attempt.id}#{attempt.claim}"
-    ack = await backend.schedule_task(queue, attempt.id, attempt.delivery.data, lifecycle.due_at(task), message_id)
+    delivery, due = attempt.delivery, lifecycle.due_at(task)
+    ack = await backend.schedule_task(queue, attempt.id, delivery.data, due, message_id, delivery.carried)
     return 0 if ack is None else ack.sequence
 
 

@@ -105,7 +105,8 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
     queue = attempt.entry.Queue
     if not await backend.takes_schedules(queue):
         return 0
-    ack = await backend.schedule_task(queue, attempt.id, attempt.delivery.data, at, f"{attempt.id}#{attempt.claim}")
+    delivery, message_id = attempt.delivery, f"{attempt.id}#{attempt.claim}"
+    ack = await backend.schedule_task(queue, attempt.id, delivery.data, at, message_id, delivery.carried)
     return 0 if ack is None else ack.sequence
 
 

@@ -72,6 +72,12 @@ class TaskDelivery(Protocol):
     """The time at which the delivery arrived, in `nqnb.clock.elapsed` seconds."""
     stored: float
     """The time at which the server stored the message, in Unix seconds."""
+
+    @property
+    def carried(self) -> Mapping[str, str]:
+        """The headers that neither the server nor nqnb needs, such as a trace context."""
+        ...
+
     void: bool
     """Whether the message's stream was deleted. If so, the message must not be acked or nak'ed, because another task's
     message may have the same sequence in a new stream."""
@@ -237,9 +243,18 @@ class TaskBackend(Protocol):
         ...
 
     async def schedule_task(
-        self, queue: str, task_id: str, data: bytes, at: float, message_id: str
+        self,
+        queue: str,
+        task_id: str,
+        data: bytes,
+        at: float,
+        message_id: str,
+        carried: Mapping[str, str] | None = None,
     ) -> Acknowledgement | None:
-        """Schedule a task message to be published once. Return None if the server refuses the schedule."""
+        """Schedule a task message to be published once. Return None if the server refuses the schedule.
+
+        ``carried`` are the additional headers of a message that is moved into the schedule; None means a new task.
+        """
         ...
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:

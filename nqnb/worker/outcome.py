@@ -97,6 +97,8 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
         lambda status, meta: _without_result(backend, run, status, meta),
     )
     status, meta = await finish.finish(backend, run, ending)
+    if run.span is not None:
+        run.span.record(status, meta, retry_delay)
     if status is not None and log.isEnabledFor(level := _LOG_LEVELS.get(status, logging.INFO)):
         log.log(level, "%s", _told(run, status, meta, ending.retry_delay))
     return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import TYPE_CHECKING
 
 from nqnb.clock import elapsed
 from nqnb.jetstream.delivery import Delivery
@@ -14,6 +15,9 @@ from nqnb.protocol.wire import TaskMessage
 from nqnb.worker.executors.executor import Executor
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
+
+if TYPE_CHECKING:
+    from nqnb.tracing.spans import RunSpan
 
 
 class Run(Attempt):
@@ -27,7 +31,7 @@ class Run(Attempt):
         claim: the unique id of the claim, which is written to the task's entry.
     """
 
-    __slots__ = ("executor", "finishing", "handler", "held", "job", "life", "seconds", "started", "watch")
+    __slots__ = ("executor", "finishing", "handler", "held", "job", "life", "seconds", "span", "started", "watch")
 
     delivery: Delivery
 
@@ -41,6 +45,8 @@ class Run(Attempt):
         self.watch: EntryWatch | None = None
         self.life: asyncio.Task[None] | None = None
         """The asyncio task that claims, executes and finishes this run."""
+        self.span: RunSpan | None = None
+        """The span of this run, or None if it is not traced."""
         self.started = 0.0
         """The start time of the handler on the monotonic clock, or 0 while the handler is not running."""
         self.seconds: float | None = None

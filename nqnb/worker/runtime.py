@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
+from nqnb import tracing
 from nqnb.clock import elapsed
 from nqnb.concurrency import first_of, spawn, start_task
 from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NoResponders, NqnbError, Unconfirmed
@@ -347,6 +348,16 @@ class Runtime:
                 return
             # The handler may have been swapped since the task was delivered.
             run.handler = self._handlers[run.delivery.queue]
+            if tracing.active is not None:
+                run.span = tracing.active.run(
+                    self.backend.server_address,
+                    run.delivery.carried,
+                    queue=run.delivery.queue,
+                    task_id=run.id,
+                    attempt=run.entry.CurrentRetry + 1,
+                    deliveries=run.delivery.deliveries,
+                    worker=self._worker_id,
+                )
             result = await execute(self.backend, self._worker_id, run)
             if result is not None:
                 status = await record_outcome(self.backend, run, result)
@@ -372,6 +383,8 @@ class Runtime:
                 self._metrics.ran(run.delivery.queue, status, run.seconds, run.entry)
                 if status is Status.CANCELLED and run.cancel is not None and run.cancel.requested_at:
                     self._metrics.cancelled(run.delivery.queue, self.backend.now() - run.cancel.requested_at)
+            if run.span is not None:
+                run.span.end()
 
     async def _fail(self, run: Run, error: Exception) -> Status | None:
         """Mark a task as failed after an internal error, and return the state that was written, or None.

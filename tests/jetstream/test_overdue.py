@@ -9,12 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 import nqnb
-from nqnb import Status
+from nqnb import Status, tracing
 from nqnb.errors import NoRoom
 from nqnb.jetstream import schedules
 from nqnb.protocol import lifecycle
+from nqnb.tracing.spans import Spans
 
 pytestmark = pytest.mark.anyio
 
@@ -24,6 +27,8 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
 ) -> None:
     monkeypatch.setattr(lifecycle, "LONG_WAIT_SECONDS", 0.3)
     monkeypatch.setattr(schedules, "LATE_SECONDS", 1.0)
+    provider = TracerProvider(shutdown_on_exit=False)
+    monkeypatch.setattr(tracing, "active", Spans(provider))
     config = f'jetstream {{ store_dir: "{tmp_path}", max_file_store: 4MB }}'
     async with nqnb.DevServer(store_dir=tmp_path, config=config) as server:
         settings = nqnb.Settings(server.url, ack_wait=1.5, retry_for=1.0)
@@ -33,7 +38,8 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
                 pytest.skip("this server keeps no schedules")
             await connection.api("STREAM.CREATE.ballast", {"name": "ballast", "subjects": ["ballast"]})
             due = time.time() + 2.0
-            waiting = await nq.submit("work", 1, process_at=timedelta(seconds=2.0))
+            with provider.get_tracer("test").start_as_current_span("caller") as caller:
+                waiting = await nq.submit("work", 1, process_at=timedelta(seconds=2.0))
             cancelled = await nq.submit("work", 2, process_at=timedelta(seconds=2.0))
             later = await nq.submit("work", 3, process_at=timedelta(seconds=600))
             for size in (200_000, 10_000, 500, 10):
@@ -45,7 +51,7 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
 
             @worker.handler("work")
             async def work(job: nqnb.Job, number: int) -> int:
-                ran.append(number)
+                ran.append((number, trace.get_current_span().get_span_context().trace_id))
                 return number
 
             async with worker:
@@ -58,6 +64,6 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
                 # A schedule that is not due stays unchanged.
                 assert await later.status() is Status.PENDING
                 await later.cancel()
-            assert ran == [1]
+            assert ran == [(1, caller.get_span_context().trace_id)], "the headers of the message were kept"
             state = (await connection.api("STREAM.INFO.work"))["state"]
             assert state["messages"] == 0

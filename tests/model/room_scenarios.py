@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -421,7 +421,15 @@ class ScheduleAfterEntry(SimulatedBackend):
     def prepare(self) -> None:
         self.states = _ThenSchedule(STATES, self)
 
-    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
+    async def schedule_task(
+        self,
+        queue: str,
+        task_id: str,
+        data: bytes,
+        at: float,
+        message_id: str,
+        carried: Mapping[str, str] | None = None,
+    ) -> PubAck | None:
         self.waiting = (task_id, data, at, message_id)
         return PubAck(1 + await Call("last_sequence"), False)
 

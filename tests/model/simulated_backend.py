@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
@@ -148,7 +148,15 @@ class SimulatedBackend:
     async def takes_schedules(self, queue: str) -> bool:
         return self._schedules
 
-    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
+    async def schedule_task(
+        self,
+        queue: str,
+        task_id: str,
+        data: bytes,
+        at: float,
+        message_id: str,
+        carried: Mapping[str, str] | None = None,
+    ) -> PubAck | None:
         ack = await self.insist(lambda: Call("schedule", (task_id, data, at, message_id)))
         return None if ack is None else PubAck(*ack)
 
@@ -231,6 +239,7 @@ class SimulatedDelivery:
     received = 0.0
     stored = 1.0
     queue = QUEUE
+    carried: Mapping[str, str] = {}
 
     def __init__(
         self,

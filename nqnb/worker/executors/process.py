@@ -33,6 +33,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]  # it has no types
 import msgspec
 
+from nqnb import tracing
 from nqnb.errors import BadInput, InvalidHandler, UnencodableValue
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import Progress
@@ -84,7 +85,9 @@ class ProcessExecutor(Executor):
         job = self._job
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
         where = (sys.path, _current_folder(), environment())
-        over = self._over = process.run(self._handler, self._receive, *where, facts, job.state.progress_raises, call)
+        trace = {} if tracing.active is None else tracing.active.headers()
+        task = (facts, job.state.progress_raises, call, trace)
+        over = self._over = process.run(self._handler, self._receive, *where, *task)
         try:
             status = await asyncio.shield(over)
         finally:

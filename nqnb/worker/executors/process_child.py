@@ -37,7 +37,7 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from nqnb import payload, supervisor
+from nqnb import payload, supervisor, tracing
 from nqnb.errors import BadInput, JobCancelled, UnencodableValue
 from nqnb.worker.job import Job, StopFlag
 
@@ -140,6 +140,7 @@ class _Runner:
         facts: the arguments of the handler's `Job` that describe the task.
         progress_raises: the argument of the same name for the handler's `Job`.
         call: the pickled function, a flag that is true for a coroutine function, and the arguments after the job.
+        trace: the trace context of the run as headers. It is empty if the run is not traced.
     """
 
     def __init__(
@@ -153,9 +154,11 @@ class _Runner:
         facts: Facts,
         progress_raises: bool,
         call: bytes,
+        trace: dict[str, str],
     ) -> None:
         self._connection = connection
         self._call = call
+        self._trace = trace
         self._stop = stop
         self._may_stay = may_stay
         self._job = Job(*facts, self._changed, self._stop, progress_raises)
@@ -215,7 +218,12 @@ class _Runner:
             function, is_coroutine, arguments = pickle.loads(self._call)  # noqa: S301  from our own worker
             # A coroutine is cancelled, or checks for a cancel when it starts. Never raise in the loop's own code.
             self._in_handler = not is_coroutine
-            value = asyncio.run(self._await(function, arguments)) if is_coroutine else function(self._job, *arguments)
+            # The function's module, which has been imported by now, may have set OpenTelemetry's provider.
+            with tracing.continuing(self._trace):
+                if is_coroutine:
+                    value = asyncio.run(self._await(function, arguments))
+                else:
+                    value = function(self._job, *arguments)
             outcome = _return(value)
             self._in_handler = False
         except BaseException as error:  # noqa: BLE001  a handler may raise anything

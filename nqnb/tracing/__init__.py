@@ -1,0 +1,84 @@
+"""Traces with OpenTelemetry: spans for submits, waits, runs and cancels, with one trace for each task.
+
+Tracing is off until `instrument` is called. Until then, nqnb does not import opentelemetry, and each place that could
+create a span only checks that `active` is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nqnb.error_text import clause
+from nqnb.errors import TracingUnavailable
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext as SpanContext
+    from opentelemetry.trace import TracerProvider
+
+    from nqnb.tracing.spans import Spans
+
+active: Spans | None = None
+"""The object that creates spans, or None while tracing is off."""
+
+
+def instrument(tracer_provider: TracerProvider | None = None) -> None:
+    """Create spans for the tasks of all clients and workers in this process. Calling this function again is allowed.
+
+    Args:
+        tracer_provider: the provider of the spans. By default, OpenTelemetry's global provider is used, even if it is
+            set after this call.
+
+    Raises:
+        TracingUnavailable: opentelemetry-api is not installed.
+    """
+    global active
+    try:
+        from nqnb.tracing.spans import Spans
+    except ImportError as error:
+        raise TracingUnavailable(
+            f"tasks cannot be traced: opentelemetry-api cannot be imported ({clause(error)}). "
+            "Run `pip install 'nqnb[otel]'`."
+        ) from None
+    active = Spans(tracer_provider)
+
+
+def uninstrument() -> None:
+    """Create no more spans. Spans that have started still end."""
+    global active
+    active = None
+
+
+def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[object]:
+    """Make the spans of waits and cancels in a block part of the trace in which a task was submitted.
+
+    If there is a current span, it remains the parent, and the new spans are linked to the submit.
+
+    Args:
+        submitted: the context of the submit, or None to do nothing.
+    """
+    if active is None or submitted is None:
+        return contextlib.nullcontext()
+    return active.within(submitted)
+
+
+def continuing(headers: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
+    """Make the trace context in headers the current context in a block. Without headers, do nothing."""
+    if not headers:
+        return contextlib.nullcontext()
+    from nqnb.tracing.spans import Attached, extract
+
+    return Attached(extract(headers))
+
+
+class Instrumentor:
+    """The class that the program ``opentelemetry-instrument`` uses. In your own code, call `instrument`."""
+
+    def instrument(self, **options: Any) -> None:
+        """Call `instrument`. Of the options, only ``tracer_provider`` has an effect."""
+        instrument(options.get("tracer_provider"))
+
+    def uninstrument(self, **options: Any) -> None:
+        """Call `uninstrument`. The options have no effect."""
+        uninstrument()
