@@ -37,9 +37,10 @@ _RETURNED = {
         "nqnb.widgets.table.TaskTable",
     ),
     "worker": ("nqnb.worker.typed_task.TaskFunction", "nqnb.worker.typed_task.TypedTask"),
-    "configuration": ("nqnb.server.cluster.Cluster",),
+    "configuration": ("nqnb.server.cluster.Cluster", "nqnb.tracing.instrument", "nqnb.tracing.uninstrument"),
 }
-"""Classes that are not names of the package itself, but whose methods users call, by the file name of their page."""
+"""Classes that are not names of the package itself, but whose methods users call, and functions of modules, by the file
+name of their page."""
 
 
 @event_priority(100)  # before the plugin that reads notebooks
