@@ -33,7 +33,7 @@ class ServiceManager:
 
     @contextlib.contextmanager
     def reporting(self, what: str) -> Iterator[None]:
-        """Report that the worker is ready and then, until the block ends, that it is alive. Without systemd, do nothing.
+        """Report that the worker is ready and then, until the block ends, alive. Without systemd, do nothing.
 
         Args:
             what: what the worker does, for ``systemctl status``.
