@@ -166,7 +166,7 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _SERIAL_ONE_IN, _SERIAL_KEYS = 8, 3
-"""One task in this many has one of so many serial keys."""
+"""One task in this many has a serial key, and this many different serial keys are used."""
 _BLOCKS_ONE_IN = 400
 """One task in this many blocks the event loop. At least two tasks per attack do so."""
 
