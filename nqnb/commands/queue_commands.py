@@ -107,7 +107,7 @@ Examples:
 @click.option("--remove", is_flag=True, help="Remove the limits")
 @click.pass_context
 def queue_limit(ctx: click.Context, queue: str, rate: float | None, concurrency: int | None, remove: bool) -> QueueInfo:
-    """Limit the tasks of a queue, over all nqnb workers.
+    """Limit the rate and the concurrency of a queue, across all nqnb workers.
 
     The limits are stored on the server, and replace earlier limits. Workers apply them within a second. Go workers
     ignore them. Without an option, the limits are shown.

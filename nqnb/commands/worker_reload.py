@@ -126,8 +126,8 @@ class Reloader:
                 self._changed.set()
         except (OSError, RuntimeError) as error:
             raise NqnbError(
-                f"changes of {', '.join(self._folders)} cannot be watched: {clause(error)}. "
-                "Start the worker without --reload, or with fewer files in its folder."
+                f"changes in {', '.join(self._folders)} cannot be watched: {clause(error)}. "
+                "Start the worker without --reload, or reduce the number of files in its folder."
             ) from error
 
     def _forward(self, number: signal.Signals) -> None:
