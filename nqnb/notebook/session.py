@@ -267,8 +267,9 @@ class Session:
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start, in the same form as ``deadline``.
-            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with the same serial key, only one runs
-                at a time, on any nqnb worker. They do not necessarily run in the order in which they were submitted.
+            serial: a serial key, such as ``"customer-7"``. Only one task of the queue with this serial key runs at a
+                time, across all nqnb workers. These tasks do not necessarily run in the order in which they were
+                submitted.
 
         Returns:
             The handle of the task.
@@ -363,8 +364,8 @@ class Session:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Of the
-                queue's tasks with the same serial key, only one runs at a time.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Only
+                one task of the queue with a given serial key runs at a time.
             group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
                 later, even after a kernel restart or in another notebook.
             key: a function that returns the key for a payload: a string or a whole number. At any time, at most one
@@ -457,8 +458,8 @@ class Session:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Of the
-                queue's tasks with the same serial key, only one runs at a time.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Only
+                one task of the queue with a given serial key runs at a time.
             group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
                 later, even after a kernel restart or in another notebook.
             key: a function that returns the key for a payload: a string or a whole number. At any time, at most one
@@ -1016,7 +1017,7 @@ class Session:
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
 
     def limit_queue(self, queue: str, *, rate: float | str | None = None, concurrency: int | None = None) -> QueueInfo:
-        """Limit how many tasks of a queue start in a second or run at once, over all nqnb workers.
+        """Limit how many tasks of a queue start per second or run at the same time, across all nqnb workers.
 
         The limits replace the earlier limits of the queue. Without arguments, the limits are removed. Workers apply a
         change within a second. Go workers ignore the limits.
