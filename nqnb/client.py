@@ -202,8 +202,9 @@ class Client:
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
                 timedelta from now.
-            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with the same serial key, only one runs
-                at a time, on any nqnb worker. They do not necessarily run in the order in which they were submitted.
+            serial: a serial key, such as ``"customer-7"``. Only one task of the queue with this serial key runs at a
+                time, across all nqnb workers. These tasks do not necessarily run in the order in which they were
+                submitted.
 
         Raises:
             BadInput, InvalidQueueName, InvalidTaskId, UnencodableValue, PayloadTooLarge: an argument is invalid;
@@ -309,8 +310,8 @@ class Client:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Of the
-                queue's tasks with the same serial key, only one runs at a time.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Only
+                one task of the queue with a given serial key runs at a time.
             group: a name for this group of tasks, such as ``"sweep-7"``. The name is stored with each task
                 (`TaskInfo.group`).
             key: a function that returns the key for a payload: a string or a whole number. At most one task of the
@@ -705,7 +706,7 @@ class Client:
     async def limit_queue(
         self, queue: str, *, rate: float | str | None = None, concurrency: int | None = None
     ) -> QueueInfo:
-        """Limit how many tasks of a queue start in a second or run at once, over all nqnb workers.
+        """Limit how many tasks of a queue start per second or run at the same time, across all nqnb workers.
 
         The limits are stored on the server, and replace the earlier limits of the queue. Without arguments, the limits
         are removed. Workers apply a change within a second. Go workers ignore the limits.

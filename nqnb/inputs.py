@@ -101,7 +101,9 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     if text in known:
         return text
     listed = " or ".join(map(repr, known))
-    raise BadInput(f"{name}={shown(value)} is invalid: there is no such option. {hint(text, known)}Pass {listed}.")
+    raise BadInput(
+        f"{name}={shown(value)} is invalid: it is not one of the valid values. {hint(text, known)}Pass {listed}."
+    )
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:

@@ -1,7 +1,7 @@
-"""The limits of a queue over all workers, and the checks of limits and serial keys that callers pass.
+"""The limits of a queue across all workers, and the validation of limits and serial keys that callers pass.
 
 The limits are a record on the server, so that all workers agree. The modules `nqnb.protocol.rate` and
-`nqnb.protocol.slots` keep them.
+`nqnb.protocol.slots` enforce the limits.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from nqnb.store import Entry
 log = logging.getLogger("nqnb.limits")
 
 MOST_CONCURRENCY = 1000
-"""The maximum of a queue's concurrency limit. All running tasks are named in one record."""
+"""The maximum concurrency limit of a queue. A single record names all running tasks."""
 MOST_RATE = 1_000_000.0
 LEAST_RATE = 1 / 86_400
-"""The limits of a rate, in tasks per second."""
+"""The maximum and the minimum of a rate, in tasks per second."""
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h|d)")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The limits of a queue over all its nqnb workers.
+    """The limits of a queue across all of its nqnb workers.
 
     Attributes:
         rate: the number of tasks that may start in a second, or 0 for no limit.

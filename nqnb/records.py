@@ -254,8 +254,9 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
             purged.
         deliveries: the total number of deliveries, including redeliveries, since the queue's consumer was created.
         pulls: the number of pull requests that are waiting for tasks, including those of Go workers.
-        rate_limit: the maximum number of tasks that start in a second over all nqnb workers, or 0 for no limit.
-        concurrency_limit: the maximum number of tasks that run at once over all nqnb workers, or 0 for no limit.
+        rate_limit: the maximum number of tasks that start per second across all nqnb workers, or 0 for no limit.
+        concurrency_limit: the maximum number of tasks that run at the same time across all nqnb workers, or 0 for no
+            limit.
     """
 
     name: str

@@ -194,7 +194,8 @@ def _check_interval(units: dict[str, object]) -> int:
     for unit, count in units.items():
         if not isinstance(count, numbers.Real) or isinstance(count, bool) or not 0 <= float(count) < math.inf:
             raise BadInput(
-                f"{unit}={shown(count)} is invalid: expected a number from 0, got {kind_of(count)}. Pass a number such "
+                f"{unit}={shown(count)} is invalid: expected a number that is at least 0, got {kind_of(count)}. "
+                f"Pass a number such "
                 "as 5."
             )
         total += float(count) * _UNIT_SECONDS[unit]

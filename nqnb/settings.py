@@ -144,8 +144,8 @@ class Settings:
         result_bucket: the bucket for results that are too large for the state bucket.
         queue_bucket: the bucket for the names of paused queues. It is created when a queue is first paused.
         schedule_bucket: the bucket for the schedules of recurring tasks. It is created with the first schedule.
-        limit_bucket: the bucket for the limits of queues, and for serial keys. It is created when the first limit is
-            set, or the first task with a serial key is submitted.
+        limit_bucket: the bucket for the limits of queues, and for serial keys. The bucket is created when the first
+            limit is set or the first task with a serial key is submitted.
         retention: how long to keep the states and results of ended tasks, in seconds or as a timedelta. The default is
             7 days; None keeps them indefinitely. The minimum is an hour or ten ack waits, whichever is longer, and
             smaller values are raised to the minimum. From version 2.11 on, the server deletes expired states and
