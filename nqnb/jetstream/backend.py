@@ -117,7 +117,7 @@ class Backend:
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
         self._spared_since = -math.inf
         self._has_limits = False
-        """Whether this object uses the bucket of the limits, which few servers need."""
+        """Whether this object uses the limits bucket. Few servers need this bucket."""
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
         """The latest repair for each queue. The key None is for repairs that recreate only buckets."""
         self._queues: dict[str, QueueStreams] = {}
@@ -310,11 +310,14 @@ class Backend:
 
     @property
     def limits(self) -> StateStore:
-        """The limits of the queues, and the records by which workers keep them. Call `ensure_limits` before a write."""
+        """The limits of the queues, and the records with which workers enforce the limits.
+
+        Call `ensure_limits` before a write.
+        """
         return self._limits
 
     async def ensure_limits(self) -> None:
-        """Create the bucket of the limits if it does not exist.
+        """Create the limits bucket if it does not exist.
 
         Raises:
             ServerRefused: the user has no permission to create a bucket.

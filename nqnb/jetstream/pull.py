@@ -83,7 +83,7 @@ class PullLoop:
         self._paused = False
         """Whether the queue is paused."""
         self.limits: QueueLimits | None = None
-        """The limits of the queue over all workers, or None."""
+        """The limits of the queue across all workers, or None."""
         self._limit_records = KeyValueStore(connection, connection.settings.limit_bucket)
         self._checking = False
         self._checked = self._paused_again = 0.0
