@@ -167,7 +167,7 @@ class TaskBackend(Protocol):
 
     @property
     def limits(self) -> StateStore:
-        """The bucket ``nq-limits``: the limits of the queues, and the records by which workers keep them."""
+        """The bucket ``nq-limits``: the limits of the queues, and the records with which workers enforce them."""
         ...
 
     @property

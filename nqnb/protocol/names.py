@@ -105,7 +105,7 @@ def keyed_task_id(queue: str, key: str) -> str:
 
 
 def limits_key(queue: str) -> str:
-    """Return the key of a queue's limits in the bucket of the limits."""
+    """Return the key of a queue's limits in the limits bucket."""
     return f"{queue}.limits"
 
 

@@ -1,8 +1,8 @@
-"""Keep the rate limit of a queue over all workers.
+"""Enforce the rate limit of a queue across all workers.
 
-A record in the bucket of the limits holds the time of the next free start. A worker reserves several starts with one
-compare-and-set, and each start has its own time (the generic cell rate algorithm). Nothing has to be released: a worker
-that dies loses only the starts that it had reserved.
+A record in the limits bucket contains the time of the next free start. A worker reserves several starts with one
+compare-and-set, and each start has its own time (the generic cell rate algorithm). Reservations do not have to be
+released: if a worker dies, only the starts that it had reserved are lost.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from nqnb.store import Entry
 log = logging.getLogger("nqnb.limits")
 
 LATE_SECONDS = 0.1
-"""How late a start may be reserved without being lost. An idle queue therefore begins with the starts of this time."""
+"""A start can still be reserved this long after its time. An idle queue therefore begins with a short burst."""
 _LONGEST_AHEAD_SECONDS = 10.0
-"""More than the time by which a worker reserves starts ahead, and by which its estimate of the time may be wrong."""
+"""The limit for how far ahead a worker may have reserved starts, including the error of its clock estimate."""
 
 
 class RateRecord(msgspec.Struct):
@@ -39,7 +39,7 @@ _rate_decoder = msgspec.json.Decoder(RateRecord)
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Consecutive starts that a worker has reserved, or the wait if no start is near.
+    """Consecutive starts that a worker has reserved, or the time to wait if no start is near.
 
     Attributes:
         first: the time of the first start, in Unix seconds on the server's clock.
@@ -73,7 +73,7 @@ def next_starts(at: float, *, now: float, rate: float, wanted: int, ahead: float
     """
     interval = 1 / rate
     if at > now + _LONGEST_AHEAD_SECONDS + interval:
-        # No worker reserves so far ahead. The time is that of a slower rate, or of a clock that was fast.
+        # No worker reserves this far ahead. The time was computed for a slower rate, or with a fast clock.
         at = now
     first = max(at, now - LATE_SECONDS)
     if first > now + ahead:
@@ -84,7 +84,7 @@ def next_starts(at: float, *, now: float, rate: float, wanted: int, ahead: float
 async def reserve_starts(backend: TaskBackend, queue: str, rate: float, *, wanted: int, ahead: float) -> Starts:
     """Reserve the next starts of a queue by compare-and-set; see `next_starts`.
 
-    If the answer to the write was lost, other starts are reserved, and the first ones are lost.
+    If the answer to the write is lost, other starts are reserved, and the earlier reservation is wasted.
 
     Raises:
         NqnbError: the server did not answer.

@@ -1,9 +1,9 @@
-"""Limit how many tasks run at once over all workers: the tasks of a serial key (one), or of a queue (several).
+"""Limit how many tasks run at the same time across all workers: one for each serial key, or several for a queue.
 
-A record in the bucket of the limits names the tasks that hold a slot. A worker adds its task by compare-and-set before
+A record in the limits bucket names the tasks that hold a slot. A worker adds its task by compare-and-set before
 it claims the task, and removes the task after it has written the outcome. A worker may die in between. Therefore, a
-slot may be taken over if its worker is dead or no longer runs the task. The worker counts as running the task by the
-same rule that protects a claim: its code stops before its presence expires.
+slot may be taken over if its worker is dead or is no longer running the task. The same rule that protects a claim
+decides this: the worker's code stops before its presence expires.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
     worker: str
     claim: str
     at: Moment = 0.0
-    """When the worker took the slot, in Unix seconds on the server's clock. If 0, the last write of the record took
-    the slot, so the server's timestamp of the record is the time."""
+    """The time at which the worker took the slot, in Unix seconds. 0 stands for the time of the record's last write."""
 
 
 class Slots(msgspec.Struct):
@@ -81,7 +80,7 @@ async def take_slot(backend: TaskBackend, worker: str, attempt: Attempt, key: st
 
 
 async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:
-    """Give back the slot of an attempt, if the attempt holds one.
+    """Release the slot of an attempt, if the attempt holds one.
 
     If the server does not answer, the slot is taken over later, because the worker no longer runs the task.
     """
@@ -98,7 +97,7 @@ async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:
 
 
 async def _is_over(backend: TaskBackend, attempt: Attempt, holder: Holder) -> bool:
-    """Return whether the run of a holder is over, because its worker is dead or no longer runs the task."""
+    """Return whether the run of a holder is over, because its worker is dead or is no longer running the task."""
     return await owner_rest(backend, attempt, holder.worker, holder.task, holder.at) <= 0
 
 
