@@ -16,8 +16,11 @@ MOST_WEIGHT = 1000
 _FEWEST_TASKS_ASKED = 8
 """The minimum number of tasks to request while another pull request is pending."""
 _LONGEST_LAG = 1.0
-"""How far the pass of a queue may fall behind the others. A queue that could not use its share, because its handler had
-reached its limit, later gets back at most one task for each unit of its weight."""
+"""How far a queue's pass may fall behind those of the other queues.
+
+If a queue cannot use its share, because its handler has reached a limit, the queue later recovers at most one task for
+each unit of its weight.
+"""
 
 
 def check_queues(queues: object) -> dict[str, int]:
@@ -136,9 +139,9 @@ class FetchPolicy:
 
     While slots are free and no queue has waiting tasks, each queue is asked for one task per free slot, up to the limit
     of the queue's handler. The requests to a queue are withdrawn when all slots are taken or when the queue's handler
-    has reached the limit. When slots become free again, the queues are probed: in order, or with weights each for its
-    share of the free slots. A share that a queue does not use goes to the others. So earlier queues are served first,
-    or each queue in the ratio of its weight, and every fetched task can run.
+    has reached the limit. When slots become free again, the queues are probed. In strict order, earlier queues are
+    served first. With weights, each queue is asked for its share of the free slots, and unused shares go to the other
+    queues. In both cases, every fetched task can run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.

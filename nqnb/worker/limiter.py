@@ -1,4 +1,4 @@
-"""Keep the limits of queues and of serial keys in one worker: wait for a start, take a slot, or nak the message."""
+"""Enforce the limits of queues and of serial keys in a worker: wait for a start, take a slot, or nak the message."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _KEEP_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 1.0
 """How long a fetched task may wait in the worker for its start. If the start is later, the message is nak'ed."""
 _FULL_SECONDS = 0.2
-"""The mean delay before the worker asks again for a slot of a queue, all of whose slots were taken."""
+"""The mean delay before the worker asks again for a slot of a queue whose slots were all taken."""
 _TURN_SECONDS = 0.05
-"""The time between two attempts to take the slot of a serial key that is taken. The waiting tasks take turns."""
+"""The time between two attempts to take a serial key's slot while it is taken. The waiting tasks take turns."""
 _LONGEST_NAK_SECONDS = 30.0
 """The longest delay of a task that waits for its serial key."""
 _MOST_LINES = 1000
-"""The number of lines above which the lines without a waiting task are forgotten."""
+"""If there are more lines than this, the lines without a waiting task are discarded."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class _Gate:
     waiting: int = 0
     """The number of fetched tasks that are waiting for a start."""
     closed_until: float = 0.0
-    """The time of `elapsed` before which no task of the queue is fetched."""
+    """The time until which no task of the queue is fetched, in `elapsed` seconds."""
     full: bool = False
     """Whether all slots of the queue were taken when this worker last asked."""
     timer: asyncio.TimerHandle | None = None
@@ -55,7 +55,7 @@ class _Gate:
 
 @dataclass
 class _Line:
-    """The tasks that wait for a serial key in this worker. Both times are in seconds of `elapsed`."""
+    """The tasks that wait for a serial key in this worker. Both times are in `elapsed` seconds."""
 
     try_at: float = 0.0
     """The time before which the key counts as taken."""
@@ -145,7 +145,7 @@ class Limiter:
         return True
 
     async def leave(self, run: Run) -> None:
-        """Give back the slots of a run that is over."""
+        """Release the slots of a run that is over."""
         held, run.held = run.held, ()
         for key in held:
             await free_slot(self._backend, run, key)
@@ -198,7 +198,7 @@ class Limiter:
             self._wake()
 
     def _return_start(self, gate: _Gate, limits: QueueLimits | None) -> None:
-        """Keep the start of a task that did not start for another task."""
+        """Keep the reserved start of a task that did not run, so that another task can use it."""
         if limits is not None and limits.rate:
             gate.starts.appendleft(self._backend.now())
 
@@ -229,7 +229,7 @@ class Limiter:
         return False
 
     def _close(self, queue: str, seconds: float) -> None:
-        """Fetch no task of a queue for a while."""
+        """Stop fetching tasks of a queue for a while."""
         self._gates[queue].closed_until = elapsed() + seconds
         self._pulls[queue].withdraw()
         asyncio.get_running_loop().call_later(seconds, self._wake)

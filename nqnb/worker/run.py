@@ -39,7 +39,7 @@ class Run(Attempt):
         super().__init__(delivery, message, ack_wait, claim)
         self.handler = handler
         self.held: tuple[str, ...] = ()
-        """The keys of the limits of which this run holds a slot; see `nqnb.protocol.slots`."""
+        """The keys of the limits in which this run holds a slot; see `nqnb.protocol.slots`."""
         self.executor: Executor | None = None
         self.job: Job | None = None
         self.watch: EntryWatch | None = None

@@ -140,7 +140,7 @@ class Runtime:
         return 0 if resting else self._slots() - len(self.runs)
 
     def free_for(self, queue: str) -> int:
-        """Return the number of tasks of a queue that may be fetched now, within the limits of the queue."""
+        """Return the number of tasks of a queue that may be fetched now within the queue's limits."""
         limits = self._pulls[queue].limits
         return self._slots_for(queue) if limits is None else self._limiter.room(queue, limits)
 

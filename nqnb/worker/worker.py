@@ -61,9 +61,9 @@ class Worker:
             a context of the NATS CLI, then your detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``.
         concurrency: the maximum number of tasks that run at the same time. `handler` can set a lower limit for a queue.
         queues: how the queues share the worker while it is busy. ``{"high": 6, "default": 3, "low": 1}`` gives each
-            queue its weight: of ten tasks that start, six are from ``high``. A queue without tasks leaves its share to
-            the others. A list, such as ``["high", "low"]``, is a strict order: a task of ``low`` starts only if
-            ``high`` has no task waiting. The default is the strict order in which the handlers were registered.
+            queue its weight: of ten tasks that start, six are from ``high``. If a queue has no tasks, its share goes to
+            the other queues. A list, such as ``["high", "low"]``, is a strict order: a task of ``low`` starts only if
+            ``high`` has no waiting task. The default is the strict order in which the handlers were registered.
         shutdown_timeout: how long a stopping worker waits for its tasks to finish, in seconds or as a timedelta. Tasks
             that are still running after that time are stopped, and the server redelivers them.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as

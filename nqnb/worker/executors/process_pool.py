@@ -155,7 +155,7 @@ class Spares:
         asyncio.get_running_loop().call_soon(self.fill)
 
     def change(self, wanted: int, most: int) -> None:
-        """Add to the number of fresh idle processes to keep, and to the maximum number of idle and running processes.
+        """Increase the number of fresh idle processes to keep, and the maximum number of idle and running processes.
 
         Missing processes are started by `fill`, or after the first task.
         """
