@@ -767,8 +767,11 @@ class Client:
             queue: the queue of the tasks.
             payload: the payload of each task. Bytes are sent unchanged; any other value is sent as JSON.
             name: the name of the schedule, 1 to 100 characters long: letters (A-Z and a-z), digits, ``-`` and ``_``.
-            days, hours, minutes, seconds: the parts of the interval, as in a timedelta. The sum must be a whole number
-                of seconds. The first task is submitted one interval after this call.
+            days: the days of the interval. The interval is the sum of days, hours, minutes and seconds, and must be a
+                whole number of seconds. The first task is submitted one interval after this call.
+            hours: the hours of the interval.
+            minutes: the minutes of the interval.
+            seconds: the seconds of the interval.
             timezone: the time zone of the cron expression, such as ``"Europe/Berlin"``. The default is UTC. When clocks
                 change, a time of day that does not exist is moved to the end of the gap, and a time that exists twice
                 counts once.

@@ -29,7 +29,7 @@ Examples:
 )
 @click.pass_context
 def schedule(ctx: click.Context) -> str | None:
-    """Submit tasks repeatedly: list, add, pause, resume, remove and run schedules."""
+    """List, add, pause, run and remove recurring tasks."""
     return help_alone(ctx)
 
 

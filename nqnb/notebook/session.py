@@ -1095,8 +1095,11 @@ class Session:
             queue: the queue of the tasks.
             payload: the payload of each task. Bytes are sent unchanged; any other value is sent as JSON.
             name: the name of the schedule, 1 to 100 characters long: letters (A-Z and a-z), digits, ``-`` and ``_``.
-            days, hours, minutes, seconds: the parts of the interval, as in a timedelta. The sum must be a whole number
-                of seconds. The first task is submitted one interval after this call.
+            days: the days of the interval. The interval is the sum of days, hours, minutes and seconds, and must be a
+                whole number of seconds. The first task is submitted one interval after this call.
+            hours: the hours of the interval.
+            minutes: the minutes of the interval.
+            seconds: the seconds of the interval.
             timezone: the time zone of the cron expression, such as ``"Europe/Berlin"``. The default is UTC.
             missed: what to do if no worker submitted a task within a minute after its scheduled time. ``"skip"``
                 submits no task. ``"once"`` submits one task for the last of the missed times. ``"all"`` submits a task

@@ -131,7 +131,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], run: Run)
     assert f"  nqnb {' '.join(path)}" in answer.out
 
 
-@pytest.mark.parametrize("group", [(), ("task",), ("queue",)], ids=" ".join)
+@pytest.mark.parametrize("group", [(), ("task",), ("queue",), ("schedule",)], ids=" ".join)
 def test_a_group_lists_its_commands_with_whole_sentences(group: tuple[str, ...], run: Run) -> None:
     commands = run(*group, "-h").out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
     assert commands
@@ -517,8 +517,8 @@ def test_an_empty_result_prints_no_empty_line(run: Run) -> None:
 def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
     told = " ".join(run("-h").out.split())
     assert (
-        "--timeout has another meaning in `submit` and `task result`, and --name has another meaning in `queue stats`."
-        in told
+        "--timeout has another meaning in `submit`, `schedule add` and `task result`, and --name has another meaning "
+        "in `queue stats`." in told
     )
     taken = {
         (" ".join(path), option)
@@ -528,7 +528,8 @@ def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
         for shown in [run(*path, "-h").out]
         if re.search(rf"^  (-\w, )?{option} ", shown, re.MULTILINE)
     }
-    assert taken == {("submit", "--timeout"), ("task result", "--timeout"), ("queue stats", "--name")}
+    timeouts = {(path, "--timeout") for path in ("submit", "schedule add", "task result")}
+    assert taken == {*timeouts, ("queue stats", "--name")}
 
 
 def test_an_invalid_address_is_refused_without_its_password(run: Run) -> None:
