@@ -52,6 +52,7 @@ from nqnb.protocol.wire import ErrorInfo as ErrorInfo
 from nqnb.protocol.wire import Progress as Progress
 from nqnb.protocol.wire import TaskMessage as TaskMessage
 from nqnb.records import CancelReceipt as CancelReceipt
+from nqnb.records import LogLine as LogLine
 from nqnb.records import PruneReceipt as PruneReceipt
 from nqnb.records import PurgeReceipt as PurgeReceipt
 from nqnb.records import QueueInfo as QueueInfo

@@ -7,7 +7,7 @@ import contextlib
 import getpass
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from zoneinfo import ZoneInfo
 
@@ -57,6 +57,7 @@ from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.queue_limits import check_limits
 from nqnb.records import (
     CancelReceipt,
+    LogLine,
     PruneReceipt,
     PurgeReceipt,
     QueueInfo,
@@ -77,6 +78,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("nqnb.client")
 _PROGRESS_TASKS = 1000
 """The number of tasks after which a listing reports its progress."""
+
+_LOG_POLL_SECONDS = 0.3
+"""The time between two reads of a log that is followed."""
 
 
 def connect(
@@ -429,6 +433,40 @@ class Client:
         """
         async for info in follow(self.backend, names.check_task_id(id)):
             yield info
+
+    async def logs(self, id: str, follow: bool = False) -> AsyncGenerator[LogLine, None]:
+        """Yield the lines that a task has printed and logged, oldest first.
+
+        The lines are stored by workers with ``task_logs=True``. The server keeps about the last 4 MB of each task's
+        log, for seven days. If no lines are stored, the last 20 lines that the handler passed to ``job.log`` are
+        yielded.
+
+        Args:
+            id: the id of the task.
+            follow: whether to continue with new lines until the task has ended.
+
+        Raises:
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
+            MalformedMessage: the entry of the task cannot be decoded.
+        """
+        task_id, follow = names.check_task_id(id), check_flag("follow", follow)
+        start, last = 1, (0, 0)
+        while True:
+            info = await self.fetch(task_id)
+            async with contextlib.aclosing(self.backend.read_log(task_id, start)) as parts:
+                async for end, lines in parts:
+                    start = end
+                    for line in lines:
+                        before = last[1] if last[0] == line.attempt else 0
+                        last = (line.attempt, line.number)
+                        yield msgspec.structs.replace(line, missing=max(0, line.number - before - 1))
+            if not follow or info.status.terminal:
+                break
+            await asyncio.sleep(_LOG_POLL_SECONDS)
+        if start == 1:
+            for number, text in enumerate(info.log, 1):
+                yield LogLine(number=number, at=None, text=text, attempt=info.attempt, worker=info.worker)
 
     async def wait(self, id: str, timeout: Duration | None = None) -> Status:
         """Wait until a task has ended, and return its final state. The wait continues after disconnects.
@@ -972,6 +1010,17 @@ class Task:
             UnknownTask: the server no longer has the task.
         """
         return self._client.updates(self.id)
+
+    def logs(self, follow: bool = False) -> AsyncGenerator[LogLine, None]:
+        """Yield the lines that the task has printed and logged; see `Client.logs`.
+
+        Args:
+            follow: whether to continue with new lines until the task has ended.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
+        return self._client.logs(self.id, follow)
 
     async def wait(self, timeout: Duration | None = None) -> Status:
         """Wait until the task has ended, and return its final state.

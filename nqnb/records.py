@@ -211,6 +211,32 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
+class LogLine(Struct, frozen=True, kw_only=True):
+    """A line of a task's log, as a worker with ``task_logs=True`` stores it.
+
+    Attributes:
+        number: the number of the line in its attempt, counted from 1. Numbers are missing if lines were not stored.
+        at: the time of the line, by the worker's clock.
+        text: the text.
+        attempt: the number of the attempt, counted from 1.
+        worker: the id of the worker.
+        missing: the number of lines before this line that were not stored, because the task wrote too fast or too much.
+    """
+
+    number: int
+    at: datetime | None
+    text: str
+    attempt: int = 1
+    worker: str = ""
+    missing: int = 0
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return f"<LogLine {self.number}: {readable(self.text)}>"
+
+
 class TaskBatch(Struct, frozen=True, kw_only=True):
     """A batch of changes from a watch of all tasks; see `nqnb.Client.watch`.
 

@@ -46,6 +46,7 @@ from nqnb.commands.command_records import (
     Schedules,
     ServerUp,
     Submitted,
+    TaskLog,
     Tasks,
     TaskStatus,
     Value,
@@ -56,7 +57,7 @@ from nqnb.demo import DemoState, DemoSummary
 from nqnb.doctor.diagnosis import Diagnosis
 from nqnb.protocol.wire import Status, parse_time
 from nqnb.queue_limits import QueueLimits
-from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, ScheduleInfo, TaskInfo, moment
+from nqnb.records import CancelReceipt, LogLine, PruneReceipt, QueueInfo, ScheduleInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.text import (
     absent_worker,
@@ -128,6 +129,21 @@ def _(record: dict) -> RenderableType:  # type: ignore[type-arg]  # singledispat
 @render.register
 def _(record: Value) -> RenderableType:
     return to_json(record.value, indent=2)
+
+
+@render.register
+def _(record: LogLine) -> RenderableType:
+    at = clock(record.at)
+    attempt = f"attempt {record.attempt}: " if record.attempt > 1 else ""
+    lines = [f"{at}  {attempt}{record.text}" if at else record.text]
+    if record.missing:
+        lines.insert(0, f"({record.missing:,} line{'s' * (record.missing != 1)} not stored)")
+    return clean("\n".join(lines))
+
+
+@render.register
+def _(record: TaskLog) -> RenderableType:
+    return "\n".join(str(render(each)) for each in record) or "no log"
 
 
 @render.register

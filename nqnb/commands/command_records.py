@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from nqnb.errors import ConnectionFailed, NoRoom, NqnbError, TaskError, Unconfirmed, UnknownTask
 from nqnb.failures import FailureGroup
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
+from nqnb.records import CancelReceipt, LogLine, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +33,10 @@ class Tasks(list[TaskInfo]):
     def __init__(self, tasks: Iterable[TaskInfo] = (), total: int = 0) -> None:
         super().__init__(tasks)
         self.total = max(total, len(self))
+
+
+class TaskLog(list[LogLine]):
+    """The lines of a task's log, oldest first."""
 
 
 class Queues(list[QueueInfo]):

@@ -41,6 +41,7 @@ from nqnb.commands.command_records import (
     RequeuedAll,
     RequeuedTask,
     RequeuePreview,
+    TaskLog,
     Tasks,
     TaskStatus,
     Value,
@@ -321,6 +322,33 @@ def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo
     """Show all stored information about a task."""
     chosen = _chosen_id(id, named)
     return ask(ctx, lambda nq: _fetch_in_full(nq, chosen))
+
+
+@task.command(
+    "logs", epilog="\b\nExamples:\n  nqnb task logs mic7JrVU1b6ZQ167o6RivY\n  nqnb task logs -f mic7JrVU1b6ZQ167o6RivY"
+)
+@_id_argument_or_option
+@click.option("--follow", "-f", is_flag=True, help="Continue with new lines until the task has ended")
+@click.pass_context
+def task_logs(ctx: click.Context, id: str | None, named: str | None, follow: bool) -> TaskLog | None:
+    """Print what a task has printed and logged.
+
+    The worker of the task must store task logs (`nqnb worker --task-logs`). Otherwise, the last 20 lines that the
+    handler passed to job.log are printed. With --follow and --json, one line of JSON is printed for each line.
+    """
+    chosen = _chosen_id(id, named)
+
+    async def question(nq: Client) -> TaskLog | None:
+        lines = TaskLog()
+        async with contextlib.aclosing(nq.logs(chosen, follow)) as found:
+            async for each in found:
+                if follow:
+                    front_of(ctx).show(each)
+                else:
+                    lines.append(each)
+        return None if follow else lines
+
+    return ask(ctx, question)
 
 
 @task.command(

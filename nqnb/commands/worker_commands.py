@@ -98,6 +98,7 @@ Examples:
 @click.option(
     "--reload", is_flag=True, help="Restart the worker when a Python file of its package changes; for development"
 )
+@click.option("--task-logs", is_flag=True, help="Store what tasks print and log; `nqnb task logs` prints it")
 @log_format_option
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
@@ -111,6 +112,7 @@ def worker(
     metrics: ListenAddress | None,
     health: ListenAddress | None,
     reload: bool,
+    task_logs: bool,
     log_format: str,
     member: bool,
 ) -> None:
@@ -150,6 +152,8 @@ def worker(
         found.metrics = metrics
     if health is not None:
         found.health = health
+    if task_logs:
+        found.task_logs = True
     found.dedicated = True
     front.run(found.serve if parent is None else lambda: parent.serve(found), new_loop_of(loop))
 
@@ -205,6 +209,7 @@ def _arguments(ctx: click.Context) -> list[str]:
         *(() if given["concurrency"] is None else ("--concurrency", f"{given['concurrency']}")),
         *(() if given["queues"] is None else ("--queues", _weights_text(given["queues"]))),
         *(["--json"] if front_of(ctx).json else []),
+        *(["--task-logs"] if given["task_logs"] else []),
         *("--loop", given["loop"], "--log-format", given["log_format"]),
     ]
 

@@ -26,6 +26,7 @@ from nqnb.jetstream.cancels import CancelListener, publish_cancel
 from nqnb.jetstream.connection import Connection, Outage, PubAck
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.fast_client import header_block, read_headers
+from nqnb.jetstream.log_stream import LogPart, ensure_log_stream, read_log, store_log
 from nqnb.jetstream.lost_messages import LostMessages
 from nqnb.jetstream.messages import (
     StreamMessage,
@@ -59,7 +60,7 @@ from nqnb.jetstream.server_facts import ServerFacts, read_facts
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
 from nqnb.queue_limits import QueueLimits
-from nqnb.records import QueueInfo, QueueService
+from nqnb.records import LogLine, QueueInfo, QueueService
 from nqnb.settings import BUCKETS, Settings
 from nqnb.store import StateStore
 
@@ -392,6 +393,20 @@ class Backend:
     async def remove_oldest_states(self, revision: int, created: str) -> None:
         """Remove every entry of the state bucket up to ``revision``; see `KeyValueStore.delete_oldest`."""
         await self._bucket.delete_oldest(revision, created)
+
+    # Task logs.
+
+    async def ensure_log_stream(self) -> None:
+        """Create the stream of task logs if it does not exist; see `nqnb.jetstream.log_stream`."""
+        await ensure_log_stream(self.connection)
+
+    async def store_log(self, task_id: str, part: LogPart) -> None:
+        """Store a part of a task's log."""
+        await store_log(self.connection, task_id, part)
+
+    def read_log(self, task_id: str, start: int = 1) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
+        """Yield the parts of a task's log; see `nqnb.jetstream.log_stream.read_log`."""
+        return read_log(self.connection, task_id, start)
 
     # Queues.
 

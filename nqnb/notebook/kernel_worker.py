@@ -20,13 +20,13 @@ from nqnb.error_text import shown
 from nqnb.errors import BadInput, InvalidHandler
 from nqnb.inputs import Duration, check_seconds
 from nqnb.notebook.loop import LOOP
-from nqnb.notebook.print_capture import ROUTING, ProcessHandler, printing
 from nqnb.protocol import names
 from nqnb.records import WorkerInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.worker.handlers import Handler, make_handler
 from nqnb.worker.job import Job
+from nqnb.worker.print_capture import ROUTING, ProcessHandler, printing
 from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 from nqnb.worker.worker import State, Worker
 

@@ -45,7 +45,7 @@ from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.recurring import Missed
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo
+from nqnb.records import CancelReceipt, LogLine, PruneReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -532,6 +532,22 @@ class Session:
             InvalidTaskId: the id is invalid.
         """
         return SessionTask(self, names.check_task_id(id))
+
+    def logs(self, id: str) -> list[LogLine]:
+        """Return the lines that a task has printed and logged so far, oldest first; see `Client.logs`.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
+        """
+
+        async def read() -> list[LogLine]:
+            return [line async for line in self.client.logs(id)]
+
+        return self.call(read())
 
     def fetch(self, id: str) -> TaskInfo:
         """Return the current record of a task, with its payload, result and log.

@@ -38,7 +38,7 @@ from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.follow import watch
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.records import CancelReceipt, LogLine, TaskInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,7 @@ class _TaskCalls(Protocol):
     @property
     def client(self) -> Client: ...
     def fetch(self, id: str) -> TaskInfo: ...
+    def logs(self, id: str) -> list[LogLine]: ...
     def status(self, id: str) -> Status: ...
     def updates(self, id: str) -> Iterator[TaskInfo]: ...
     def wait(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status: ...
@@ -134,6 +135,14 @@ class SessionTask:
             UnknownTask: the server no longer has the task.
         """
         return self._session.fetch(self.id)
+
+    def logs(self) -> list[LogLine]:
+        """Return the lines that the task has printed and logged so far, oldest first; see `Client.logs`.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
+        return self._session.logs(self.id)
 
     def status(self) -> Status:
         """Return the current state of the task.

@@ -1,7 +1,8 @@
 """Define the names of all streams, subjects and buckets, and check queue names and task ids.
 
 NQ defines the stream ``<q>``, the subjects ``<q>.task`` and ``<q>.cancel``, the consumer ``MONITOR`` and the bucket
-``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers``, ``nq-results`` and ``nq-limits``.
+``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers``, ``nq-results`` and ``nq-limits``, and the stream
+``nq-logs``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ INTENT_BUCKET = "nq-cancel"
 PRESENCE_BUCKET = "nq-workers"
 RESULT_BUCKET = "nq-results"
 LIMIT_BUCKET = "nq-limits"
+LOG_STREAM = "nq-logs"
 
 CLIENT_HEADER = "Nqnb-Client"
 """The header of every message that nqnb publishes. Messages without this header come from other NQ clients."""
@@ -161,6 +163,11 @@ def schedule_pattern(queue: str) -> str:
 def cancel_subject(queue: str) -> str:
     """Return the subject of a queue's cancels."""
     return f"{queue}.cancel"
+
+
+def log_subject(task_id: str) -> str:
+    """Return the subject of a task's log. No subject of a queue can have its first token."""
+    return f"$NQNB.logs.{task_id}"
 
 
 def bucket_stream(bucket: str) -> str:

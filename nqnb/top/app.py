@@ -317,7 +317,12 @@ class TopApp(App[None]):
             self._choose_first()
         elif self._tab == "tasks":
             screen = TaskScreen(key)
-            self.push_screen(screen)
+            reading = spawn(self._read_log(screen))
+
+            def stop_reading(_: None) -> None:
+                reading.cancel()
+
+            self.push_screen(screen, stop_reading)
             self.call_after_refresh(self._show_open, screen)
         else:
             column, name = "queue", key
@@ -327,6 +332,12 @@ class TopApp(App[None]):
             field.add_class("shown")
             field.value = f"{column}:={name}"
             self.action_show("tasks")
+
+    async def _read_log(self, screen: TaskScreen) -> None:
+        with contextlib.suppress(NqnbError):  # the user may have no permission to read logs
+            async with contextlib.aclosing(self._client.logs(screen.task_id, follow=True)) as lines:
+                async for each in lines:
+                    screen.lines.append(each)
 
     def _show_open(self, screen: TaskScreen) -> None:
         rows = self._tasks.rows

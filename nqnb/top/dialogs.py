@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -12,7 +13,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Button, Footer, Static
 
-from nqnb.text import clean, line
+from nqnb.records import LogLine
+from nqnb.text import clean, clock, line
+
+MAX_LINES = 500
+"""The maximum number of lines of a log that an open task shows."""
 
 
 class Question(ModalScreen[bool]):
@@ -96,6 +101,8 @@ class TaskScreen(Screen[None]):
     def __init__(self, task_id: str) -> None:
         super().__init__()
         self.task_id = task_id
+        self.lines: deque[LogLine] = deque(maxlen=MAX_LINES)
+        """The newest lines of the task's log."""
         self._shown: object = None
 
     def compose(self) -> ComposeResult:
@@ -112,9 +119,14 @@ class TaskScreen(Screen[None]):
             head: the state of the task.
             parts: the details of the task; see `nqnb.widgets.row_content.detail`.
         """
+        if self.lines:
+            text = "\n".join(f"{clock(each.at)}  {each.text}" if each.at else each.text for each in self.lines)
+            parts = [*(part for part in parts if part["kind"] != "log"), {"name": "log", "text": text}]
         if self._shown == (head, parts):
             return
         self._shown = (head, parts)
+        scroll = self.query_one(VerticalScroll)
+        at_end = 0 < scroll.max_scroll_y <= scroll.scroll_offset.y
         body = Text()
         for part in parts:
             body.append(f"{line(part['name'])}\n", "bold underline")
@@ -122,3 +134,5 @@ class TaskScreen(Screen[None]):
         body.rstrip()
         self.query_one("#head", Static).update(head)
         self.query_one("#body", Static).update(body)
+        if at_end:  # the user is reading the end of the log
+            scroll.scroll_end(animate=False)

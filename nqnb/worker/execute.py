@@ -14,6 +14,7 @@ from nqnb.worker.executors import make_executor
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.job import Job
 from nqnb.worker.run import Run
+from nqnb.worker.task_logs import TaskLogs
 
 _FLUSH_SECONDS = 0.25
 """The minimum interval between two writes of a task's progress and log."""
@@ -29,8 +30,8 @@ class Poisoned(Exception):
         )
 
 
-async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
-    """Run a claimed task until it ends or is stopped.
+async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None = None) -> Result | None:
+    """Run a claimed task until it ends or is stopped. If ``logs`` is not None, store the task's log.
 
     Returns:
         The result, or None if the lease ran out before the task started. In that case, the server redelivers the task.
@@ -61,6 +62,9 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         # The event loop cancels a coroutine instead.
         progress_raises=run.handler.progress_raises and not run.handler.is_coroutine,
     )
+    if logs is not None:
+        run.handler = logs.captured(run.handler)
+        logs.begin(run)
     run.executor = make_executor(run.handler, run.job)
     timer = None
     if until:

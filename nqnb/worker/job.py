@@ -16,6 +16,7 @@ from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.inputs import LONGEST_SECONDS, Duration, check_seconds
 from nqnb.protocol.wire import Progress
+from nqnb.worker.line_buffer import MAX_CHARACTERS, LineBuffer
 
 LOG_LINES = 20
 LINE_CHARACTERS = 200
@@ -60,7 +61,7 @@ class JobState:
         progress_raises: whether `Job.progress` raises `JobCancelled` once the handler must stop.
     """
 
-    __slots__ = ("changed", "log", "progress", "progress_raises", "stop")
+    __slots__ = ("changed", "lines", "log", "progress", "progress_raises", "stop")
 
     def __init__(self, changed: Callable[[], None], stop: StopFlag | None, progress_raises: bool) -> None:
         self.changed = changed
@@ -72,6 +73,8 @@ class JobState:
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
         self.log = _NO_LINES
+        self.lines: LineBuffer | None = None
+        """The lines for the task's log on the server, or None if the worker does not store task logs."""
 
     def report(self, progress: Progress | None, log: list[str]) -> None:
         """Replace the progress and the log, and notify the worker."""
@@ -176,7 +179,13 @@ class Job:
             self.raise_if_cancelled()
 
     def log(self, text: str) -> None:
-        """Add a line to the task's log, which stores the last 20 lines. Each line is cut to 200 characters."""
+        """Add a line to the task's log, which stores the last 20 lines. Each line is cut to 200 characters.
+
+        A worker with ``task_logs=True`` also stores the line in the full log, cut to 2,000 characters.
+        """
+        if self.state.lines is not None:
+            for each in plain_text(text, MAX_CHARACTERS).split("\n"):
+                self.state.lines.add(each)
         line = plain_text(f"{time.strftime('%H:%M:%S')} {plain_text(text, LINE_CHARACTERS)}", LINE_CHARACTERS)
         self.state.log = [*self.state.log, line][-LOG_LINES:]
         self.state.changed()

@@ -58,7 +58,7 @@ _OUR_MODULES = (
     "nqnb.worker.executors.coroutine",
     "nqnb.worker.executors.thread",
     "nqnb.worker.handlers",
-    "nqnb.notebook.print_capture",
+    "nqnb.worker.print_capture",
     "nqnb.notebook.kernel_worker",
 )
 _MISUSES = ("TypeError", "AttributeError")

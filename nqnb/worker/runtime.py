@@ -39,6 +39,7 @@ from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.recovery import Recovery
 from nqnb.worker.recurring_tasks import RecurringTasks
 from nqnb.worker.run import Run
+from nqnb.worker.task_logs import TaskLogs
 
 log = logging.getLogger("nqnb.worker")
 
@@ -79,6 +80,7 @@ class Runtime:
         describe: a function that returns the worker's record. The arguments are the running tasks' ids and the TTL in
             seconds.
         metrics: the counters of the worker, or None.
+        logs: the storage of task logs, or None.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Runtime:
         shutdown_on_disconnect: bool,
         describe: Callable[[list[str], float], WorkerInfo],
         metrics: WorkerMetrics | None = None,
+        logs: TaskLogs | None = None,
     ) -> None:
         self.backend = backend
         self.runs: dict[str, Run] = {}
@@ -101,6 +104,7 @@ class Runtime:
         """The number of messages that were terminated because they were not tasks."""
         self._worker_id = worker_id
         self._metrics = metrics
+        self._logs = logs
         self._handlers = handlers
         self._slots = slots
         self._poison_limit = poison_limit
@@ -185,6 +189,8 @@ class Runtime:
         ack_wait = min(pull.ack_wait for pull in self._pulls.values())
         self._pulse.start(ack_wait, self.backend.caught_up, self._beat_now)
         await self._guard.ready()
+        if self._logs is not None:
+            await self._logs.open()
         loops = (
             self._fetch,
             self._beat,
@@ -192,6 +198,7 @@ class Runtime:
             self._leases.stop_lapsed,
             self._leases.watch_entries,
             self._recurring.run,
+            *([self._logs.write_repeatedly] if self._logs is not None else []),
         )
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
@@ -267,6 +274,8 @@ class Runtime:
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._recovery.close()
         self._pulse.stop()
+        if self._logs is not None:
+            self._logs.close()
         try:
             # Close the guard first, because it could write the presence again after its removal.
             await self._guard.close()
@@ -358,7 +367,9 @@ class Runtime:
                     deliveries=run.delivery.deliveries,
                     worker=self._worker_id,
                 )
-            result = await execute(self.backend, self._worker_id, run)
+            result = await execute(self.backend, self._worker_id, run, self._logs)
+            if self._logs is not None:
+                await self._logs.end(run)
             if result is not None:
                 status = await record_outcome(self.backend, run, result)
         except NqnbError as error:

@@ -13,7 +13,7 @@ REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
 """The nqnb functions that call handlers on an event loop, as pairs of module and function."""
-_WRAPPERS = ("nqnb.notebook.print_capture", "nqnb.worker.handlers", "contextlib")
+_WRAPPERS = ("nqnb.worker.print_capture", "nqnb.worker.handlers", "contextlib")
 """Modules whose frames may lie between a function in `_STARTERS` and the handler."""
 
 

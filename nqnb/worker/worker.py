@@ -79,6 +79,9 @@ class Worker:
         health: the port on which the worker answers health checks while it runs, or a string such as
             ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
             receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
+        task_logs: whether to store what handlers print and log in the stream ``nq-logs``, where `Client.logs` reads it.
+            Prints then no longer go to the worker's output. This is off by default, because it adds writes to each
+            task that prints, uses storage on the server, and requires permission to create and write the stream.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -101,6 +104,7 @@ class Worker:
         store: StateStore | None = None,
         metrics: int | str | None = None,
         health: int | str | None = None,
+        task_logs: bool = False,
         **options: Any,
     ) -> None:
         self.concurrency = check_concurrency(concurrency)
@@ -114,6 +118,7 @@ class Worker:
         """The address of the metrics, or None."""
         self.health = None if health is None else ListenAddress.of(health, "health", THIS_MACHINE)
         """The address of the health checks, or None."""
+        self.task_logs = check_flag("task_logs", task_logs)
         self.dedicated = False
         """Whether the process does nothing but run this worker.
 
@@ -376,6 +381,7 @@ class Worker:
         from nqnb.jetstream.backend import Backend
         from nqnb.server.server_choice import resolved
         from nqnb.worker.runtime import Runtime
+        from nqnb.worker.task_logs import TaskLogs
 
         if self.settings is self._own_settings:
             # The environment may have changed since the worker was created or last started.
@@ -396,6 +402,7 @@ class Worker:
             shutdown_on_disconnect=self.shutdown_on_disconnect,
             describe=self.info,
             metrics=metrics,
+            logs=TaskLogs(backend, self.id) if self.task_logs else None,
         )
         try:
             await self._runtime.open()

@@ -19,8 +19,8 @@ from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
-from nqnb.notebook.print_capture import Router
 from nqnb.notebook.session import Session
+from nqnb.worker.print_capture import Router
 
 posix = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
 

@@ -150,6 +150,26 @@ async def test_an_open_task_shows_its_error_and_can_be_requeued(nq: nqnb.Client,
 
 
 @pytest.mark.full
+async def test_an_open_task_follows_its_log(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, task_logs=True)
+    go_on = asyncio.Event()
+
+    @worker.handler("resize")
+    async def resize(job: nqnb.Job) -> None:
+        print("\n".join(f"line {number}" for number in range(50)))
+        await go_on.wait()
+        print(f"last {HOSTILE}")
+
+    async with worker, top(nq) as view:
+        task = await nq.submit("resize")
+        await view.until("processing", task.id)
+        await view.press("down", "enter", "end")
+        await view.until("line 49")
+        go_on.set()
+        await view.until("last [bold]x[/bold] \\x1b[2J")
+
+
+@pytest.mark.full
 async def test_queues_are_paused_and_resumed_and_lead_to_their_tasks(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     await nq.submit_many("encode", range(2))
     await nq.submit_many("resize", range(3))

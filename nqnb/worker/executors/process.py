@@ -86,7 +86,7 @@ class ProcessExecutor(Executor):
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
         where = (sys.path, _current_folder(), environment())
         trace = {} if tracing.active is None else tracing.active.headers()
-        task = (facts, job.state.progress_raises, call, trace)
+        task = (facts, job.state.progress_raises, job.state.lines is not None, call, trace)
         over = self._over = process.run(self._handler, self._receive, *where, *task)
         try:
             status = await asyncio.shield(over)
@@ -144,8 +144,10 @@ class ProcessExecutor(Executor):
     def _receive(self, message: tuple[Any, ...]) -> None:
         kind, *values = message
         if kind == "report":
-            progress, lines = values
-            self._job.state.report(progress and Progress(*progress), lines)
+            progress, log_lines, new_lines = values
+            if self._job.state.lines is not None:
+                self._job.state.lines.extend(new_lines)
+            self._job.state.report(progress and Progress(*progress), log_lines)
             return
         if kind == "returned":
             # Keep the JSON unchanged: decoding it would change numbers that only JSON can represent.

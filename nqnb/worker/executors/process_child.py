@@ -2,8 +2,8 @@
 
 A frame on the socket consists of a four-byte length and a pickle. Both ends of the socket belong to nqnb, and data from
 a queue is never unpickled. The worker sends one frame per task. This process replies with any number of ``("report",
-progress, log)`` messages, and then with the outcome: ``("returned", JSON, is_bytes)``, or ``("unencodable", text,
-part)`` for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
+progress, log, lines)`` messages, and then with the outcome: ``("returned", JSON, is_bytes)``, or ``("unencodable",
+text, part)`` for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
 `nqnb.worker.executors.process.RemoteError`. All messages consist of built-in values, so unpickling them imports no
 modules in the worker.
 
@@ -40,6 +40,7 @@ from typing import Any
 from nqnb import payload, supervisor, tracing
 from nqnb.errors import BadInput, JobCancelled, UnencodableValue
 from nqnb.worker.job import Job, StopFlag
+from nqnb.worker.line_buffer import LineBuffer
 
 Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 """The arguments of `Job` that describe the task."""
@@ -50,7 +51,7 @@ MOST_RESULT_BYTES = 64 * 2**20
 """The maximum size of a result. No server accepts a larger result."""
 _MOST_TEXT_CHARACTERS = 2**20
 """The maximum length of an exception's text, and of its traceback. Only a few thousand characters are stored."""
-_CALLERS = (__name__, "nqnb.notebook.print_capture", "nqnb.worker.handlers")
+_CALLERS = (__name__, "nqnb.worker.print_capture", "nqnb.worker.handlers")
 """The modules of nqnb that call a handler in this process."""
 _REPORT_INTERVAL_SECONDS = 0.05
 """The minimum time between two reports. The worker stores reports less often."""
@@ -139,6 +140,7 @@ class _Runner:
         environment: the worker's current environment variables, which may have changed since this process started.
         facts: the arguments of the handler's `Job` that describe the task.
         progress_raises: the argument of the same name for the handler's `Job`.
+        stores_lines: whether the worker stores the task's log.
         call: the pickled function, a flag that is true for a coroutine function, and the arguments after the job.
         trace: the trace context of the run as headers. It is empty if the run is not traced.
     """
@@ -153,6 +155,7 @@ class _Runner:
         environment: dict[str, str],
         facts: Facts,
         progress_raises: bool,
+        stores_lines: bool,
         call: bytes,
         trace: dict[str, str],
     ) -> None:
@@ -162,6 +165,8 @@ class _Runner:
         self._stop = stop
         self._may_stay = may_stay
         self._job = Job(*facts, self._changed, self._stop, progress_raises)
+        if stores_lines:
+            self._job.state.lines = LineBuffer()
         self._process = os.getpid()
         self._in_handler = False
         """Whether the main thread is running the handler's code, in which an exception may be raised."""
@@ -294,7 +299,8 @@ class _Runner:
         progress, log = self._job.said
         if progress is None and not log:
             return b""
-        return frame(("report", progress and (progress.done, progress.total, progress.text), log))
+        lines = self._job.state.lines.take() if self._job.state.lines is not None else []
+        return frame(("report", progress and (progress.done, progress.total, progress.text), log, lines))
 
 
 def _has_children() -> bool:

@@ -18,8 +18,9 @@ If the exception cannot be raised yet, an `Interrupter` retries at short interva
 releases the GIL only inside `logging`, so every inspection finds the thread in `logging`. Similarly, a thread that
 waits repeatedly, for example on an empty queue, is always found inside the wait. Such threads stop themselves: while an
 interrupt is pending, nqnb replaces the log record factory and `threading.Condition.wait` with functions that raise
-`JobCancelled` before a record is created or a wait begins. Because the thread itself raises the exception, the thread's
-``with`` and ``finally`` blocks release all locks. This would not be guaranteed if another thread raised the exception.
+`JobCancelled` before a record is created or a wait begins, and so do captured prints. Because the thread itself raises
+the exception, the thread's ``with`` and ``finally`` blocks release all locks. This would not be guaranteed if another
+thread raised the exception.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.executors.executor import Executor, Result, StopLadder
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job, StopFlag
+from nqnb.worker.print_capture import CHECKS, Router
 from nqnb.worker.thread_stack import iter_frames, module_of
 
 GUARDED = frozenset(
@@ -247,7 +249,7 @@ _interrupter_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Inter
 
 
 class _Due:
-    """Threads that could not be interrupted yet. Each thread stops itself when it next logs or waits.
+    """Threads that could not be interrupted yet. Each thread stops itself when it next logs, prints or waits.
 
     While there are such threads, the log record factory and `threading.Condition.wait` are replaced with wrappers.
     """
@@ -256,6 +258,7 @@ class _Due:
         self._bases: dict[int, FrameType] = {}
         self._traps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._before: tuple[Callable[..., Any], Callable[..., Any]]
+        self._print_trap = _trap(self._bases, _check, _is_print)
         self._lock = threading.Lock()
         """A lock that protects the state from concurrent loops. A handler's thread never acquires this lock."""
 
@@ -270,6 +273,7 @@ class _Due:
                 )
                 logging.setLogRecordFactory(self._traps[0])
                 threading.Condition.wait = self._traps[1]  # type: ignore[method-assign]  # temporary
+                CHECKS.append(self._print_trap)
 
     def has(self, thread_id: int, base: FrameType) -> bool:
         """Return whether a thread still has to stop itself."""
@@ -285,10 +289,8 @@ class _Due:
                     logging.setLogRecordFactory(self._before[0])
                 if threading.Condition.wait is self._traps[1]:
                     threading.Condition.wait = self._before[1]  # type: ignore[method-assign]  # as it was
+                CHECKS.remove(self._print_trap)
                 self._traps = None
-
-
-_due = _Due()
 
 
 def _trap(
@@ -336,9 +338,17 @@ _LOG_CALLS = frozenset(
 )
 
 
+def _is_print(frame: FrameType) -> bool:
+    """Return whether a frame belongs to a captured print that has not begun."""
+    return frame.f_code in (Router.write.__code__, Router.writelines.__code__)
+
+
 def _is_wait(frame: FrameType) -> bool:
     """Return whether a frame belongs to code that waits on a condition.
 
     Such code releases its locks when an exception is raised.
     """
     return _package(frame) in ("threading", "queue", "concurrent")
+
+
+_due = _Due()

@@ -1,9 +1,9 @@
-"""The capture of a handler's output. The output goes to the task's log instead of the current cell.
+"""The capture of a handler's output. The output goes to the task's log instead of the current cell or the terminal.
 
-While this process has handlers, ``sys.stdout`` and ``sys.stderr`` are each replaced with a `Router`. A context variable
-identifies the task whose code is printing, even in threads that the task has started. All other output goes to the
-original stream. The output of programs that a handler starts is not captured. If a handler runs in a separate process,
-all output of that process and its child processes is captured.
+While this process has such handlers, ``sys.stdout`` and ``sys.stderr`` are each replaced with a `Router`. A context
+variable identifies the task whose code is printing, even in threads that the task has started. All other output goes to
+the original stream. The output of programs that a handler starts is not captured. If a handler runs in a separate
+process, all output of that process and its child processes is captured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import logging
 import os
 import sys
 import threading
@@ -19,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from nqnb.worker.job import LINE_CHARACTERS, Job
+from nqnb.worker.job import Job
+from nqnb.worker.line_buffer import MAX_CHARACTERS
 
 _PIPE_DRAIN_SECONDS = 0.5
 """How long to wait for a handler's last output. Child processes that outlive the handler may keep the pipe open."""
@@ -40,7 +42,7 @@ class LineLogger:
         """Log each complete line. Keep an incomplete last line until the rest of the line is written."""
         thread = threading.get_ident()
         *lines, part = (self._parts.get(thread, "") + text).split("\n")
-        self._parts[thread] = part[-LINE_CHARACTERS:] if "\r" in part else part[:LINE_CHARACTERS]
+        self._parts[thread] = part[-MAX_CHARACTERS:] if "\r" in part else part[:MAX_CHARACTERS]
         for line in lines:
             self._log(line)
         return len(text)
@@ -66,6 +68,10 @@ class LineLogger:
 _output_of_task: ContextVar[LineLogger | None] = ContextVar("nqnb_output_of_task", default=None)
 
 
+CHECKS: list[Callable[[], object]] = []
+"""Functions to call before a task prints. They may raise `JobCancelled`; see `nqnb.worker.executors.thread`."""
+
+
 class Router:
     """A replacement for a stream. Output of a task goes to the task's log. Other output goes to the original stream."""
 
@@ -74,6 +80,8 @@ class Router:
 
     def write(self, text: str) -> int:
         """Write text to the current task's log, or to the original stream if there is no current task."""
+        for check in CHECKS:
+            check()
         return int((_current_logger() or self.replaced).write(text) or 0)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -149,6 +157,52 @@ class Routing:
 ROUTING = Routing()
 
 
+class _RecordHandler(logging.Handler):
+    """A handler that sends log records to the current task's log. Records of nqnb itself are not about the task."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record."""
+        lines = _current_logger() or _process_logger
+        if lines is not None and record.name.partition(".")[0] != "nqnb":
+            try:
+                text = self.format(record)
+            except Exception:  # noqa: BLE001  the record's arguments may raise anything
+                text = str(record.msg)
+            lines.write(f"{text}\n")
+
+
+_process_logger: LineLogger | None = None
+"""The logger of the only task that runs in this process, if the process runs one task."""
+
+
+class Records:
+    """The installation of the handler of log records. It is installed while at least one worker is registered."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._lock = threading.Lock()
+        self._handler = _RecordHandler()
+        self._handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def begin(self) -> None:
+        """Register a worker, and install the handler if necessary."""
+        with self._lock:
+            self._users += 1
+            root = logging.getLogger()
+            if self._handler not in root.handlers:
+                root.addHandler(self._handler)
+
+    def end(self) -> None:
+        """Unregister a worker. If no worker remains, remove the handler."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                logging.getLogger().removeHandler(self._handler)
+
+
+RECORDS = Records()
+
+
 @contextlib.contextmanager
 def captured(job: Job) -> Iterator[None]:
     """Send all output from this context to the task's log."""
@@ -208,6 +262,13 @@ class ProcessHandler:
 @contextlib.contextmanager
 def _all_output_captured(job: Job) -> Iterator[None]:
     """Send the output of this process and its children to the task's log."""
+    global _process_logger
+    records = job.state.lines is not None
+    if records:
+        if not logging.getLogger().handlers:
+            logging.getLogger().setLevel(logging.INFO)
+        RECORDS.begin()
+        _process_logger = LineLogger(job)
     end, start = os.pipe()
     kept = {number: os.dup(number) for number in (1, 2)}
     for number in kept:
@@ -224,6 +285,9 @@ def _all_output_captured(job: Job) -> Iterator[None]:
         for number, before in kept.items():
             os.dup2(before, number)
             os.close(before)
+        if records:
+            _process_logger = None
+            RECORDS.end()
         reader.join(_PIPE_DRAIN_SECONDS)
 
 

@@ -1,0 +1,84 @@
+"""The stream of task logs. Each message is a part of one task's log, and the server removes old parts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+from msgspec import Struct
+
+from nqnb.decode import decode
+from nqnb.errors import MalformedMessage
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.messages import read_messages
+from nqnb.jetstream.queue_streams import create_stream
+from nqnb.protocol import names
+from nqnb.records import LogLine, moment
+
+MAX_PARTS = 128
+"""The maximum number of parts of a task's log that the server keeps."""
+MAX_AGE_SECONDS = 7 * 86_400.0
+"""The age at which the server removes a part."""
+
+
+class LogPart(Struct, kw_only=True):
+    """A part of a task's log.
+
+    Each line consists of its number in the attempt (from 1), its time in Unix seconds, and its text.
+    """
+
+    attempt: int = 1
+    worker: str = ""
+    lines: list[tuple[int, float, str]] = []
+
+
+_decoder = msgspec.json.Decoder(LogPart)
+
+
+async def ensure_log_stream(connection: Connection) -> None:
+    """Create the stream of task logs if it does not exist.
+
+    Raises:
+        ServerRefused: the user has no permission to create the stream.
+    """
+    if await connection.find(f"STREAM.INFO.{names.LOG_STREAM}") is None:
+        config = {
+            "name": names.LOG_STREAM,
+            "subjects": [names.log_subject(">")],
+            "retention": "limits",
+            "storage": "file",
+            "num_replicas": connection.settings.replicas,
+            "max_msgs_per_subject": MAX_PARTS,
+            "max_age": int(MAX_AGE_SECONDS * 1e9),
+            "discard": "old",
+            "allow_direct": True,
+        }
+        await create_stream(connection, config)
+
+
+async def store_log(connection: Connection, task_id: str, part: LogPart) -> None:
+    """Store a part of a task's log. The write is not retried, because a part is not worth the wait.
+
+    Raises:
+        NqnbError: the part may not have been stored.
+    """
+    await connection.publish(names.log_subject(task_id), msgspec.json.encode(part))
+
+
+async def read_log(connection: Connection, task_id: str, start: int) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
+    """Yield the parts of a task's log from a sequence on. Each part comes with the sequence after it.
+
+    Parts that cannot be decoded are skipped. If the stream does not exist, nothing is yielded.
+    """
+    async for message in read_messages(connection, names.LOG_STREAM, start=start, subject=names.log_subject(task_id)):
+        try:
+            part = decode(message.data, _decoder, "a part of a task's log")
+        except MalformedMessage:
+            continue
+        yield (
+            message.sequence + 1,
+            [
+                LogLine(number=number, at=moment(at), text=text, attempt=part.attempt, worker=part.worker)
+                for number, at, text in part.lines
+            ],
+        )
