@@ -7,7 +7,7 @@ import contextlib
 import getpass
 import logging
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 from zoneinfo import ZoneInfo
 
@@ -642,11 +642,15 @@ class Client:
             Unconfirmed: the server's answers were lost; the new task may or may not have been accepted.
         """
         task_id = names.check_task_id(id)
+        return await self._submitted(requeue(self.backend, task_id, self.name), origin=task_id)
+
+    async def _submitted(self, submitting: Awaitable[TaskMessage], origin: str = "") -> Task:
+        """Submit a task, and return its handle. ``origin`` is the original task of a requeue."""
         if tracing.active is None:
-            message = await requeue(self.backend, task_id, self.name)
+            message = await submitting
             return Task(self, message.ID, message.Queue)
-        with tracing.active.requeue(self.backend.server_address, task_id) as span:
-            message = await requeue(self.backend, task_id, self.name)
+        with tracing.active.submit(self.backend.server_address, origin=origin) as span:
+            message = await submitting
             span.set(message.ID, queue=message.Queue)
             return Task(self, message.ID, message.Queue, submitted=span.context)
 
@@ -891,9 +895,9 @@ class Client:
             UnknownSchedule: there is no schedule with this name.
             Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
-        message = await run_schedule(self.backend, check_schedule_name(name), self.name)
-        self.serving.look_soon(message.Queue)
-        return Task(self, message.ID, message.Queue)
+        task = await self._submitted(run_schedule(self.backend, check_schedule_name(name), self.name))
+        self.serving.look_soon(task.queue)
+        return task
 
     async def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states, results and cancel requests of tasks that ended long ago.

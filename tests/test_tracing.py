@@ -342,6 +342,24 @@ async def test_errors_and_attached_and_requeued_tasks(nq: nqnb.Client, memory: M
     assert (requeue.attributes or {})["messaging.message.id"] == copy.id
 
 
+async def test_only_a_submit_sends_its_context(nq: nqnb.Client, memory: Memory) -> None:
+    await nq.backend.ensure_queue("quiet")
+    # The loops of a worker, which submit the tasks of schedules, inherit the span in which the worker was started.
+    with memory.tracer.start_as_current_span("the span that starts the worker"):
+        await nq.backend.publish_task("quiet", "1", b"{}")
+        await nq.every(minutes=5, queue="quiet", name="quiet")
+        task = await nq.run_schedule("quiet")
+    headers = [
+        base64.b64decode((await nq.backend.connection.api("STREAM.MSG.GET.quiet", {"seq": each}))["message"]["hdrs"])
+        for each in (1, 2)
+    ]
+    assert [b"traceparent" in each for each in headers] == [False, True]
+    submit = memory.only("submit quiet")
+    assert (submit.attributes or {})["messaging.message.id"] == task.id
+    assert f"{id_of(submit):016x}".encode() in headers[1]
+    await nq.remove_schedule("quiet")
+
+
 async def test_a_reused_process_has_the_context_of_its_own_task(
     nq: nqnb.Client, settings: nqnb.Settings, memory: Memory
 ) -> None:

@@ -526,7 +526,7 @@ class Backend:
         """Publish a task message with retries. The header ``Nats-Msg-Id`` prevents duplicates."""
         block = f"NATS/1.0\r\nNats-Msg-Id: {task_id}\r\n{names.CLIENT_HEADER}: task\r\n\r\n".encode()
         if tracing.active is not None:
-            block = header_block({**read_headers(block), **tracing.active.headers()})
+            block = header_block({**read_headers(block), **tracing.active.submit_headers()})
         subject, store = names.task_subject(queue), self.connection.store
         return await self.insist(lambda: store(subject, data, block, once=True), queue)
 
@@ -639,7 +639,7 @@ class Backend:
             The server's confirmation, or None if the server refused the schedule and the task must wait in its queue.
         """
         if carried is None:
-            carried = {} if tracing.active is None else tracing.active.headers()
+            carried = {} if tracing.active is None else tracing.active.submit_headers()
 
         async def publish() -> PubAck:
             await self._allow_schedules(queue)

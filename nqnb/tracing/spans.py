@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 
 from opentelemetry import context as contexts
 from opentelemetry import propagate, trace
@@ -26,6 +27,8 @@ _LONGEST_HEADER = 8192
 """The maximum length of a header's value. This is the limit for W3C baggage, the longest of the usual headers."""
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _TASK = contexts.create_key("nqnb-task")
+_submitting: ContextVar[bool] = ContextVar("nqnb-submitting", default=False)
+"""Whether the current span is that of a submit."""
 _OUTCOMES = {
     Status.COMPLETED: "completed",
     Status.FAILED: "failed",
@@ -49,13 +52,19 @@ class Spans:
     def __init__(self, provider: TracerProvider | None) -> None:
         self._tracer = trace.get_tracer("nqnb", __version__, provider)
 
-    def submit(self, server: Address, queue: str) -> contextlib.AbstractContextManager[TaskSpan]:
-        """Create the span of a submit. Inside the block, `headers` returns the context of this span."""
-        return self._span("submit", SpanKind.PRODUCER, server, queue, kind="send")
+    @contextlib.contextmanager
+    def submit(self, server: Address, queue: str = "", origin: str = "") -> Iterator[TaskSpan]:
+        """Create the span of a submit. Inside the block, `submit_headers` returns the context of this span.
 
-    def requeue(self, server: Address, origin: str) -> contextlib.AbstractContextManager[TaskSpan]:
-        """Create the span of a requeue, which submits a copy of the task ``origin``."""
-        return self._span("requeue", SpanKind.PRODUCER, server, kind="send", origin=origin)
+        ``origin`` is the id of the original task of a requeue.
+        """
+        operation = "requeue" if origin else "submit"
+        with self._span(operation, SpanKind.PRODUCER, server, queue, kind="send", origin=origin) as span:
+            token = _submitting.set(True)
+            try:
+                yield span
+            finally:
+                _submitting.reset(token)
 
     def wait(self, server: Address, task_id: str) -> contextlib.AbstractContextManager[TaskSpan]:
         """Create the span of a wait for the end of a task."""
@@ -111,10 +120,17 @@ class Spans:
         return Attached(contexts.set_value(_TASK, submitted))
 
     def headers(self) -> dict[str, str]:
-        """Return the current context as headers, for a message or for another process."""
+        """Return the current context as headers."""
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         return {name: value for name, value in carrier.items() if _is_header(name, value)}
+
+    def submit_headers(self) -> dict[str, str]:
+        """Return the context of the current submit as headers of the message, or nothing if there is no such span.
+
+        The tasks of a schedule have no such span. The current span is then the one in which the worker was started.
+        """
+        return self.headers() if _submitting.get() else {}
 
     @contextlib.contextmanager
     def _span(
