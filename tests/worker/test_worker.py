@@ -552,10 +552,13 @@ def test_a_loop_that_ends_under_a_worker_leaves_its_task_processing(server: nqnb
 def test_a_dedicated_worker_lets_the_garbage_collector_visit_all_objects_again(server: nqnb.DevServer) -> None:
     worker = nqnb.Worker(server.url)
     frozen: list[int] = []
+    fewest_objects: list[int] = []
+    thresholds = gc.get_threshold()
 
     @worker.handler("last")
     async def last(job: nqnb.Job) -> None:
         frozen.append(gc.get_freeze_count())
+        fewest_objects.append(gc.get_threshold()[0])
         worker.request_stop()
 
     async def submit() -> None:
@@ -565,7 +568,9 @@ def test_a_dedicated_worker_lets_the_garbage_collector_visit_all_objects_again(s
     asyncio.run(submit())
     worker.run()
     assert frozen[0] > 1000
+    assert fewest_objects[0] >= 10_000
     assert gc.get_freeze_count() < 1000
+    assert gc.get_threshold() == thresholds
 
 
 async def test_run_until_idle_ends_if_the_worker_fails(
