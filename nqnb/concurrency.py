@@ -29,7 +29,7 @@ def start_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Run a coroutine as a task. From Python 3.12 on, the first step runs before this function returns."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
-    return asyncio.get_running_loop().create_task(coroutine)
+    return asyncio.Task(coroutine, loop=asyncio.get_running_loop())
 
 
 async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -114,6 +114,8 @@ class Backend:
         self.removals: dict[str, Together[TaskMessage]] = {}
         """For each queue, the object that removes the messages of ended tasks; see `nqnb.protocol.forget`."""
         self._clock = connection.clock
+        self.now: Callable[[], float] = connection.clock.now
+        """Returns the server's time in Unix seconds, as estimated from the timestamps received so far."""
         seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
         self._spared_since = -math.inf
@@ -263,10 +265,6 @@ class Backend:
         return sizes
 
     # Time.
-
-    def now(self) -> float:
-        """Return the server's time in Unix seconds, as estimated from the timestamps received so far."""
-        return self._clock.now()
 
     def earliest_now(self) -> float:
         """Return a lower bound for the server's current time, in Unix seconds."""

@@ -94,7 +94,8 @@ class KeyValueStore:
         """See `StateStore.update`."""
         if revision <= 0:
             return _conflict(key)
-        return self._write(key, value, revision, ttl)
+        # As in `_write`. Each task calls this method twice, so it makes few calls.
+        return self._publish(key, value, f"{EXPECTED_REVISION}: {revision}\r\n", ttl, once=True)
 
     async def put(
         self,
@@ -258,21 +259,21 @@ class KeyValueStore:
         return self._publish(key, value, headers, ttl, once=True)
 
     def _publish(self, key: str, value: bytes, headers: str, ttl: float | None, *, once: bool) -> Awaitable[int]:
-        if ttl is not None and self.expires:
-            return self._publish_with_ttl(key, value, headers, ttl, once)
         if not names.is_key(key):
             raise BadInput(
                 f"key {quoted(key)} is invalid: expected 1 to 1000 characters. Use letters A-Z and a-z, digits, "
                 "hyphens, underscores, slashes and equals signs, with single dots as separators."
             )
+        if ttl is not None and self.expires:
+            return self._publish_with_ttl(key, value, headers, ttl, once)
         block = f"NATS/1.0\r\n{headers}\r\n".encode() if headers else b""
         return self._connection.ask(self._root + key, value, block, self._read_revision, again=once)
 
     async def _publish_with_ttl(self, key: str, value: bytes, headers: str, ttl: float, once: bool) -> int:
         # The server counts in whole seconds; the minimum is 1.
-        limited = f"{headers}{_TTL}: {max(1, math.ceil(ttl))}s\r\n"
+        block = f"NATS/1.0\r\n{headers}{_TTL}: {max(1, math.ceil(ttl))}s\r\n\r\n".encode()
         try:
-            return await self._publish(key, value, limited, None, once=once)
+            return await self._connection.ask(self._root + key, value, block, self._read_revision, again=once)
         except ServerRefused as error:
             if error.err_code != TTL_DISABLED:
                 raise

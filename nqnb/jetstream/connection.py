@@ -104,6 +104,8 @@ class Connection:
         self.clustered = client.clustered
         """Whether the server belongs to a cluster. If so, the server may reply even if a stream has no leader."""
         self.outage = Outage()
+        self.max_payload = int(client.max_payload)
+        """The maximum size of a message in bytes, including the headers."""
         self.clock = ServerClock()
         """An estimate of the server's clock. Most calls of `api` update the estimate."""
         self.full_at = 0.0
@@ -140,11 +142,6 @@ class Connection:
         """Return for how many seconds the connection has been lost, or 0 if it is up or closed for good."""
         lost_at = self._lost_at
         return elapsed() - lost_at if lost_at and not self.closed.is_set() else 0.0
-
-    @property
-    def max_payload(self) -> int:
-        """The maximum size of a message in bytes, including the headers."""
-        return int(self.client.max_payload)
 
     @property
     def server_version(self) -> str:
@@ -414,7 +411,7 @@ class Connection:
 
     async def when_reconnected(self) -> None:
         """Call the callbacks of `on_reconnect`."""
-        self.clustered = self.client.clustered
+        self._note_server()
         self._lost_at = 0.0
         for callback in self._on_reconnect:
             await callback()
@@ -467,8 +464,12 @@ class Connection:
         except nats.errors.Error as error:
             raise translated(error, self.settings, subject) from None
 
+    def _note_server(self) -> None:
+        self.clustered, self.max_payload = self.client.clustered, int(self.client.max_payload)
+
     async def _find_jetstream(self, trouble: asyncio.Future[Exception], seconds: float) -> None:
-        settings, self.clustered = self.settings, self.client.clustered
+        settings = self.settings
+        self._note_server()
         await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
@@ -559,6 +560,7 @@ class _Replies:
     def __init__(self, inbox: str, resend: Callable[[Pending[Any]], None]) -> None:
         self.subject = f"{inbox}.*"
         self._inbox = inbox
+        self._loop = asyncio.get_running_loop()
         self._resend = resend
         self._count = 0
         self._pending: dict[str, Pending[Any]] = {}
@@ -570,7 +572,7 @@ class _Replies:
     def open(self) -> None:
         """Start the timer."""
         self._checked = time.monotonic()
-        self._timer = asyncio.get_running_loop().call_later(_TIMER_SECONDS, self._expire)
+        self._timer = self._loop.call_later(_TIMER_SECONDS, self._expire)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -586,7 +588,7 @@ class _Replies:
         """
         self._count += 1
         inbox = f"{self._inbox}.{self._count}"
-        future: asyncio.Future[T] = asyncio.Future()
+        future: asyncio.Future[T] = asyncio.Future(loop=self._loop)
         pending = self._pending[inbox] = Pending(inbox, future, time.monotonic(), timeout, subject, read)
         return pending
 

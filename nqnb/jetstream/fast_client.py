@@ -32,7 +32,7 @@ log = logging.getLogger("nqnb")
 
 _PRIVATE = (
     *("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "_flush_pending", "stats"),
-    *("_transport", "_pongs", "_sid"),
+    *("_transport", "_pongs", "_sid", "_status", "_max_payload"),
 )
 _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
 _LONGEST_SUBJECT = 2000
@@ -42,6 +42,7 @@ lines of at most 4096 bytes."""
 _VERSION_LENGTH = len("NATS/1.0")
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
 _LINE_END = b"\r\n"
+_CALLBACK_FAILED = "unexpected error in nqnb while handling a message on %s"
 _LARGE_WRITE_BYTES = 256 * 1024
 """If at least this many bytes are buffered, nats-py writes them, and waits until the socket accepts more data."""
 _LONGEST_COUNT = 12
@@ -139,15 +140,13 @@ class FastClient(NatsClient):
             raise nats.errors.MaxPayloadError
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
-        if not (self.fast and self.is_connected):
+        if not self.put(subject, data, reply, block, overfill=True):
             # Without a connection, nats-py buffers the message, or raises an error if its buffer is full.
             await self.publish(subject, data, reply, read_headers(block) if block else None)
-            return
-        self._append(subject, data, reply, block)
-        if self._pending_data_size > self._max_pending_size > 0:
+        elif self._pending_data_size > self._max_pending_size > 0:
             await self._flush_pending(force_flush=True)
 
-    def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
+    def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"", *, overfill: bool = False) -> bool:
         """Append a message to the send buffer, which is written to the socket once per iteration of the event loop.
 
         Args:
@@ -155,6 +154,7 @@ class FastClient(NatsClient):
             data: the body.
             reply: the reply subject.
             block: the headers, as `header_block` returns them.
+            overfill: whether to append the message even if the buffer is full.
 
         Returns:
             Whether the message was appended. It is not appended if the connection is down, the buffer is full, the
@@ -162,17 +162,17 @@ class FastClient(NatsClient):
             `write`.
         """
         size = len(block) + len(data)
-        if not (self.fast and self.is_connected) or self._pending_data_size > self._max_pending_size > 0:
+        # Each task sends four messages, so this method makes few calls.
+        if (
+            not self.fast
+            or (self._status != NatsClient.CONNECTED and not self.is_connected)
+            or (not overfill and self._pending_data_size > self._max_pending_size > 0)
+            or size > self._max_payload
+            or not 0 < len(subject) <= _LONGEST_SUBJECT
+            or not subject.isprintable()
+            or " " in subject
+        ):
             return False
-        if size > self.max_payload or not 0 < len(subject) <= _LONGEST_SUBJECT:
-            return False
-        if not subject.isprintable() or " " in subject:
-            return False
-        self._append(subject, data, reply, block)
-        return True
-
-    def _append(self, subject: str, data: bytes, reply: str, block: bytes) -> None:
-        size = len(block) + len(data)
         # The parts are joined when the buffer is written.
         if block:
             head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
@@ -184,6 +184,7 @@ class FastClient(NatsClient):
         if not self._writing:
             self._writing = True
             asyncio.get_running_loop().call_soon(self._write_pending)
+        return True
 
     def write_now(self) -> None:
         """Write the send buffer to the socket now, so that an urgent message is not delayed."""
@@ -212,7 +213,10 @@ class FastClient(NatsClient):
         """
 
         async def take(message: Msg) -> None:
-            _call(on_message, Message(message.subject, message.reply, message.data, parsed=message.headers or {}))
+            try:
+                on_message(Message(message.subject, message.reply, message.data, parsed=message.headers or {}))
+            except Exception:
+                log.exception(_CALLBACK_FAILED, message.subject)
 
         if not self.fast:
             return await self.subscribe(subject, cb=take)
@@ -246,7 +250,11 @@ class FastClient(NatsClient):
             # A subject may contain any bytes.
             name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
             message = Message(name, reply_to, data, headers)
-        _call(on_message, message)
+        try:
+            on_message(message)
+        except Exception:
+            # The exception must not end the task that reads the socket.
+            log.exception(_CALLBACK_FAILED, message.subject)
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
@@ -317,14 +325,6 @@ def carried_headers(headers: Mapping[str, str]) -> dict[str, str]:
 @functools.cache
 def _header_start(name: str) -> bytes:
     return f"\r\n{name}:".encode()
-
-
-def _call(on_message: OnMessage, message: Message) -> None:
-    try:
-        on_message(message)
-    except Exception:
-        # The exception must not end the task that reads the socket.
-        log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
 
 
 class SafeParser(Parser):

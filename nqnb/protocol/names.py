@@ -31,6 +31,7 @@ _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
 _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
 _LONGEST_KEY = 1000
+_LONGEST_TASK_ID = 200
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
@@ -92,6 +93,11 @@ def is_key(text: str) -> bool:
     The server also accepts keys with wildcards, but reading or purging such a key would affect other keys.
     """
     return len(text) <= _LONGEST_KEY and _KEY.fullmatch(text) is not None
+
+
+def is_task_id(text: str) -> bool:
+    """Return whether a string is a valid task id, which is a key that is not too long."""
+    return len(text) <= _LONGEST_TASK_ID and is_key(text)
 
 
 def new_task_id() -> str:

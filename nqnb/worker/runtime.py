@@ -299,9 +299,10 @@ class Runtime:
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
             message = TaskMessage.decode(delivery.data)
-            if not names.is_queue(message.Queue):
+            if not (names.is_queue(message.Queue) and names.is_task_id(message.ID)):
+                # One of these functions raises the error.
                 names.check_queue(message.Queue)
-            names.check_task_id(message.ID)
+                names.check_task_id(message.ID)
         except (MalformedMessage, BadInput) as error:
             self.malformed += 1
             text = "message %d of queue %s was dropped because it is not a task: %s"
