@@ -310,6 +310,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
 
 async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
     """Yield the pages of a new consumer. If a message was lost, yield the earlier entries, then raise Unconfirmed."""
+    last = await _last_sequence(connection, bucket)
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
     except ServerRefused as error:
@@ -319,21 +320,35 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
     async with consumer:
         drained = consumer.waiting == 0
         while not drained:
-            # With no_wait, the server reports immediately that nothing is left, for example after deletions. A full
-            # page includes entries that were just written, so that a listing catches up with many writers.
-            await consumer.pull({"batch": PAGE, "no_wait": True}, page=PAGE)
+            # If no entry has been written in the meantime, this page ends with the last entry. Otherwise, a full page
+            # includes entries that were just written, so that a listing catches up with many writers.
+            left = consumer.waiting - consumer.number
+            size = min(left, PAGE) if left > 0 else PAGE
+            # With no_wait, the server reports immediately that nothing is left, for example after deletions.
+            await consumer.pull({"batch": size, "no_wait": True}, page=size)
             await consumer.page_arrived()
             batch = consumer.read()
             if batch.entries:
                 yield batch.entries
-            drained = batch.drained
+            # A caller may write to the entries that it has received. The listing need not return these again.
+            drained = batch.drained or (consumer.number == consumer.waiting and consumer.sequence <= last)
             # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
-            short = batch.size < PAGE and not (batch.size and batch.ended)
+            short = batch.size < size and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
                     f"listing bucket {bucket!r} failed after {consumer.number:,} entries: the server did not send "
                     "the remaining entries. Try again."
                 )
+
+
+async def _last_sequence(connection: Connection, bucket: str) -> int:
+    """Return the sequence of the newest message in a bucket, or 0 if it cannot be read."""
+    try:
+        info = await connection.api(f"STREAM.INFO.{names.bucket_stream(bucket)}")
+    except ServerRefused:
+        # The bucket does not exist, or the user may only list its entries.
+        return 0
+    return int(info["state"]["last_seq"])
 
 
 class _Batch(NamedTuple):

@@ -258,6 +258,36 @@ async def test_a_lost_message_is_noticed_and_read_again(nq: nqnb.Client, monkeyp
     assert dropped
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["after it was listed", "before it was listed"])
+async def test_a_listing_yields_each_entry_once_although_its_caller_writes_entries(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    ids = [task.id for task in await nq.submit_many("q", [b""] * 50)]
+    receive, received = bucket_reader._BucketConsumer._receive, []
+
+    def note(self: bucket_reader._BucketConsumer, message: Message) -> None:
+        if message.reply.startswith("$JS.ACK."):
+            received.append(message.subject)
+        receive(self, message)
+
+    monkeypatch.setattr(bucket_reader._BucketConsumer, "_receive", note)
+    monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    states, listed = nq.backend.states, list[str]()
+    async with contextlib.aclosing(states.entries()) as entries:
+        async for entry in entries:
+            if not ahead:
+                await states.update(entry.key, entry.value, entry.revision)
+            elif not listed:
+                last = await states.get(ids[-1])
+                assert last is not None
+                await states.update(last.key, last.value, last.revision)
+            listed.append(entry.key)
+    assert sorted(listed) == sorted(ids)
+    if not ahead:
+        # The listing has not received the entries again that were written in the meantime.
+        assert len(received) == len(ids)
+
+
 async def test_a_closed_client_ends_the_watch(settings: nqnb.Settings) -> None:
     nq = await nqnb.connect(settings).open()
     reading = asyncio.ensure_future(Seen().read(nq))
