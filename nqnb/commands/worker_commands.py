@@ -202,7 +202,7 @@ def _reloader(ctx: click.Context, options: dict[str, Any]) -> Reloader:
 
 
 def _arguments(ctx: click.Context) -> list[str]:
-    """Return the arguments after ``nqnb worker`` on the command line of a worker process, without its addresses."""
+    """Return a worker process's command-line arguments after ``nqnb worker``, without the addresses to listen on."""
     given = ctx.params
     return [
         given["target"],
