@@ -87,7 +87,7 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
 
 
 class _Tasks:
-    """The tasks of a card. Call all methods on the loop, except the first `update`, which must precede all others.
+    """The tasks of a card. Call `update` first, on any thread. Make all later calls on the loop.
 
     The card follows the feed only while a page is reading the card, because pages do not report that a card was
     removed.

@@ -79,7 +79,7 @@ def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[li
     """Return the complete words of a line, and the incomplete word at the end of the line, which may be empty.
 
     Returns:
-        None if the end of the line is a comment.
+        The words and the incomplete word, or None if the line ends with a comment.
     """
     for closing_quote in ("", "'", '"'):
         try:
