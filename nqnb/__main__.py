@@ -1,4 +1,4 @@
-"""Run the command ``nqnb``, as ``python -m nqnb``."""
+"""The entry point for ``python -m nqnb``, which runs the command ``nqnb``."""
 
 import sys
 
