@@ -89,7 +89,7 @@ class Delivery(msgspec.Struct, eq=False):
 
     @property
     def carried(self) -> Mapping[str, str]:
-        """The headers that neither the server nor nqnb needs, such as a trace context."""
+        """The headers that neither the server nor nqnb uses, such as a trace context."""
         return {} if self.message is None else carried_headers(self.message.headers)
 
     def now(self) -> float:

@@ -310,7 +310,7 @@ def read_headers(raw: bytes) -> dict[str, str]:
 
 
 def carried_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers that neither the server nor nqnb needs, such as a trace context.
+    """Return the headers that neither the server nor nqnb uses, such as a trace context.
 
     If a message is moved, these headers are published again, so headers with control characters are omitted.
     """

@@ -57,7 +57,7 @@ async def ensure_log_stream(connection: Connection) -> None:
 
 
 async def store_log(connection: Connection, task_id: str, part: LogPart) -> None:
-    """Store a part of a task's log. The write is not retried, because a part is not worth the wait.
+    """Store a part of a task's log. The write is not retried, because losing a part is better than waiting.
 
     Raises:
         NqnbError: the part may not have been stored.
@@ -66,7 +66,7 @@ async def store_log(connection: Connection, task_id: str, part: LogPart) -> None
 
 
 async def read_log(connection: Connection, task_id: str, start: int) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
-    """Yield the parts of a task's log from a sequence on. Each part comes with the sequence after it.
+    """Yield the parts of a task's log, starting at a sequence. Each part is paired with the sequence that follows it.
 
     Parts that cannot be decoded are skipped. If the stream does not exist, nothing is yielded.
     """
