@@ -75,7 +75,7 @@ class TaskDelivery(Protocol):
 
     @property
     def carried(self) -> Mapping[str, str]:
-        """The headers that neither the server nor nqnb needs, such as a trace context."""
+        """The headers that neither the server nor nqnb uses, such as a trace context."""
         ...
 
     void: bool

@@ -172,7 +172,7 @@ def cancel_subject(queue: str) -> str:
 
 
 def log_subject(task_id: str) -> str:
-    """Return the subject of a task's log. No subject of a queue can have its first token."""
+    """Return the subject of a task's log. The subjects of a queue cannot begin with the same token."""
     return f"$NQNB.logs.{task_id}"
 
 
