@@ -45,13 +45,13 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
 
 def uninstrument() -> None:
-    """Create no more spans. Spans that have started still end."""
+    """Stop creating spans. Spans that have already started are still completed."""
     global active
     active = None
 
 
 def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[object]:
-    """Make the spans of waits and cancels in a block part of the trace in which a task was submitted.
+    """Within a block, add the spans of waits and cancels to the trace in which a task was submitted.
 
     If there is a current span, it remains the parent, and the new spans are linked to the submit.
 
@@ -64,7 +64,7 @@ def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[o
 
 
 def continuing(headers: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
-    """Make the trace context in headers the current context in a block. Without headers, do nothing."""
+    """Within a block, use the trace context from headers as the current context. Without headers, do nothing."""
     if not headers:
         return contextlib.nullcontext()
     from nqnb.tracing.spans import Attached, extract

@@ -116,7 +116,7 @@ class Spans:
         return RunSpan(span)
 
     def within(self, submitted: SpanContext) -> Attached:
-        """Make the spans of waits and cancels in a block part of a task's trace; see `nqnb.tracing.within`."""
+        """Within a block, add the spans of waits and cancels to a task's trace; see `nqnb.tracing.within`."""
         return Attached(contexts.set_value(_TASK, submitted))
 
     def headers(self) -> dict[str, str]:
@@ -156,7 +156,7 @@ class Spans:
 
 
 class TaskSpan:
-    """The span of an operation of a client on one task.
+    """The span of a client's operation on one task.
 
     Args:
         span: the span.
@@ -196,7 +196,7 @@ class RunSpan:
         """Record how the attempt ended.
 
         Args:
-            status: the state that was written, or None if another worker owns the task or it will be redelivered.
+            status: the state that was written, or None if another worker owns the task or the task will be redelivered.
             meta: the metadata that was written.
             retry_delay: the number of seconds until the next attempt, if there is one.
         """
@@ -219,7 +219,7 @@ class RunSpan:
 
 
 class Attached:
-    """A context manager that makes a context the current context. It adds no frame to the traceback of an error."""
+    """A context manager that sets the current context, and that adds no frame to the traceback of an error."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
