@@ -181,7 +181,7 @@ class Limiter:
     async def _reserve(self, gate: _Gate, queue: str, rate: float, ahead: float, least: int) -> float:
         """Reserve a start for each free slot, and at least ``least``. Return the time of the first start.
 
-        A start without a slot would be lost for the other workers.
+        A start that is reserved without a free slot would be lost to the other workers.
         """
         wanted = min(math.ceil(rate * BATCH_SECONDS), max(0, self._slots(queue)) + least)
         found = await reserve_starts(self._backend, queue, rate, wanted=wanted, ahead=ahead)

@@ -158,7 +158,7 @@ ROUTING = Routing()
 
 
 class _RecordHandler(logging.Handler):
-    """A handler that sends log records to the current task's log. Records of nqnb itself are not about the task."""
+    """A handler that sends log records to the current task's log. Records of nqnb itself are left out."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log a record."""
@@ -176,7 +176,10 @@ _process_logger: LineLogger | None = None
 
 
 class Records:
-    """The installation of the handler of log records. It is installed while at least one worker is registered."""
+    """The installation of the handler of log records.
+
+    The handler is installed while at least one worker is registered.
+    """
 
     def __init__(self) -> None:
         self._users = 0

@@ -83,8 +83,9 @@ class Worker:
             ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
             receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
         task_logs: whether to store what handlers print and log in the stream ``nq-logs``, where `Client.logs` reads it.
-            Prints then no longer go to the worker's output. This is off by default, because it adds writes to each
-            task that prints, uses storage on the server, and requires permission to create and write the stream.
+            Prints then no longer go to the worker's output. Task logs are off by default, because storing them adds
+            writes to each task that prints, uses storage on the server, and requires permission to create and write the
+            stream.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -361,7 +362,10 @@ class Worker:
         return metrics
 
     def _order_handlers(self) -> None:
-        """Put the handlers into the order of ``queues``, or raise `InvalidHandler` unless both have the same queues."""
+        """Put the handlers into the order of ``queues``.
+
+        Raise `InvalidHandler` unless there is one handler for each queue.
+        """
         if self.queues is None:
             return
         if self.queues.keys() == self.handlers.keys():

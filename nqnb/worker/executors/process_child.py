@@ -66,7 +66,7 @@ def preload() -> None:
 
 
 def run(descriptor: int) -> None:
-    """Wait for a task on the socket, and run the task. Repeat this as long as the worker asks this process to stay.
+    """Wait for a task on the socket, and run the task. Repeat this as long as the worker wants to reuse this process.
 
     If the socket is closed before a task arrives, return.
     """
