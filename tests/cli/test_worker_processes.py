@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, one_line
-from helpers.scrape import free_port, scrape_now
+from helpers.scrape import free_ports, scrape_now
 from helpers.waiting import until
 
 import nqnb
@@ -118,7 +118,8 @@ def test_each_task_ends_once_and_ctrl_c_stops_every_process(
 
 
 def test_each_process_serves_its_endpoints_on_the_next_port(url: str, folder: Path, start: Start, run: Run) -> None:
-    port, health = free_port(), free_port()
+    port = free_ports(4)
+    health = port + 2
     endpoints = ["--metrics", f"127.0.0.1:{port}", "--health", f"{health}"]
     parent = start("worker", "jobs:worker", "-u", url, "--processes", "2", *endpoints, cwd=folder)
     wait_for_processes(run, 2)
