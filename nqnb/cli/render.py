@@ -474,10 +474,10 @@ def _queues(record: Queues) -> RenderableType:
 
 def _schedules(record: Schedules) -> RenderableType:
     columns = [
-        Column("name", least=12),
+        Column("name", least=8),
         Column("state", dispensable=1),
         Column("queue", least=10, dispensable=2),
-        Column("when", least=14),
+        Column("when", least=30),
         Column("next"),
         Column("last", dispensable=3),
         Column("missed", dispensable=5),
