@@ -791,6 +791,7 @@ class Client:
         missed: Missed = "once",
         retry: int = 0,
         timeout: Timeout = None,
+        serial: str | None = None,
         replace: bool = False,
     ) -> ScheduleInfo:
         """Store a schedule that submits a task repeatedly, at the times of a cron expression or at a fixed interval.
@@ -822,6 +823,8 @@ class Client:
                 for each of the last 100 missed times.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
+            serial: a serial key, such as the name of the schedule. Only one task of the queue with this serial key runs
+                at a time, so that a long task delays the next one.
             replace: whether to replace an existing schedule that has another definition. A paused schedule stays
                 paused.
 
@@ -833,7 +836,17 @@ class Client:
         """
         units: dict[str, object] = {"days": days, "hours": hours, "minutes": minutes, "seconds": seconds}
         when, replace = Recurrence.of(cron, timezone, units), check_flag("replace", replace)
-        wanted = make_schedule(name, queue, payload, when, missed, retry, timeout, self.name)
+        wanted = make_schedule(
+            name,
+            queue,
+            payload,
+            when,
+            missed=missed,
+            retry=retry,
+            timeout=timeout,
+            serial=serial,
+            client=self.name,
+        )
         return (await add_schedule(self.backend, wanted, replace=replace)).info
 
     async def schedules(self) -> list[ScheduleInfo]:

@@ -175,6 +175,7 @@ def schedules_frame(infos: Iterable[ScheduleInfo]) -> pd.DataFrame:
             "missed": _texts(schedule.missed for schedule in schedules),
             "retry": _counts(schedule.retry for schedule in schedules),
             "timeout": _spans(_length(schedule.timeout) if schedule.timeout else None for schedule in schedules),
+            "serial": _texts(schedule.serial for schedule in schedules),
             "client": _texts(schedule.client for schedule in schedules),
             "written_at": _times(schedule.written_at for schedule in schedules),
         },

@@ -334,6 +334,7 @@ class ScheduleInfo(Struct, frozen=True, kw_only=True):
         missed: what happens to missed tasks: ``"skip"``, ``"once"`` or ``"all"``.
         retry: how many times a failed task is retried.
         timeout: the maximum duration of one attempt in seconds, or 0 for no limit.
+        serial: the serial key of the tasks, or an empty string.
         paused: whether the schedule is paused.
         next_at: the scheduled time of the next task, or None if the schedule is paused.
         last_at: the scheduled time of the last task, or None if there has been no task.
@@ -351,6 +352,7 @@ class ScheduleInfo(Struct, frozen=True, kw_only=True):
     missed: str
     retry: int
     timeout: int
+    serial: str
     paused: bool
     next_at: datetime | None
     last_at: datetime | None

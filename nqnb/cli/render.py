@@ -266,6 +266,7 @@ def _(record: ScheduleInfo) -> RenderableType:
             ("missed", record.missed),
             ("retry", f"{record.retry:,}" if record.retry else ""),
             ("timeout", duration(record.timeout) if record.timeout else ""),
+            ("serial", record.serial),
             ("payload", clip(payload_text(record.payload, pretty=True))),
             ("written", _when(record.written_at) + (f" by {record.client}" if record.client else "")),
         ]

@@ -11,7 +11,7 @@ from nqnb.commands import shell_completion
 from nqnb.commands.arguments import exclusive_flag
 from nqnb.commands.command import Group, ask, front_of, help_alone, say_if_unserved
 from nqnb.commands.command_records import ScheduleRemoved, Schedules, Submitted
-from nqnb.commands.param_types import AtLeast, queue_name, schedule_name, seconds
+from nqnb.commands.param_types import AtLeast, queue_name, schedule_name, seconds, serial_key
 from nqnb.commands.submit_command import PayloadFile, PayloadForm, encode_payload, read_payload
 from nqnb.records import ScheduleInfo
 
@@ -67,6 +67,7 @@ Examples:
 )
 @click.option("--retry", type=AtLeast(0), default=0, metavar="N", help="Retry a task up to N times if it fails  [0]")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for each run (90, 10m, 2h)  [no limit]")
+@click.option("--serial", type=serial_key, metavar="KEY", help="Run only one task of the queue with this KEY at a time")
 @click.option("--file", type=PayloadFile("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--text", is_flag=True, help="Send the payload as a JSON string")
 @click.option("--raw", is_flag=True, help="Send the payload as raw bytes")

@@ -1094,6 +1094,7 @@ class Session:
         missed: Missed = "once",
         retry: int = 0,
         timeout: Timeout = None,
+        serial: str | None = None,
         replace: bool = False,
     ) -> ScheduleInfo:
         """Store a schedule that submits a task repeatedly, at the times of a cron expression or at a fixed interval.
@@ -1122,6 +1123,8 @@ class Session:
                 for each of the last 100 missed times.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
+            serial: a serial key, such as the name of the schedule. Only one task of the queue with this serial key runs
+                at a time, so that a long task delays the next one.
             replace: whether to replace an existing schedule that has another definition. A paused schedule stays
                 paused.
 
@@ -1144,6 +1147,7 @@ class Session:
                 missed=missed,
                 retry=retry,
                 timeout=timeout,
+                serial=serial,
                 replace=replace,
             )
         )

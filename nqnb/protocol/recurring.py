@@ -26,7 +26,8 @@ from nqnb.inputs import check_choice
 from nqnb.protocol import names
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.submit import Timeout, check_size, make_message, submit
-from nqnb.protocol.wire import Meta, TaskMessage
+from nqnb.protocol.wire import LONGEST_NAME, Meta, TaskMessage
+from nqnb.queue_limits import check_serial
 from nqnb.records import ScheduleInfo, moment
 from nqnb.recurrence import Recurrence
 from nqnb.store import StateStore
@@ -67,6 +68,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     missed: Missed = "once"
     retry: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
     timeout: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    serial: Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)] = ""
     next: Moment = 0
     """The scheduled time of the next firing."""
     last: Moment = 0
@@ -114,6 +116,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
             missed=self.missed,
             retry=self.retry,
             timeout=self.timeout,
+            serial=self.serial,
             paused=self.paused,
             next_at=None if self.paused else moment(self.next),
             last_at=moment(self.last),
@@ -143,7 +146,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def is_same(self, other: ScheduleEntry) -> bool:
         """Return whether another entry has the same definition. Spaces in a JSON payload do not matter."""
-        options = [(each.queue, each.missed, each.retry, each.timeout) for each in (self, other)]
+        options = [(each.queue, each.missed, each.retry, each.timeout, each.serial) for each in (self, other)]
         payloads = {_compact(each.payload) for each in (self, other)}
         return options[0] == options[1] and len(payloads) == 1 and self.when.same_times(other.when)
 
@@ -167,7 +170,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
             Payload=self.payload,
             Timeout=self.timeout,
             MaxRetry=self.retry,
-            Meta=Meta(group=self.name, position=int(at), label=msgspec.Raw(label)),
+            Meta=Meta(group=self.name, position=int(at), label=msgspec.Raw(label), serial=self.serial),
         )
 
 
@@ -198,7 +201,16 @@ def check_schedule_name(name: object) -> str:
 
 
 def make_schedule(
-    name: object, queue: Any, value: object, when: Recurrence, missed: object, retry: int, timeout: Timeout, client: str
+    name: object,
+    queue: Any,
+    value: object,
+    when: Recurrence,
+    *,
+    missed: object,
+    retry: int,
+    timeout: Timeout,
+    serial: object,
+    client: str,
 ) -> ScheduleEntry:
     """Return the definition of a schedule for the arguments of `nqnb.Client.every`.
 
@@ -214,6 +226,7 @@ def make_schedule(
         missed=_check_missed(missed),
         retry=message.MaxRetry,
         timeout=message.Timeout,
+        serial="" if serial is None else check_serial(serial),
         client=client,
     )
 

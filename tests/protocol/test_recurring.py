@@ -14,6 +14,7 @@ import pytest
 import nqnb
 from nqnb import ScheduleExists, UnknownSchedule
 from nqnb.protocol.recurring import MOST_MISSED, Missed, ScheduleEntry, fire, firing_id, read_schedule
+from nqnb.protocol.wire import TaskMessage
 from nqnb.recurrence import Recurrence
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +62,7 @@ async def test_a_definition_is_stored_once(nq: nqnb.Client) -> None:
     assert made.last_at is None
     assert await again() == made
     assert [info for info in await nq.schedules() if info.name == "nightly"] == [made]
-    for changed in ({"retry": 3}, {"missed": "all"}, {"timezone": None}, {"cron": "1 7 * * *"}):
+    for changed in ({"retry": 3}, {"serial": "a"}, {"missed": "all"}, {"timezone": None}, {"cron": "1 7 * * *"}):
         with pytest.raises(ScheduleExists, match="'nightly' already exists: its definition is different") as caught:
             await again(**changed)
         assert caught.value.name == "nightly"
@@ -115,6 +116,7 @@ async def test_clients_that_define_a_schedule_at_once_agree(nq: nqnb.Client) -> 
         (("0 7 * * *", QUEUE), {"name": "a", "missed": "twice"}, nqnb.BadInput, "missed='twice' is invalid"),
         (("0 7 * * *", QUEUE), {"name": "a", "retry": -1}, nqnb.BadInput, "retry=-1"),
         (("0 7 * * *", QUEUE), {"name": "a", "timeout": 0}, nqnb.BadInput, "timeout=0"),
+        (("0 7 * * *", QUEUE), {"name": "a", "serial": ""}, nqnb.BadInput, "serial=''"),
         (("0 7 * * *", QUEUE), {"name": "a", "replace": "yes"}, nqnb.BadInput, "replace='yes'"),
     ],
 )
@@ -127,13 +129,16 @@ async def test_invalid_arguments_are_refused(
 
 
 async def test_many_workers_fire_once(nq: nqnb.Client) -> None:
-    await nq.every(hours=1, queue=QUEUE, payload=[1], name="busy", retry=1)
+    await nq.every(hours=1, queue=QUEUE, payload=[1], name="busy", retry=1, serial="alone")
     assert await fire(nq.backend, "busy", "w") is not None
     assert await firings(nq, "busy") == [], "it is not due"
     entry = await late(nq, "busy", 5)
     await asyncio.gather(*(fire(nq.backend, "busy", f"w{number}") for number in range(20)))
     assert await firings(nq, "busy") == [firing_id("busy", entry.next)]
     (task,) = [task for task in await nq.tasks(QUEUE) if task.group == "busy"]
+    stored = await nq.backend.states.get(task.id)
+    assert stored is not None
+    assert TaskMessage.decode(stored.value).serial == "alone"
     assert (task.payload, task.max_retry, task.status) == (b"[1]", 1, nqnb.Status.PENDING)
     (info,) = [info for info in await nq.schedules() if info.name == "busy"]
     assert info.last_at is not None
