@@ -382,6 +382,8 @@ class Runtime:
             log.exception("task %s failed because of an internal error in nqnb", run.id)
             status = await self._fail(run, error)
         finally:
+            if self._logs is not None:
+                self._logs.forget(run)
             del self.runs[run.id]
             self.running[run.delivery.queue] -= 1
             if run.held:

@@ -104,6 +104,10 @@ class TaskLogs:
         if kept is not None:
             await asyncio.wait([asyncio.ensure_future(self._write(run, kept))], timeout=_LAST_WRITE_SECONDS)
 
+    def forget(self, run: Run) -> None:
+        """Discard the lines of a run that were not stored, if there are any. This is idempotent."""
+        self._logs.pop(run, None)
+
     async def write_repeatedly(self) -> None:
         """Store the lines of all runs repeatedly."""
         while True:
