@@ -40,6 +40,7 @@ SKIPPED_LINES = {
     "nqnb up": "it runs until Ctrl-C; the tests here start their own server",
     "nqnb worker": "it runs until Ctrl-C; `served` starts it",
     "nqnb watch": "it runs until Ctrl-C",
+    "nqnb top": "it needs a terminal",
     "nqnb chaos": "it takes minutes; tests/chaos runs it",
 }
 """The command lines that are not run, with the reason."""
