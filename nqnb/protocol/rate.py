@@ -22,7 +22,7 @@ from nqnb.store import Entry
 
 log = logging.getLogger("nqnb.limits")
 
-LATE_SECONDS = 0.1
+LATE_SECONDS = 0.25
 """A start can still be reserved this long after its time. An idle queue therefore begins with a short burst."""
 _LONGEST_AHEAD_SECONDS = 10.0
 """The limit for how far ahead a worker may have reserved starts, including the error of its clock estimate."""

@@ -44,6 +44,13 @@ class _Gate:
     starts: deque[float] = field(default_factory=deque)
     """The times of the reserved starts, in Unix seconds on the server's clock."""
     reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    batch: int = 0
+    """The number of starts that were reserved last."""
+    since: float = 0.0
+    """The time of `elapsed` since which the starts in ``taken`` are counted."""
+    taken: int = 0
+    before: int = 0
+    """The number of starts that tasks have taken in the current and in the previous period of `BATCH_SECONDS`."""
     waiting: int = 0
     """The number of fetched tasks that are waiting for a start."""
     closed_until: float = 0.0
@@ -51,6 +58,19 @@ class _Gate:
     full: bool = False
     """Whether all slots of the queue were taken when this worker last asked."""
     timer: asyncio.TimerHandle | None = None
+
+    @property
+    def runs_short(self) -> bool:
+        """Whether at most half of the reserved starts are left."""
+        return 2 * len(self.starts) <= self.batch
+
+    def count_taken(self) -> None:
+        """Count a start that a task has taken."""
+        passed = elapsed() - self.since
+        if passed > BATCH_SECONDS:
+            self.before = self.taken if passed < 2 * BATCH_SECONDS else 0
+            self.since, self.taken = elapsed(), 0
+        self.taken += 1
 
 
 @dataclass
@@ -170,7 +190,8 @@ class Limiter:
                         self._close(queue, delay)
                         return delay
                 start = gate.starts.popleft()
-            if not gate.starts and not gate.reserving.locked() and self._slots(queue) > 0:
+                gate.count_taken()
+            if gate.runs_short and not gate.reserving.locked() and self._slots(queue) > 0:
                 spawn(self._reserve_more(gate, queue, rate, ahead))
             self._set_timer(gate)
             await asyncio.sleep(max(0.0, start - self._backend.now()))
@@ -181,19 +202,21 @@ class Limiter:
     async def _reserve(self, gate: _Gate, queue: str, rate: float, ahead: float, least: int) -> float:
         """Reserve a start for each free slot, and at least ``least``. Return the time of the first start.
 
-        A start that is reserved without a free slot would be lost to the other workers.
+        A start that no task uses would be lost to the other workers. Short tasks use a slot several times.
         """
-        wanted = min(math.ceil(rate * BATCH_SECONDS), max(0, self._slots(queue)) + least)
+        wanted = max(self._slots(queue) + least, least, gate.taken, gate.before)
+        wanted = min(math.ceil(rate * BATCH_SECONDS), wanted)
         found = await reserve_starts(self._backend, queue, rate, wanted=wanted, ahead=ahead)
         gate.starts.extend(found)
+        gate.batch = found.count
         return found.first
 
     async def _reserve_more(self, gate: _Gate, queue: str, rate: float, ahead: float) -> None:
         """Reserve the next starts before a task needs them, because a start that is reserved too late is lost."""
         with contextlib.suppress(NqnbError):
             async with gate.reserving:
-                if not gate.starts:
-                    await self._reserve(gate, queue, rate, ahead, 0)
+                if gate.runs_short:
+                    await self._reserve(gate, queue, rate, ahead, 1)
             self._set_timer(gate)
             self._wake()
 

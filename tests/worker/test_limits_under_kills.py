@@ -120,7 +120,7 @@ async def run_under_kills(
     assert not breaches.exists(), breaches.read_text()
     await assert_queues_empty(nq, "work")
     print(f"{fleet.kills} kills, {len((folder / 'starts').read_text().splitlines())} starts")
-    assert fleet.kills > 5
+    assert fleet.kills >= 5
     return Counter(each.status for each in await nq.tasks("work"))
 
 
@@ -134,9 +134,9 @@ async def test_a_thousand_tasks_of_ten_keys_under_kills(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path, seed: int
 ) -> None:
     """Never two of a key at once, and none lost."""
-    orders = [{"key": f"k{i % 10}", "limit": 0, "seconds": 0.02, "fails": i % 50 == 0} for i in range(1000)]
+    orders = [{"key": f"k{i % 10}", "limit": 0, "seconds": 0.05, "fails": i % 50 == 0} for i in range(1000)]
     tasks = await nq.submit_many("work", orders, retry=3, serial=lambda order: order["key"])
-    counts = await run_under_kills(nq, tmp_path, tasks, pause=2.0)
+    counts = await run_under_kills(nq, tmp_path, tasks, pause=0.8)
     assert counts == {Status.COMPLETED: 1000}
 
 
@@ -150,7 +150,7 @@ async def test_limits_and_keys_and_cancels_under_kills(
     ]
     tasks = await nq.submit_many("work", orders, retry=3, serial=lambda order: order["key"] or None)
     await nq.limit_queue("work", rate="50/s", concurrency=5)
-    counts = await run_under_kills(nq, tmp_path, tasks, pause=2.0, cancelled=60)
+    counts = await run_under_kills(nq, tmp_path, tasks, pause=0.8, cancelled=60)
     assert counts.total() == 400
     assert set(counts) <= {Status.COMPLETED, Status.CANCELLED, Status.DELETED}
     assert counts[Status.COMPLETED] >= 300
