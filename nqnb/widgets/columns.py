@@ -463,9 +463,10 @@ def _object(data: bytes) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=256)
 def _reader(field: str) -> Callable[[bytes], Any]:
-    """Return a function that decodes a single field of an encoded object, or returns None.
+    """Return a function that decodes a single field of an encoded object.
 
-    The function also returns None if the field has nested values and the object has too many levels of nesting.
+    The function returns None if the field is missing, or if it has nested values in an object that is nested too
+    deeply.
     """
     try:
         kind = msgspec.defstruct("Field", [("value", Any, None)], rename={"value": field}, gc=False)
