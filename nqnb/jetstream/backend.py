@@ -453,7 +453,7 @@ class Backend:
         return await service_of(self.connection, queue, len(workers))
 
     async def server_facts(self, queue: str | None = None) -> ServerFacts:
-        """Return the facts about the server, and about one queue or all queues, that `nqnb.doctor` compares."""
+        """Return the facts that `nqnb.doctor` compares, about the server and about one queue or all queues."""
         return await read_facts(self.connection, queue)
 
     async def recreate_queue(self, queue: str) -> None:
