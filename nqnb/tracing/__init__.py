@@ -24,7 +24,9 @@ active: Spans | None = None
 
 
 def instrument(tracer_provider: TracerProvider | None = None) -> None:
-    """Create spans for the tasks of all clients and workers in this process. Calling this function again is allowed.
+    """Create spans for the tasks of all clients and workers in this process.
+
+    This function can be called more than once.
 
     Args:
         tracer_provider: the provider of the spans. By default, OpenTelemetry's global provider is used, even if it is
