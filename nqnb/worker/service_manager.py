@@ -16,7 +16,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class ServiceManager:
-    """The socket on which systemd expects reports, as named in the environment when this object is created."""
+    """The socket on which systemd expects reports. The environment must name the socket when this object is created."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -24,7 +24,7 @@ class ServiceManager:
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """Hide systemd's socket from the programs that handlers start. systemd would take their reports for ours."""
+        """Hide systemd's socket from the programs that handlers start, so that they send no reports to systemd."""
         given = {name: value for name in _VARIABLES if (value := os.environ.pop(name, None)) is not None}
         try:
             yield
