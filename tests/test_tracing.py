@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
@@ -238,22 +238,37 @@ async def test_the_context_survives_schedules_even_if_a_worker_does_not_trace(
     @worker.handler("later", backoff=nqnb.Backoff(0.5, 0.5))
     async def later(job: nqnb.Job) -> None:
         # The outcome of the first attempt, and the schedule of its retry, are written without tracing.
-        if job.attempt == 1:
+        if job.id != "moved" and job.attempt == 1:
             tracing.uninstrument()
             raise ValueError
 
+    # A message that the worker receives too early, and moves into a schedule.
+    start = datetime.now(timezone.utc) + timedelta(seconds=1.2)
+    await _publish(nq, TaskMessage(ID="moved", Queue="later", ProcessAt=start.isoformat()), {"traceparent": SUBMIT})
     async with worker:
         task = await nq.submit("later", retry=1, process_at=timedelta(seconds=0.5))
         await until_async(lambda: _is_attempt(task, 2), 10, "the task waits for its retry", pause=0.05)
         tracing.instrument(memory.provider)
         await task.result(10)
-    first, second = memory.named("run later")
+        await nq.task("moved").result(10)
+    runs = memory.named("run later")
+    (moved,) = (run for run in runs if (run.attributes or {})["messaging.message.id"] == "moved")
+    first, second = (run for run in runs if run is not moved)
+    assert f"{trace_of(moved):032x}" in SUBMIT
     assert parent_of(first) == parent_of(second) == id_of(memory.only("submit later"))
     assert (second.attributes or {})["nqnb.task.attempt"] == 2
 
 
 async def _is_attempt(task: nqnb.Task, attempt: int) -> bool:
     return (await task.fetch()).attempt == attempt
+
+
+async def _publish(nq: nqnb.Client, message: TaskMessage, headers: dict[str, str]) -> None:
+    """Publish a message and create its entry, as a Go client does."""
+    await nq.backend.ensure_queue(message.Queue)
+    ack = await nq.backend.connection.publish(f"{message.Queue}.task", message.encode(), headers)
+    message.Sequence = ack.sequence
+    await nq.backend.states.create(message.ID, message.encode())
 
 
 SUBMIT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -273,12 +288,8 @@ async def test_the_headers_of_other_programs(
     if not traced:
         tracing.uninstrument()
     queue = f"go-{traced}"
-    await nq.backend.ensure_queue(queue)
     for name, headers in given.items():
-        message = TaskMessage(ID=f"{name}-{traced}", Queue=queue)
-        ack = await nq.backend.connection.publish(f"{queue}.task", message.encode(), headers)
-        message.Sequence = ack.sequence
-        await nq.backend.states.create(message.ID, message.encode())
+        await _publish(nq, TaskMessage(ID=f"{name}-{traced}", Queue=queue), headers)
     worker = nqnb.Worker(settings)
     worker.handler(queue)(lambda payload: "done")
     async with worker:
