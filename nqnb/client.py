@@ -206,7 +206,7 @@ class Client:
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
                 timedelta from now.
-            serial: a serial key, such as ``"customer-7"``. Only one task of the queue with this serial key runs at a
+            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with this key, only one runs at a
                 time, across all nqnb workers. These tasks do not necessarily run in the order in which they were
                 submitted.
 

@@ -79,7 +79,7 @@ class FailureGroup(Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> str:
-        """The error as "Type: pattern"."""
+        """The type of the error and the pattern of its message, as in "ValueError: no file …"."""
         return ": ".join(filter(None, (self.error_type, self.pattern))) or "no reason was recorded"
 
 

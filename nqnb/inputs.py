@@ -252,8 +252,8 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     length = read_length(exact_text(value)) if isinstance(value, str) else value
     if length is None:
         raise BadInput(
-            f"{name}={shown(value)} is invalid: it is not a valid age. Pass a datetime, or an age: a number of "
-            f"seconds, a timedelta, or a string like '90s' or '2h30m'."
+            f"{name}={shown(value)} is invalid: expected a datetime or an age. "
+            "Pass an age as a number of seconds, a timedelta, or a string like '90s' or '2h30m'."
         )
     return (time.time() if now is None else now) - check_seconds(name, length)
 

@@ -36,7 +36,7 @@ _MESSAGES_PER_LOOK = 64
 
 
 class LostMessages:
-    """A repeated search for the lost messages of a queue."""
+    """A periodic search for the lost messages of a queue."""
 
     def __init__(self, connection: Connection, states: StateStore, presence: Presence, queue: str) -> None:
         self._connection = connection

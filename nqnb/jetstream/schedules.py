@@ -113,7 +113,7 @@ class _Schedule:
 
 
 class OverdueSchedules:
-    """A repeated search for the overdue schedules of a queue."""
+    """A periodic search for the overdue schedules of a queue."""
 
     def __init__(self, connection: Connection, queue: str) -> None:
         self._connection = connection

@@ -67,8 +67,8 @@ def check_task_id(task_id: object) -> str:
     """
     if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(
-            f"task id {shown(task_id)} is invalid: expected 1 to 200 letters (A-Z, a-z), digits, dots, hyphens, "
-            "slashes, underscores and equals signs.",
+            f"task id {shown(task_id)} is invalid: expected 1 to 200 characters, each a letter (A-Z, a-z), digit, dot, "
+            "hyphen, slash, underscore or equals sign.",
             task_id,
         )
     if task_id.startswith(".") or task_id.endswith(".") or ".." in task_id:

@@ -44,7 +44,7 @@ async def write_missing_entry(backend: QueueBackend, stream: str, sequence: int,
         backend: the backend to use.
         stream: the stream of the message.
         sequence: the sequence of the message.
-        by: the name of the user who repairs the task, for the receipt of a cancelled task.
+        by: the name of the user who repairs the task. If the task is cancelled, the receipt records this name.
     """
     data = await backend.stored_message(stream, sequence)
     if data is None:

@@ -375,7 +375,7 @@ class TopApp(App[None]):
             self._ask(f"Cancel {_tasks(len(open_ids))} of {len(ids):,} marked?", lambda: self._cancel(ids))
 
     def action_cancel_all(self) -> None:
-        """Cancel all open tasks that match the filter, after a question."""
+        """Cancel all open tasks that match the filter, after asking for confirmation."""
         ids = self._tasks.rows.open_matching()
         which = "that match the filter" if self._is_filtered else f"of queue {self._queue}" if self._queue else "shown"
         if ids:
@@ -420,11 +420,11 @@ class TopApp(App[None]):
         self._say(words, "bad" if errors else "good")
 
     def action_pause(self) -> None:
-        """Pause the chosen queue, or resume it, after a question."""
+        """Pause the chosen queue, or resume it, after asking for confirmation."""
         self._act("pause", "resume")
 
     def action_purge(self) -> None:
-        """End the waiting tasks of the chosen queue, after a question."""
+        """End the waiting tasks of the chosen queue, after asking for confirmation."""
         self._act("purge")
 
     def _act(self, *names: str) -> None:

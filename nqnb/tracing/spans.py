@@ -232,7 +232,7 @@ class Attached:
 
 
 def extract(headers: Mapping[str, str]) -> Context:
-    """Return the context in headers. If the headers are malformed, return an empty context."""
+    """Return the trace context that headers contain. If the headers are malformed, return an empty context."""
     try:
         # Some Go programs write `Traceparent`.
         return propagate.extract({name.lower(): value for name, value in headers.items()}, Context())

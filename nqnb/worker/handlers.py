@@ -150,7 +150,7 @@ def make_handler(
     if backoff is not None and not isinstance(backoff, Backoff):
         raise InvalidHandler(
             f"backoff={shown(backoff)} is invalid for {name}: expected a Backoff, got {kind_of(backoff)}. "
-            "Use Backoff(first, most) with times in seconds."
+            "Use Backoff(first, most): the first delay and the longest delay, in seconds."
         )
     if is_failure is not None and not callable(is_failure):
         raise InvalidHandler(

@@ -317,7 +317,8 @@ class Worker:
             )
         if self.state in (State.RUNNING, State.STOPPING):
             raise InvalidHandler(
-                f"the worker cannot start: it is already {self.state.value}. Stop it first, or create another Worker."
+                f"the worker cannot start: it is already {self.state.value}. "
+                "Wait until it has stopped, or create another Worker."
             )
         self._order_handlers()
         if self.state is State.STOPPED:

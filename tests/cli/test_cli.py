@@ -466,7 +466,7 @@ def test_a_usage_error_is_one_line_with_code_2(arguments: tuple[str, ...], run: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("submit", "q", "1", "--id", "a b"), "underscores and equals signs (see"),
+        (("submit", "q", "1", "--id", "a b"), "underscore or equals sign (see"),
         (("submit", "q", "{a:1}"), "Quote the JSON for the shell"),
         (("submit", "q", ""), "is invalid JSON: it is empty. Write null, or use --text"),
         (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=forever"),

@@ -176,7 +176,7 @@ class Workload:
 
 
 class _Signs:
-    """Events that mark the moments in one task's life. Observed writes to the task's entry set these events."""
+    """One event for each stage of a task's life, which is set when the write to the task's entry is seen."""
 
     __slots__ = ("claimed", "ended", "retrying")
 

@@ -71,8 +71,8 @@ const KEYS = [
   [["Page Up", "Page Down"], "turn the page"],
   [["Enter"], "show or hide the details of the row"],
   [["Space"], "select the row"],
-  [["Delete"], "cancel the selected tasks or the task of the row, after a question"],
-  [["r"], "requeue the failed task of the row, after a question"],
+  [["Delete"], "cancel the selected tasks or the task of the row, after asking for confirmation"],
+  [["r"], "requeue the failed task of the row, after asking for confirmation"],
   [[MAC ? "⌘ C" : "Ctrl C"], "copy the row or the cell"],
   [["/"], "search"],
   [["Escape"], "leave the search, a filter, the details or a question"],
@@ -437,7 +437,7 @@ function render({ model, el }) {
   const every = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "ask-all" });
   every.title = "cancel every matching task that has not ended, on all pages";
   const again = make("button", { type: "button", className: "nq-button nq-again", "data-act": "ask-requeue", hidden: true }, "Requeue failed…");
-  again.title = "requeue the matching failed tasks on all pages, after a question";
+  again.title = "requeue the matching failed tasks on all pages, after asking for confirmation";
   const question = make("span", {});
   const preview = make("ul", { className: "nq-preview", hidden: true });
   const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });

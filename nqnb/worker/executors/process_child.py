@@ -141,7 +141,7 @@ class _Runner:
         facts: the arguments of the handler's `Job` that describe the task.
         progress_raises: the argument of the same name for the handler's `Job`.
         stores_lines: whether the worker stores the task's log.
-        call: the pickled function, a flag that is true for a coroutine function, and the arguments after the job.
+        call: the pickled function, a flag that is true for a coroutine function, and the arguments that follow ``job``.
         trace: the trace context of the run as headers. It is empty if the run is not traced.
     """
 
