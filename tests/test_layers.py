@@ -24,7 +24,7 @@ import nqnb
 
 ROOMS = [
     "version",
-    "concurrency clock error_text log_format protocol.status supervisor",
+    "concurrency clock error_text garbage log_format protocol.status supervisor",
     "errors",
     "protocol.names decode",
     "protocol.wire",

@@ -14,6 +14,7 @@ import click
 from nqnb.cli.shell import Shell, discard, prepare_streams
 from nqnb.commands.command_tree import tree
 from nqnb.errors import BadInput, ConnectionFailed, NoRoom, NqnbError
+from nqnb.garbage import rare_collections
 
 __all__ = ["exit_code", "main", "usage"]
 
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.disable()  # log records would appear in the command line that is being completed
     shell = Shell()
     try:
-        code = _run(shell, arguments)
+        with rare_collections():
+            code = _run(shell, arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
+from nqnb.garbage import rare_collections
 from nqnb.inputs import Duration, check_count, check_flag, check_seconds
 from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.log_format import LOGGED, WorkerLogged
@@ -40,9 +41,6 @@ log = logging.getLogger("nqnb.worker")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_GC_THRESHOLD = 10_000
-"""The minimum number of new objects between two garbage collections of a dedicated worker. Hundreds of running tasks
-have a few thousand objects. With Python's default, the collector would visit these objects again and again."""
 _FIRST_IDLE_CHECK_SECONDS, _IDLE_CHECK_SECONDS = 0.02, 0.3
 """The first and the longest pause between two checks for waiting tasks."""
 
@@ -492,7 +490,7 @@ class Worker:
             with self._signals(), manager.reporting(f"serving {', '.join(self.handlers)}"):
                 try:
                     self._log_start()
-                    with _rare_collections() if self.dedicated else contextlib.nullcontext():
+                    with _frozen() if self.dedicated else contextlib.nullcontext():
                         await self.ended()
                 finally:
                     lost = not self._stop.is_set()
@@ -590,18 +588,15 @@ class Worker:
 
 
 @contextlib.contextmanager
-def _rare_collections() -> Iterator[None]:
+def _frozen() -> Iterator[None]:
     """Exclude all existing objects from garbage collection, and collect garbage less often, until the block ends."""
-    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    if 0 < thresholds[0] < _GC_THRESHOLD:
-        gc.set_threshold(_GC_THRESHOLD, *thresholds[1:])
     try:
-        yield
+        with rare_collections():
+            yield
     finally:
         gc.unfreeze()
-        gc.set_threshold(*thresholds)
 
 
 def _new_id() -> str:
