@@ -47,7 +47,7 @@ class _Gate:
     batch: int = 0
     """The number of starts that were reserved last."""
     since: float = 0.0
-    """The time of `elapsed` since which the starts in ``taken`` are counted."""
+    """The time since which the starts in ``taken`` are counted, in `elapsed` seconds."""
     taken: int = 0
     before: int = 0
     """The number of starts that tasks have taken in the current and in the previous period of `BATCH_SECONDS`."""
@@ -202,7 +202,7 @@ class Limiter:
     async def _reserve(self, gate: _Gate, queue: str, rate: float, ahead: float, least: int) -> float:
         """Reserve a start for each free slot, and at least ``least``. Return the time of the first start.
 
-        A start that no task uses would be lost to the other workers. Short tasks use a slot several times.
+        A start that no task uses would be lost to the other workers. A slot can serve several short tasks.
         """
         wanted = max(self._slots(queue) + least, least, gate.taken, gate.before)
         wanted = min(math.ceil(rate * BATCH_SECONDS), wanted)
