@@ -48,8 +48,12 @@ async def tasks_of(nq: nqnb.Client, name: str) -> dict[str, Status]:
     return dict(sorted(found.items()))
 
 
-async def test_five_workers_submit_one_task_a_period(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_five_workers_submit_one_task_a_period(
+    nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     ran: list[str] = []
+    await nq.backend.ensure_recurring()
+    await nq.backend.recurring.put("broken", b"{")
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(WORKERS):
             await stack.enter_async_context(make_worker(settings, QUEUE, ran))
@@ -65,6 +69,7 @@ async def test_five_workers_submit_one_task_a_period(nq: nqnb.Client, settings: 
     assert await tasks_of(nq, "second") == dict.fromkeys(expected, Status.COMPLETED)
     assert sorted(ran) == expected
     assert await tasks_of(nq, "unserved") == {}
+    assert "bucket nq-schedules: skipped 1 entry with invalid data: 'broken'" in caplog.text
 
 
 @pytest.mark.full
