@@ -107,10 +107,10 @@ Examples:
 @click.option("--remove", is_flag=True, help="Remove the limits")
 @click.pass_context
 def queue_limit(ctx: click.Context, queue: str, rate: float | None, concurrency: int | None, remove: bool) -> QueueInfo:
-    """Limit the rate and the concurrency of a queue, across all nqnb workers.
+    """Limit the rate and the concurrency of a queue.
 
-    The limits are stored on the server, and replace earlier limits. Workers apply them within a second. Go workers
-    ignore them. Without an option, the limits are shown.
+    The limits apply to all nqnb workers together. They are stored on the server, and replace earlier limits.
+    Workers apply them within a second. Go workers ignore them. Without an option, the limits are shown.
     """
     given = rate is not None or concurrency is not None
     if remove and given:
