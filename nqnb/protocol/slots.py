@@ -35,6 +35,10 @@ class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
     at: Moment = 0.0
     """The time at which the worker took the slot, in Unix seconds. 0 stands for the time of the record's last write."""
 
+    def is_of(self, attempt: Attempt) -> bool:
+        """Return whether an attempt holds the slot."""
+        return (self.task, self.claim) == (attempt.id, attempt.claim)
+
 
 class Slots(msgspec.Struct):
     """The record of a limit: the tasks that hold a slot."""
@@ -64,7 +68,7 @@ async def take_slot(backend: TaskBackend, worker: str, attempt: Attempt, key: st
     while True:
         entry = await backend.limits.get(key)
         holders = _holders(entry)
-        if any(holder.claim == attempt.claim for holder in holders):
+        if any(holder.is_of(attempt) for holder in holders):
             # This is our own write, whose answer was lost.
             return True
         # An earlier run of this task in this worker is over, because a worker registers each task once.
@@ -88,7 +92,7 @@ async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:
         while True:
             entry = await backend.limits.get(key)
             holders = _holders(entry)
-            kept = [holder for holder in holders if holder.claim != attempt.claim]
+            kept = [holder for holder in holders if not holder.is_of(attempt)]
             if len(kept) == len(holders):
                 return
             with contextlib.suppress(RevisionConflict):
