@@ -135,8 +135,7 @@ class TestConcurrency:
             await assert_queues_empty(nq, "work")
             assert fleet.most == 3
             assert (await nq.limit_queue("work")).concurrency_limit == 0
-            await asyncio.sleep(1.2)
-            await nq.submit_many("work", ["x"] * 12)
+            await nq.submit_many("work", ["x"] * 60)
             await until_async(lambda: fleet.most > 3, 10)
 
 
