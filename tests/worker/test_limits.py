@@ -105,6 +105,7 @@ class TestRate:
         assert (0.95 if count / wanted > 5 else 0.6) <= kept <= 1.05
         assert starts_within(fleet.starts, 1.0) <= 1.75 * wanted + 1
 
+    @pytest.mark.full
     async def test_a_queue_with_a_limit_leaves_the_slots_to_the_others(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
@@ -164,9 +165,7 @@ class TestSerial:
             assert await second.status() is Status.PROCESSING
             assert not fleet.overlaps
 
-    async def test_a_slot_of_a_dead_worker_is_taken_over_and_that_of_a_live_one_is_not(
-        self, nq: nqnb.Client, settings: nqnb.Settings
-    ) -> None:
+    async def test_the_slot_of_a_dead_worker_is_taken_over(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         """The record names a task that waits: its worker has died before the claim."""
         waiting, task = [await nq.submit("work", "a", serial="a") for _ in range(2)]
         key = names.serial_key("work", "a")
@@ -181,7 +180,7 @@ class TestSerial:
     ) -> None:
         worker, order = nqnb.Worker(settings, concurrency=2), list[str]()
 
-        @worker.handler("work", backoff=nqnb.Backoff(1.0, 1.0))
+        @worker.handler("work", backoff=nqnb.Backoff(0.4, 0.4))
         async def work(job: nqnb.Job, name: str) -> None:
             order.append(name)
             if name == "fails" and job.attempt == 1:
