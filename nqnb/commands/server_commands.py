@@ -106,7 +106,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
     if store_dir is None and port:
         store_dir = Path(platformdirs.user_data_dir("nqnb", appauthor=False), f"server-{port}")
 
-    again = ["nqnb", "up", *([] if port == _DEFAULT_PORT else ["--port", f"{port}"])]
+    again = []
     if named_store is not None:
         again += ["--store-dir", str(named_store.absolute())]
     for queue in go_queues:
@@ -127,7 +127,9 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
                 raise DevServerError(
                     f"the nats-server at {server.url} failed: it exited unexpectedly. Start it again with `nqnb up`."
                 )
-            front.say(await _farewell(server, again, temporary=store_dir is None))
+            used = server.url.rpartition(":")[2]
+            port_option = [] if used == f"{_DEFAULT_PORT}" else ["--port", used]
+            front.say(await _farewell(server, ["nqnb", "up", *port_option, *again], temporary=store_dir is None))
 
     front.run(serve)
 

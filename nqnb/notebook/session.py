@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import logging
 import os
@@ -1426,11 +1427,17 @@ class Session:
         return card
 
 
+def _is_script() -> bool:
+    """Return whether this process runs a program, and is neither a notebook nor an interactive shell."""
+    return not hasattr(sys, "ps1") and "get_ipython" not in vars(builtins)
+
+
 class KeptLog(logging.Handler):
     """A log handler that stores nqnb's last 200 warnings while a session is open.
 
     Without a log handler, Python would print the warnings in the current cell, even if the cell is unrelated. Log
-    handlers that the user has configured also receive the warnings.
+    handlers that the user has configured also receive the warnings. In a script, the warnings are also printed, because
+    nobody would see them otherwise.
     """
 
     def __init__(self) -> None:
@@ -1450,6 +1457,8 @@ class KeptLog(logging.Handler):
         """Format and store a log record."""
         with contextlib.suppress(Exception):  # a record that cannot be formatted must not break the code that logged it
             self.lines.append(self.format(record))
+            if _is_script() and not logging.getLogger().handlers and logging.lastResort is not None:
+                logging.lastResort.handle(record)
 
 
 KEPT_LOG = KeptLog()

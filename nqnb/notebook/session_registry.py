@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 from nqnb.errors import BadInput, DevServerError, NoServer
 from nqnb.notebook import comm_pump, tracebacks
@@ -13,8 +16,13 @@ from nqnb.notebook.session import KEPT_LOG, Session
 from nqnb.server import detached
 from nqnb.server.detached import Condition
 from nqnb.server.server_choice import Choice, choose
+from nqnb.settings import DEFAULT_URL
 from nqnb.store import StateStore
 
+log = logging.getLogger("nqnb.session")
+
+_PROBE_SECONDS = 0.5
+"""How long a server at the default address may take to accept a connection."""
 _EXIT_SECONDS = 0.7
 """How long the process waits at exit for the sessions to close."""
 
@@ -64,7 +72,7 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
                 "other settings. Close that session first, with `%nq down` or its `down()` method."
             )
         return known
-    why = f"{choice.source}{', started now' if started else ''}"
+    why = f"{choice.source}{', started now' + _other() if started else ''}"
     made = Session(choice.settings, why, detached=choice.detached, store=store, on_down=lambda: _forget(key, made))
     KEPT_LOG.begin()
     comm_pump.begin()
@@ -77,6 +85,10 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
             raise choice.explained(error) from None
         raise
     _sessions[key] = made
+    if started:
+        log.warning(
+            "no server was specified: your detached server was started at %s%s", made.settings.urls[0], _other()
+        )
     return made
 
 
@@ -108,6 +120,16 @@ def _choose(**options: Any) -> tuple[Choice, bool]:
             f"your detached server at {server.url} stopped just after it started. Run `nqnb up --status` for details."
         )
     return choice, started
+
+
+def _other() -> str:
+    """Return a hint if another server, perhaps the user's `nqnb up`, is listening at the default address."""
+    address = urlsplit(DEFAULT_URL)
+    try:
+        with socket.create_connection((f"{address.hostname}", address.port or 0), _PROBE_SECONDS):
+            return f"; to use the other server at {DEFAULT_URL}, pass this address or set NATS_URL"
+    except OSError:
+        return ""
 
 
 def _is_gone(session: Session) -> bool:

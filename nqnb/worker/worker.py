@@ -379,7 +379,7 @@ class Worker:
         missing = sorted(self.handlers.keys() - self.queues.keys())
         raise InvalidHandler(
             f"the worker cannot start: queue {missing[0]!r} has a handler, but is not one of the worker's `queues`. "
-            "Add the queue to `queues`."
+            "Add the queue to `queues`, or register the handler with another Worker."
         )
 
     async def _connect(self, metrics: WorkerMetrics | None) -> None:

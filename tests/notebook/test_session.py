@@ -112,9 +112,22 @@ class TestChoiceOfServer:
         with nqnb.DevServer() as stranger:
             monkeypatch.setattr("nqnb.settings.DEFAULT_URL", stranger.url)
             assert nqnb.connect().settings.url == stranger.url
-            assert nqnb.session().settings.url != stranger.url
+            monkeypatch.setattr("nqnb.notebook.session_registry.DEFAULT_URL", stranger.url)
+            nq = nqnb.session()
+            assert nq.settings.url != stranger.url
+            assert nq.why.endswith(f"to use the other server at {stranger.url}, pass this address or set NATS_URL")
             # With its address, it is used.
             assert nqnb.session(stranger.url).submit("resize", 1).status() is Status.PENDING
+
+
+    @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+    def test_a_script_is_told_which_server_was_started_and_that_no_worker_serves_its_queue(self, home: None) -> None:
+        script = "import nqnb, time; nq = nqnb.session(); nq.submit('resize', 1); time.sleep(3)"
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        found = detached.look().server
+        assert found is not None
+        assert f"no server was specified: your detached server was started at {found.url}" in ran.stderr
+        assert "no worker is serving" in ran.stderr
 
 
 class TestOneSessionPerServer:
