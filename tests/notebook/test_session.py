@@ -119,7 +119,6 @@ class TestChoiceOfServer:
             # With its address, it is used.
             assert nqnb.session(stranger.url).submit("resize", 1).status() is Status.PENDING
 
-
     @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
     def test_a_script_is_told_which_server_was_started_and_that_no_worker_serves_its_queue(self, home: None) -> None:
         script = "import nqnb, time; nq = nqnb.session(); nq.submit('resize', 1); time.sleep(3)"
