@@ -127,7 +127,9 @@ class Batch:
         """Return the only item of the batch. If the key is invalid, raise the error."""
         item = next(iter(self), None)
         if item is None:
-            raise self.payloads.error or BadInput("the payloads are invalid: the list is empty. Pass one payload.")
+            raise self.payloads.error or BadInput(
+                "the payloads are invalid: the list is empty. Pass at least one payload."
+            )
         return item
 
     async def submit(self, backend: Backend, client: str, item: Item) -> Keyed:

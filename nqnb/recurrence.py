@@ -99,10 +99,10 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         return msgspec.structs.replace(self, anchor=0) == msgspec.structs.replace(other, anchor=0)
 
     def next_after(self, moment: float) -> float:
-        """Return the first time after a moment.
+        """Return the first scheduled time after a given moment.
 
         Raises:
-            BadInput: the expression or the time zone is invalid, or the expression is not due within 50 years.
+            BadInput: the expression or the time zone is invalid, or the expression matches no time in the next 50 years.
         """
         try:
             due = next(self._after(moment), LAST_MOMENT)

@@ -128,5 +128,5 @@ class Attempt:
 
     @property
     def lease_end(self) -> float:
-        """The time at which the lease ends unless a heartbeat is answered first, in `elapsed` seconds."""
+        """The time on the `elapsed` clock, in seconds, at which the lease ends unless a heartbeat is answered first."""
         return self.beat + LEASE_SHARE * self.ack_wait

@@ -275,7 +275,7 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
                     return there
                 if not replace:
                     raise ScheduleExists(
-                        f"schedule {name!r} already exists: its definition is different ({there.when.text}, queue "
+                        f"schedule {name!r} cannot be created: it already exists with another definition ({there.when.text}, queue "
                         f"{there.queue!r}). Choose another name, or replace the schedule (replace=True, or --replace).",
                         name,
                     )

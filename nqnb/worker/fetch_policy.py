@@ -139,9 +139,9 @@ class FetchPolicy:
 
     While slots are free and no queue has waiting tasks, each queue is asked for one task per free slot, up to the limit
     of the queue's handler. The requests to a queue are withdrawn when all slots are taken or when the queue's handler
-    has reached the limit. When slots become free again, the queues are probed. In strict order, earlier queues are
-    served first. With weights, each queue is asked for its share of the free slots, and unused shares go to the other
-    queues. In both cases, every fetched task can run.
+    has reached the limit. When slots become free again, the queues are asked for the tasks that they have now. In
+    strict order, earlier queues are served first. With weights, each queue is asked for its share of the free slots,
+    and unused shares go to the other queues. In both cases, every fetched task can run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.

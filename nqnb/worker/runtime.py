@@ -203,14 +203,15 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def is_idle(self) -> bool:
-        """Return True if no task is running in this worker and the worker's queues have no message for any worker.
+        """Return True if no task is running in this worker and its queues are empty.
 
         Raises:
             ConnectionFailed: the connection is closed permanently, or the worker has failed.
         """
         if self._broken.is_set() or self.backend.closed:
             raise ConnectionFailed(
-                "the worker cannot run more tasks: its connection is closed, or it has failed. Check the worker's log."
+                "the worker cannot run more tasks: the worker has failed, or its connection is closed. "
+                "Check the worker's log."
             )
         if self.runs:
             return False
