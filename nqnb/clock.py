@@ -76,7 +76,7 @@ class ServerClock:
         return bounds is not None and elapsed() - bounds[2] < FRESH_SECONDS
 
     def now(self) -> float:
-        """Return the server's time in Unix seconds, or this machine's time if the server has not sent a timestamp yet."""
+        """Return the server's time in Unix seconds, or this machine's time until the server sends a timestamp."""
         bounds = self._bounds
         return time.time() if bounds is None else _clock() + (bounds[0] + bounds[1]) / 2
 

@@ -102,7 +102,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         """Return the first scheduled time after a given moment.
 
         Raises:
-            BadInput: the expression or the time zone is invalid, or the expression matches no time in the next 50 years.
+            BadInput: the expression or the time zone is invalid, or the expression matches no time within 50 years.
         """
         try:
             due = next(self._after(moment), LAST_MOMENT)

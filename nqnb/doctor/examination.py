@@ -142,7 +142,7 @@ class _Examination:
         return not (task.due or not task.sequence) or task.id not in await self._ids_in(stream)
 
     async def _without_entry(self, suspects: list[FoundMessage]) -> list[FoundMessage]:
-        """Return the messages that still exist, have no entry, and belong to tasks that are not running on a live worker."""
+        """Return the messages that still exist, have no entry, and whose tasks are not running on a live worker."""
         workers = (await self._backend.presence.roll_call())[0].values() if suspects else ()
         # A worker that is late with its heartbeat may still be running the task.
         live = [each.info for each in workers if each.age < 3 * each.info.ttl]

@@ -275,8 +275,8 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
                     return there
                 if not replace:
                     raise ScheduleExists(
-                        f"schedule {name!r} cannot be created: it already exists with another definition ({there.when.text}, queue "
-                        f"{there.queue!r}). Choose another name, or replace the schedule (replace=True, or --replace).",
+                        f"schedule {name!r} cannot be created: it already exists with another definition "
+                        f"({there.when.text}, queue {there.queue!r}). Choose another name, or replace the schedule (replace=True, or --replace).",
                         name,
                     )
                 made = wanted.replacing(there)
