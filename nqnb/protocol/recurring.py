@@ -276,7 +276,8 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
                 if not replace:
                     raise ScheduleExists(
                         f"schedule {name!r} cannot be created: it already exists with another definition "
-                        f"({there.when.text}, queue {there.queue!r}). Choose another name, or replace the schedule (replace=True, or --replace).",
+                        f"({there.when.text}, queue {there.queue!r}). Choose another name, or replace the schedule "
+                        "(replace=True, or --replace).",
                         name,
                     )
                 made = wanted.replacing(there)
