@@ -1029,7 +1029,10 @@ class Task:
         return self._client.updates(self.id)
 
     def logs(self, follow: bool = False) -> AsyncGenerator[LogLine, None]:
-        """Yield the lines that the task has printed and logged; see `Client.logs`.
+        """Yield the lines that the task has printed and logged, oldest first.
+
+        The lines are stored by workers with ``task_logs=True``. Without them, the last 20 lines that the handler passed
+        to ``job.log`` are yielded.
 
         Args:
             follow: whether to continue with new lines until the task has ended.

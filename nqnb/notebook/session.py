@@ -534,11 +534,15 @@ class Session:
         """
         return SessionTask(self, names.check_task_id(id))
 
-    def logs(self, id: str) -> list[LogLine]:
-        """Return the lines that a task has printed and logged so far, oldest first; see `Client.logs`.
+    def logs(self, id: str, follow: bool = False) -> list[LogLine]:
+        """Return the lines that a task has printed and logged, oldest first.
+
+        The lines are stored by workers with ``task_logs=True``. Without them, the last 20 lines that the handler passed
+        to ``job.log`` are returned.
 
         Args:
             id: the id of the task.
+            follow: whether to wait until the task has ended.
 
         Raises:
             InvalidTaskId: the id is invalid.
@@ -546,7 +550,7 @@ class Session:
         """
 
         async def read() -> list[LogLine]:
-            return [line async for line in self.client.logs(id)]
+            return [line async for line in self.client.logs(id, follow)]
 
         return self.call(read())
 

@@ -66,7 +66,7 @@ class _TaskCalls(Protocol):
     @property
     def client(self) -> Client: ...
     def fetch(self, id: str) -> TaskInfo: ...
-    def logs(self, id: str) -> list[LogLine]: ...
+    def logs(self, id: str, follow: bool = False) -> list[LogLine]: ...
     def status(self, id: str) -> Status: ...
     def updates(self, id: str) -> Iterator[TaskInfo]: ...
     def wait(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status: ...
@@ -136,13 +136,19 @@ class SessionTask:
         """
         return self._session.fetch(self.id)
 
-    def logs(self) -> list[LogLine]:
-        """Return the lines that the task has printed and logged so far, oldest first; see `Client.logs`.
+    def logs(self, follow: bool = False) -> list[LogLine]:
+        """Return the lines that the task has printed and logged, oldest first.
+
+        The lines are stored by workers with ``task_logs=True``. Without them, the last 20 lines that the handler passed
+        to ``job.log`` are returned.
+
+        Args:
+            follow: whether to wait until the task has ended.
 
         Raises:
             UnknownTask: the server no longer has the task.
         """
-        return self._session.logs(self.id)
+        return self._session.logs(self.id, follow)
 
     def status(self) -> Status:
         """Return the current state of the task.

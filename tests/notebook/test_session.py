@@ -862,6 +862,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "limit_queue",
             "local",
             "log",
+            "logs",
             "map",
             "open",
             "pause",
