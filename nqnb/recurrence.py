@@ -192,13 +192,14 @@ def _check_interval(units: dict[str, object]) -> int:
     """Return the sum of the units in seconds, or raise `BadInput` unless it is a whole number."""
     total = 0.0
     for unit, count in units.items():
-        if not isinstance(count, numbers.Real) or isinstance(count, bool) or not 0 <= float(count) < math.inf:
+        if not isinstance(count, numbers.Real) or isinstance(count, bool) or count < 0 or not count < math.inf:
             raise BadInput(
                 f"{unit}={shown(count)} is invalid: expected a number that is at least 0, got {kind_of(count)}. "
                 f"Pass a number such "
                 "as 5."
             )
-        total += float(count) * _UNIT_SECONDS[unit]
+        # A whole number may be too large for a float.
+        total += (float(count) if count <= LONGEST_SECONDS else math.inf) * _UNIT_SECONDS[unit]
     if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:
         raise BadInput(
             f"the interval of {total:,g} s is invalid: it must be a whole number of seconds, up to 100 years. "
