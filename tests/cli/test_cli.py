@@ -652,7 +652,7 @@ def test_up_says_at_its_end_which_tasks_are_kept_and_where(
     answer = ended(process)
     assert answer.code == 0
     if keeps:
-        again = f"nqnb up --port 0 --store-dir '{store}'"
+        again = f"nqnb up --port {url.rpartition(':')[2]} --store-dir '{store}'"
         said = f"2 queued or running tasks are kept in {store}. To restart, run `{again}`"
     else:
         said = "2 queued or running tasks are removed with its temporary store. To keep tasks, use --store-dir"
