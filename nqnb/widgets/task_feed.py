@@ -14,7 +14,7 @@ import msgspec
 
 from nqnb.client import Client
 from nqnb.concurrency import spawn
-from nqnb.errors import NotCancellable, NqnbError
+from nqnb.errors import ConnectionFailed, NoRoom, NotCancellable, NqnbError, Unconfirmed
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
@@ -23,6 +23,8 @@ log = logging.getLogger("nqnb.feed")
 
 _FIRST_CHECK_SECONDS, _CHECK_SECONDS = 0.5, 2.0
 """The time before the first check of the workers, and the time between checks, while a table is open."""
+_RETRY_SECONDS = 1.0
+"""The time before a cancel is sent again, if its outcome is not known."""
 _MAX_QUEUES = 10
 """The maximum number of queues that are checked for workers."""
 _BATCH_TASKS = 2000
@@ -46,8 +48,8 @@ class FeedListener(Protocol):
         """Update everything that depends on the time."""
 
 
-class CancelOutcomes(Protocol):
-    """A receiver of the outcomes of cancels, such as a `TaskTable`. The methods are called on the event loop."""
+class CancelOutcomes(FeedListener, Protocol):
+    """A `FeedListener` that also receives the outcomes of cancels. The methods are called on the event loop."""
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
         """Record that a cancel was accepted or refused."""
@@ -226,23 +228,40 @@ class TaskFeed:
         self._stop_watch()
 
     async def cancel_each(self, listener: CancelOutcomes, ids: Sequence[str]) -> None:
-        """Cancel tasks, and send the outcome of each cancel to a listener."""
+        """Cancel tasks, and send the outcome of each cancel to a listener.
+
+        If the outcome of a cancel is not known, for example after a disconnect, the cancel is repeated until the task
+        has ended or the listener is detached.
+        """
 
         async def cancel_one(task_id: str) -> None:
-            known = self._tasks.known.get(task_id)
-            try:
-                receipt = await self._client.cancel(task_id, queue=known.queue if known is not None else None)
-            except NotCancellable as error:
-                listener.cancel_too_late(task_id, error.status or Status.COMPLETED)
-            except NqnbError as error:
-                listener.cancel_outcome(task_id, str(error), refused=True)
-            else:
-                if receipt.status in (Status.COMPLETED, Status.FAILED):
-                    listener.cancel_too_late(task_id, receipt.status)
+            while True:
+                known = self._tasks.known.get(task_id)
+                try:
+                    receipt = await self._client.cancel(task_id, queue=known.queue if known is not None else None)
+                except NotCancellable as error:
+                    listener.cancel_too_late(task_id, error.status or Status.COMPLETED)
+                except NqnbError as error:
+                    if isinstance(error, ConnectionFailed | Unconfirmed) and not isinstance(error, NoRoom):
+                        await asyncio.sleep(_RETRY_SECONDS)
+                        if self._has_ended(task_id):
+                            return
+                        if any(subscriber.table is listener for subscriber in self._subscribers):
+                            continue
+                    listener.cancel_outcome(task_id, str(error), refused=True)
                 else:
-                    listener.cancel_outcome(task_id, _outcome_text(receipt), refused=False)
+                    if receipt.status in (Status.COMPLETED, Status.FAILED):
+                        listener.cancel_too_late(task_id, receipt.status)
+                    else:
+                        listener.cancel_outcome(task_id, _outcome_text(receipt), refused=False)
+                return
 
         await outcomes_of(ids, cancel_one, AT_ONCE)
+
+    def _has_ended(self, task_id: str) -> bool:
+        """Return whether a task has ended or is no longer stored."""
+        task = self._tasks.known.get(task_id)
+        return self._complete if task is None else task.status.terminal
 
     async def _read_first(self, subscriber: _Subscriber) -> None:
         """Read the tasks of a table by their ids, because the watch may take seconds to reach them."""
