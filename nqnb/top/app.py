@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -16,7 +17,7 @@ from textual.widgets import ContentSwitcher, Footer, Input, Static, Tab, Tabs
 
 from nqnb.client import Client
 from nqnb.concurrency import few_at_once, spawn
-from nqnb.errors import NqnbError
+from nqnb.errors import ConnectionFailed, NqnbError, Unconfirmed
 from nqnb.protocol.bulk import AT_ONCE
 from nqnb.records import TaskBatch
 from nqnb.text import line
@@ -34,6 +35,8 @@ READ_SECONDS = 1.0
 """The time between two reads of the queues or the workers, while they are shown."""
 ATTACH_SECONDS = 5.0
 """The minimum time between the starts of two watches, after a watch has failed."""
+RETRY_SECONDS = 1.0
+"""The time before a log is read again, after the connection was lost."""
 NOTE_SECONDS = 10.0
 """How long a message is shown."""
 _TABS = ("tasks", "queues", "workers")
@@ -218,7 +221,7 @@ class TopApp(App[None]):
 
     def _words(self) -> list[Cell]:
         """Return the line above the keys, which shows the marks, the filter and the last message."""
-        cells = [self._note] if time.monotonic() < self._noted_at + NOTE_SECONDS else []
+        cells = self._last_note()
         board = self._boards.get(self._tab)
         if board is not None:
             return [Cell(board.trouble, "bad")] if board.trouble else cells
@@ -230,6 +233,9 @@ class TopApp(App[None]):
             f"sorted by {column}{', descending' if down else ''}" if self._order else "",
         ]
         return [*(Cell(part, "dim") for part in parts if part), *cells]
+
+    def _last_note(self) -> list[Cell]:
+        return [self._note] if time.monotonic() < self._noted_at + NOTE_SECONDS else []
 
     @property
     def _is_filtered(self) -> bool:
@@ -323,7 +329,7 @@ class TopApp(App[None]):
                 reading.cancel()
 
             self.push_screen(screen, stop_reading)
-            self.call_after_refresh(self._show_open, screen)
+            self._show_open(screen)
         else:
             column, name = "queue", key
             if self._tab == "workers":
@@ -334,25 +340,42 @@ class TopApp(App[None]):
             self.action_show("tasks")
 
     async def _read_log(self, screen: TaskScreen) -> None:
-        with contextlib.suppress(NqnbError):  # the user may have no permission to read logs
-            async with contextlib.aclosing(self._client.logs(screen.task_id, follow=True)) as lines:
-                async for each in lines:
-                    screen.lines.append(each)
+        """Follow the log of an open task. After an outage, continue with the lines that are not shown yet."""
+        shown: dict[int, int] = {}  # the number of the last line of each attempt
+        while True:
+            try:
+                async with contextlib.aclosing(self._client.logs(screen.task_id, follow=True)) as lines:
+                    async for each in lines:
+                        if each.number > shown.get(each.attempt, 0):
+                            shown[each.attempt] = each.number
+                            screen.lines.append(each)
+                return
+            except (ConnectionFailed, Unconfirmed):
+                await asyncio.sleep(RETRY_SECONDS)
+            except NqnbError as error:  # the user may have no permission to read logs
+                screen.trouble = str(error)
+                return
 
     def _show_open(self, screen: TaskScreen) -> None:
-        rows = self._tasks.rows
+        rows, note = self._tasks.rows, self._text(self._last_note())
         if screen.task_id not in rows:
-            screen.show(self._text([Cell(screen.task_id), Cell("the task is no longer stored", "bad")]), [])
+            screen.show(self._text([Cell(screen.task_id), Cell("the task is no longer stored", "bad")]), [], note)
             return
         shown = self._tasks.cells_of(screen.task_id)
-        screen.show(self._text([Cell(screen.task_id), *shown]), rows.detail(screen.task_id))
+        screen.show(self._text([Cell(screen.task_id), *shown]), rows.detail(screen.task_id), note)
 
-    def _chosen(self) -> list[str]:
-        """Return the ids of the tasks to act on: the open task, the marked tasks, or the task under the cursor."""
+    def _chosen(self) -> tuple[list[str], str]:
+        """Return the ids of the tasks to act on, and a word for them: ``open``, ``marked`` or ``current``."""
         if isinstance(self.screen, TaskScreen):
-            return [self.screen.task_id]
+            return [self.screen.task_id], "open"
         view = self._view
-        return list(view.marked) or ([view.current] if view.current is not None else [])
+        if view.marked:
+            return list(view.marked), "marked"
+        return [view.current] if view.current is not None else [], "current"
+
+    def _unmark(self, ids: Sequence[str]) -> None:
+        for task_id in ids:
+            self._views["tasks"].marked.pop(task_id, None)
 
     def _choose_first(self) -> None:
         self._say("no row is chosen. Use the arrow keys or the mouse.", "warn")
@@ -360,19 +383,19 @@ class TopApp(App[None]):
     # Changes
 
     def action_cancel(self) -> None:
-        """Cancel the chosen tasks, or the tasks of a queue. Ask first if there are several tasks."""
+        """Cancel the chosen tasks, or the tasks of a queue. Ask first, unless it is the task of the cursor."""
         if self._tab == "queues":
             self._act("cancel")
             return
-        ids = self._chosen()
+        ids, which = self._chosen()
+        open_ids = [task_id for task_id in ids if self._tasks.rows.is_open(task_id)]
         if not ids:
             self._choose_first()
-            return
-        open_ids = [task_id for task_id in ids if self._tasks.rows.is_open(task_id)]
-        if len(ids) == 1 or not open_ids:
-            self._cancel(ids)
+        elif which == "marked" and open_ids:
+            others = f" of {len(ids):,} marked" if len(ids) > 1 else ""
+            self._ask(f"Cancel {_named(open_ids)}{others}?", lambda: self._cancel(ids))
         else:
-            self._ask(f"Cancel {_tasks(len(open_ids))} of {len(ids):,} marked?", lambda: self._cancel(ids))
+            self._cancel(ids, unmark=which == "marked")
 
     def action_cancel_all(self) -> None:
         """Cancel all open tasks that match the filter, after asking for confirmation."""
@@ -383,24 +406,34 @@ class TopApp(App[None]):
         else:
             self._say("no open tasks to cancel", "warn")
 
-    def _cancel(self, ids: list[str]) -> None:
+    def _cancel(self, ids: list[str], *, unmark: bool = True) -> None:
         open_ids = self._tasks.press(ids)
-        self._views["tasks"].marked.clear()
+        if unmark:
+            self._unmark(ids)
         if open_ids:
             spawn(self._feed.cancel_each(self._tasks, open_ids))
-            self._say(f"cancelling {line(open_ids[0], 60) if len(open_ids) == 1 else _tasks(len(open_ids))}")
+            self._say(f"cancelling {_named(open_ids)}")
         else:
             self._say(f"{'the task has' if len(ids) == 1 else 'these tasks have'} already ended", "warn")
 
     def action_requeue(self) -> None:
-        """Requeue the chosen tasks. Ask first if there are several tasks."""
-        ids = self._chosen()
+        """Requeue the chosen tasks, after asking for confirmation."""
+        ids, which = self._chosen()
+        ready = self._tasks.requeueable(ids)
         if not ids:
             self._choose_first()
-        elif len(ids) == 1:
-            spawn(self._requeue(ids))
+        elif not ready:
+            self._say(self._tasks.why_not(ids[0]) if len(ids) == 1 else "none of these tasks can be requeued", "warn")
         else:
-            self._ask(f"Requeue {_tasks(len(ids))}? New tasks are submitted.", lambda: spawn(self._requeue(ids)))
+            others = f" of {len(ids):,} marked" if len(ids) > 1 else ""
+            new = "A new task is" if len(ready) == 1 else "New tasks are"
+
+            def requeue() -> None:
+                if which == "marked":
+                    self._unmark(ids)
+                spawn(self._requeue(self._tasks.press_requeue(ready)))
+
+            self._ask(f"Requeue {_named(ready)}{others}? {new} submitted.", requeue)
 
     async def _requeue(self, ids: list[str]) -> None:
         made: list[str] = []
@@ -408,12 +441,16 @@ class TopApp(App[None]):
 
         async def requeue(task_id: str) -> None:
             try:
-                made.append((await self._client.requeue(task_id)).id)
+                new_id = (await self._client.requeue(task_id)).id
             except NqnbError as error:
                 errors.append(error)
+                self._tasks.requeue_outcome(task_id, error=str(error))
+            else:
+                made.append(new_id)
+                self._tasks.requeue_outcome(task_id, new_id)
 
+        self._say(f"requeuing {_named(ids)}")
         await few_at_once(ids, requeue, AT_ONCE)
-        self._views["tasks"].marked.clear()
         words = f"requeued as {made[0]}" if len(made) == 1 else f"{_tasks(len(made))} requeued"
         if errors:
             words = f"{f'{words}; {len(errors):,} refused: ' if len(ids) > 1 else ''}{errors[0]}"
@@ -472,6 +509,10 @@ def _tasks(count: int) -> str:
     return f"{count:,} task{'s' * (count != 1)}"
 
 
+def _named(ids: Sequence[str]) -> str:
+    return f"task {line(ids[0], 60)}" if len(ids) == 1 else _tasks(len(ids))
+
+
 async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Callable[[], Awaitable[object]]) -> None:
     """Show the full-screen view until the user quits.
 
@@ -480,6 +521,9 @@ async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Cal
         queue: show only the tasks of this queue.
         dark: whether the background is dark.
         stopped: a coroutine function that returns when the program must stop.
+
+    Raises:
+        NqnbError: the view ended with an unexpected error, which textual has printed.
     """
     app = TopApp(client, queue, dark=dark)
 
@@ -492,6 +536,10 @@ async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Cal
         await app.run_async()
     finally:
         stopping.cancel()
+    if app.return_code:
+        raise NqnbError(
+            "`nqnb top` has ended: unexpected error in nqnb (see above). Start it again, and report the error."
+        )
 
 
 def is_dark() -> bool:

@@ -103,36 +103,45 @@ class TaskScreen(Screen[None]):
         self.task_id = task_id
         self.lines: deque[LogLine] = deque(maxlen=MAX_LINES)
         """The newest lines of the task's log."""
+        self.trouble = ""
+        """The reason why the log cannot be read, or an empty string."""
         self._shown: object = None
+        # `show` may be called before these widgets are mounted, and after they were removed.
+        self._head, self._body, self._note = Static(id="head"), Static(), Static(id="note")
+        self._scroll = VerticalScroll(self._body)
 
     def compose(self) -> ComposeResult:
         """Create the widgets."""
-        yield Static(id="head")
-        with VerticalScroll():
-            yield Static(id="body")
+        yield self._head
+        yield self._scroll
+        yield self._note
         yield Footer()
 
-    def show(self, head: Text, parts: list[dict[str, str]]) -> None:
+    def show(self, head: Text, parts: list[dict[str, str]], note: Text) -> None:
         """Show a task.
 
         Args:
             head: the state of the task.
             parts: the details of the task; see `nqnb.widgets.row_content.detail`.
+            note: the line above the keys.
         """
         if self.lines:
             text = "\n".join(f"{clock(each.at)}  {each.text}" if each.at else each.text for each in self.lines)
             parts = [*(part for part in parts if part["kind"] != "log"), {"name": "log", "text": text}]
-        if self._shown == (head, parts):
+        if self.trouble:
+            parts = [*parts, {"name": "the log cannot be read", "text": self.trouble}]
+        if self._shown == (head, parts, note):
             return
-        self._shown = (head, parts)
-        scroll = self.query_one(VerticalScroll)
+        self._shown = (head, parts, note)
+        scroll = self._scroll
         at_end = 0 < scroll.max_scroll_y <= scroll.scroll_offset.y
         body = Text()
         for part in parts:
             body.append(f"{line(part['name'])}\n", "bold underline")
             body.append(f"{clean(part['text'])}\n\n")
         body.rstrip()
-        self.query_one("#head", Static).update(head)
-        self.query_one("#body", Static).update(body)
+        self._head.update(head)
+        self._body.update(body)
+        self._note.update(note)
         if at_end:  # the user is reading the end of the log
             scroll.scroll_end(animate=False)

@@ -91,6 +91,38 @@ class TaskLines:
         self.changed = True
         return open_ids
 
+    def requeueable(self, ids: Sequence[str]) -> list[str]:
+        """Return the ids of those tasks that have ended and have not been requeued."""
+        return [task_id for task_id in ids if not self.why_not(task_id)]
+
+    def why_not(self, task_id: str) -> str:
+        """Return why a task cannot be requeued, or an empty string."""
+        if task_id not in self.rows:
+            return "the task is no longer stored"
+        task = self.rows.task(task_id)
+        requeue = self.rows.pending_requeues.of(task)
+        if requeue["requeued"]:
+            return f"the task was already requeued as {requeue['requeued']}"
+        if requeue["requeuing"]:
+            return "the task is being requeued"
+        return "" if task.status.terminal else "the task has not ended"
+
+    def press_requeue(self, ids: Sequence[str]) -> list[str]:
+        """Record that the user requeues tasks, and return the ids of those that can still be requeued."""
+        ids = self.requeueable(ids)
+        self.rows.pending_requeues.press(ids)
+        self.changed = True
+        return ids
+
+    def requeue_outcome(self, task_id: str, new_id: str = "", error: str = "") -> None:
+        """Record the outcome of a requeue: the id of the new task, or the text of the error."""
+        requeues = self.rows.pending_requeues
+        if error:
+            requeues.refuse(task_id, error)
+        else:
+            requeues.accept(task_id, new_id)
+        self.changed = True
+
     def find(self, text: str) -> None:
         """Show only the tasks that match a filter.
 
@@ -183,10 +215,15 @@ class TaskLines:
         return Cell(state.label, TONES[state])
 
     def _note(self, task: TaskInfo, text: str) -> Cell:
-        """Return the note of a row: why a cancel was refused, when the task is due, its progress or its error."""
+        """Return the note of a row: why an action was refused, when the task is due, its progress or its error."""
         refused = self.rows.pending_cancels.of(task.id)["refused"]
         if refused:
             return Cell(f"not cancelled: {refused}", "bad")
+        requeue = self.rows.pending_requeues.of(task)
+        if requeue["unqueued"]:
+            return Cell(f"not requeued: {requeue['unqueued']}", "bad")
+        if requeue["requeuing"]:
+            return Cell("requeuing", "warn")
         if self.rows.silent_since(task) is not None:
             return Cell(text, "bad")
         if self.rows.state(task) is Waiting.SCHEDULED and task.due_at is not None:

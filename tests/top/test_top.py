@@ -19,7 +19,8 @@ import nqnb
 from nqnb import Status
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.testing.proxy import Proxy
-from nqnb.top.app import TopApp, is_dark
+from nqnb.top.app import TopApp, is_dark, run_top
+from nqnb.top.dialogs import TaskScreen
 from nqnb.top.line_view import LineView
 from nqnb.top.task_lines import TaskLines
 from nqnb.widgets import snapshot
@@ -142,11 +143,107 @@ async def test_an_open_task_shows_its_error_and_can_be_requeued(nq: nqnb.Client,
         assert "[bold]x[/bold] \\x1b[2J" in view.text
         broken = False
         await view.press("r")
+        await view.until(f"Requeue task {task.id}? A new")
+        await view.press("y")
         await until_async(lambda: view.app.tasks.rows.task(task.id).requeued_as, what="the requeue")
         copy = view.app.tasks.rows.task(task.id).requeued_as
         await view.until("requeued as", copy)
         await view.press("escape")
         await view.until("completed", copy)
+
+
+async def test_a_task_can_be_opened_and_closed_while_tasks_change(nq: nqnb.Client) -> None:
+    await nq.submit("resize", {"path": "cat.png"})
+    async with top(nq) as view:
+        await view.until("pending 1")
+        await view.press("down")
+        view.app.action_open()
+        view.app._draw()  # its widgets do not exist yet
+        await view.until("payload")
+        await view.press("escape")
+        view.app.action_open()
+        opened = view.app.screen
+        assert isinstance(opened, TaskScreen)
+        opened.dismiss()
+        await view.until("pending 1")
+        view.app._show_open(opened)  # its widgets were removed
+        await view.pause()
+        assert view.app.is_running
+
+
+@pytest.mark.full
+async def test_a_view_that_crashes_ends_with_an_error(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: TopApp) -> None:
+        raise RuntimeError("nobody thought of it")
+
+    run = TopApp.run_async
+    monkeypatch.setattr(TopApp, "run_async", lambda self: run(self, headless=True))
+    monkeypatch.setattr(TopApp, "_draw", broken)
+    with pytest.raises(nqnb.NqnbError, match="`nqnb top` has ended: unexpected error"):
+        await run_top(nq, None, dark=True, stopped=asyncio.Event().wait)
+
+
+@pytest.mark.full
+async def test_a_task_is_requeued_once_and_only_after_confirmation(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+    worker.handler("resize")(lambda job: None)
+    requeue, go_on, asked = nq.requeue, asyncio.Event(), list[str]()
+
+    async def slow(task_id: str) -> nqnb.Task:
+        asked.append(task_id)
+        await go_on.wait()
+        if len(asked) > 1:
+            raise nqnb.ServerRefused("the user may not", code=403, err_code=0, description="no")
+        return await requeue(task_id)
+
+    monkeypatch.setattr(nq, "requeue", slow)
+    async with worker, top(nq) as view:
+        first, second = await nq.submit_many("resize", range(2), ordered=True)
+        await view.until("completed 2")
+        view.app._view.choose(first.id)
+        await view.press("r")
+        await view.until(f"Requeue task {first.id}?")
+        await view.press("n")
+        await view.press("r", "y")
+        await view.until(f"requeuing task {first.id}")
+        await view.press("r")
+        await view.until("the task is being requeued")
+        go_on.set()
+        await view.until("requeued as")
+        await view.press("r")
+        await view.until("the task was already requeued as")
+        assert asked == [first.id]
+        view.app._view.choose(second.id)
+        await view.press("enter")
+        await view.until("payload")
+        await view.press("r", "y")
+        await view.until("not requeued: the user may not", second.id)
+        assert view.text.count("the user may not") == 2, "the open task shows its state and the message"
+
+
+@pytest.mark.full
+async def test_a_marked_task_is_asked_for_and_other_marks_stay(nq: nqnb.Client) -> None:
+    first, second, third = await nq.submit_many("resize", [{"n": n} for n in range(3)], ordered=True)
+    async with top(nq) as view:
+        await view.until("pending 3")
+        view.app._view.choose(first.id)
+        await view.press("space", "slash", *second.id, "enter")
+        await view.until("1 of 3 tasks match")
+        await view.press("down", "c")
+        await view.until(f"Cancel task {first.id}?")
+        await view.press("n", "r")
+        await view.until("the task has not ended")
+        await view.press("enter", "c")
+        await view.until("deleted", second.id)
+        await view.press("escape")
+        await view.until("1 marked")
+        view.app._view.marked[third.id] = None
+        view.app._cancel([first.id])
+        assert list(view.app._view.marked) == [third.id]
+        await view.until("1 marked")
+    assert [await task.status() for task in (first, second, third)] == [Status.DELETED] * 2 + [Status.PENDING]
 
 
 @pytest.mark.full
@@ -163,7 +260,9 @@ async def test_an_open_task_follows_its_log(nq: nqnb.Client, settings: nqnb.Sett
     async with worker, top(nq) as view:
         task = await nq.submit("resize")
         await view.until("processing", task.id)
-        await view.press("down", "enter", "end")
+        await view.press("down", "enter")
+        await view.until("line 0")
+        await view.press("end")
         await view.until("line 49")
         go_on.set()
         await view.until("last [bold]x[/bold] \\x1b[2J")
@@ -216,6 +315,76 @@ async def test_a_lost_connection_is_shown_until_it_is_back(server: nqnb.DevServe
         await view.until("live, 1 task", without="lost")
         await view.press("1")
         await view.until("deleted", task.id)
+
+
+@pytest.mark.full
+async def test_a_cancel_is_sent_and_a_log_continues_after_a_long_outage(
+    server: nqnb.DevServer, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings, task_logs=True)
+    go_on = asyncio.Event()
+
+    @worker.handler("resize")
+    async def resize(job: nqnb.Job) -> None:
+        print("before the outage")
+        await go_on.wait()
+        print("after the outage")
+        await asyncio.sleep(60)
+
+    gave_up = set[str]()
+    async with Proxy(server) as proxy, nqnb.connect(proxy.url, retry_for=0.5) as nq:
+        cancel, logs = nq.cancel, nq.logs
+
+        async def seen_cancel(*args: Any, **more: Any) -> nqnb.CancelReceipt:
+            try:
+                return await cancel(*args, **more)
+            except nqnb.NqnbError:
+                gave_up.add("cancel")
+                raise
+
+        async def seen_logs(*args: Any, **more: Any) -> AsyncIterator[nqnb.LogLine]:
+            try:
+                async for each in logs(*args, **more):
+                    yield each
+            except nqnb.NqnbError:
+                gave_up.add("logs")
+                raise
+
+        monkeypatch.setattr(nq, "cancel", seen_cancel)
+        monkeypatch.setattr(nq, "logs", seen_logs)
+        async with worker, top(nq) as view:
+            task, other = await nq.submit("resize"), await nq.submit("encode")
+            await view.until("processing", task.id)
+            await view.until("pending", other.id)
+            view.app._view.choose(task.id)
+            await view.press("enter")
+            await view.until("before the outage")
+            await proxy.refuse()
+            proxy.hang_up()
+            view.app._cancel([other.id])
+            go_on.set()
+            await until_async(lambda: gave_up == {"cancel", "logs"}, 40, "the client gives up", pause=0.1)
+            await proxy.heal()
+            await view.until("after the outage")
+            assert view.text.count("before the outage") == 1
+            await view.press("escape")
+            await view.until("deleted", other.id)
+            assert "not cancelled" not in view.text
+
+
+@pytest.mark.full
+async def test_an_open_task_says_why_its_log_cannot_be_read(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refused(task_id: str, follow: bool = False) -> AsyncIterator[None]:
+        raise nqnb.ServerRefused("the user may not", code=403, err_code=0, description="no")
+        yield
+
+    monkeypatch.setattr(nq, "logs", refused)
+    await nq.submit("resize")
+    async with top(nq) as view:
+        await view.until("pending 1")
+        await view.press("down", "enter")
+        await view.until("the log cannot be read")
+        await view.until("the user may not")
 
 
 @pytest.mark.full
