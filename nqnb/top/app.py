@@ -444,7 +444,7 @@ class TopApp(App[None]):
                 new_id = (await self._client.requeue(task_id)).id
             except NqnbError as error:
                 errors.append(error)
-                self._tasks.requeue_outcome(task_id, error=str(error))
+                self._tasks.requeue_outcome(task_id, error)
             else:
                 made.append(new_id)
                 self._tasks.requeue_outcome(task_id, new_id)

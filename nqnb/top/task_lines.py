@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 
 from nqnb.column_fit import Column
+from nqnb.errors import NqnbError, Unconfirmed
 from nqnb.protocol.status import Status, Waiting
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.text import age, clock, duration, seconds_since
@@ -114,13 +115,14 @@ class TaskLines:
         self.changed = True
         return ids
 
-    def requeue_outcome(self, task_id: str, new_id: str = "", error: str = "") -> None:
-        """Record the outcome of a requeue: the id of the new task, or the text of the error."""
+    def requeue_outcome(self, task_id: str, outcome: str | NqnbError) -> None:
+        """Record the outcome of a requeue: the id of the new task, or the error."""
         requeues = self.rows.pending_requeues
-        if error:
-            requeues.refuse(task_id, error)
+        if isinstance(outcome, NqnbError):
+            what = "requeue unconfirmed" if isinstance(outcome, Unconfirmed) else "not requeued"
+            requeues.refuse(task_id, f"{what}: {outcome}")
         else:
-            requeues.accept(task_id, new_id)
+            requeues.accept(task_id, outcome)
         self.changed = True
 
     def find(self, text: str) -> None:
@@ -221,7 +223,7 @@ class TaskLines:
             return Cell(f"not cancelled: {refused}", "bad")
         requeue = self.rows.pending_requeues.of(task)
         if requeue["unqueued"]:
-            return Cell(f"not requeued: {requeue['unqueued']}", "bad")
+            return Cell(requeue["unqueued"], "bad")
         if requeue["requeuing"]:
             return Cell("requeuing", "warn")
         if self.rows.silent_since(task) is not None:

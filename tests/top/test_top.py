@@ -373,6 +373,38 @@ async def test_a_cancel_is_sent_and_a_log_continues_after_a_long_outage(
 
 
 @pytest.mark.full
+async def test_a_cancel_is_repeated_until_the_task_has_ended_but_not_if_the_store_is_full(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel, calls = nq.cancel, 0
+    error: nqnb.NqnbError = nqnb.Unconfirmed("the reply was lost")
+
+    async def broken(task_id: str, queue: str | None = None) -> nqnb.CancelReceipt:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    monkeypatch.setattr("nqnb.widgets.task_feed._RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(nq, "cancel", broken)
+    first, second = await nq.submit_many("resize", range(2), ordered=True)
+    async with top(nq) as view:
+        await view.until("pending 2")
+        view.app._view.choose(first.id)
+        await view.press("c")
+        await view.until("cancelling", first.id)
+        await until_async(lambda: calls > 2, what="it is repeated")
+        await cancel(first.id)
+        await view.until("deleted", first.id)
+        assert "the reply was lost" not in view.text
+        await asyncio.sleep(0.2)
+        calls, error = 0, nqnb.NoRoom("the store is full", "s", 503, 10077, "full")
+        view.app._view.choose(second.id)
+        await view.press("c")
+        await view.until("not cancelled: the store is full", second.id)
+        assert calls == 1
+
+
+@pytest.mark.full
 async def test_an_open_task_says_why_its_log_cannot_be_read(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refused(task_id: str, follow: bool = False) -> AsyncIterator[None]:
         raise nqnb.ServerRefused("the user may not", code=403, err_code=0, description="no")
@@ -466,6 +498,19 @@ async def test_the_filter_has_states_columns_and_words(text: str, found: set[str
     lines.update(TaskBatch(tasks=tasks, complete=True))
     lines.find(text)
     assert {each.key for each in lines.lines(0, 10, ())[1]} == found
+
+
+async def test_a_requeue_that_may_have_happened_is_not_called_refused() -> None:
+    lines = TaskLines()
+    lines.update(TaskBatch(tasks=[made("a", Status.FAILED)], complete=True))
+    for error, note in (
+        (nqnb.Unconfirmed("the reply was lost"), "requeue unconfirmed: the reply was lost"),
+        (nqnb.NotRequeueable("its payload is gone", "a", Status.FAILED), "not requeued: its payload is gone"),
+    ):
+        assert lines.press_requeue(["a"]) == ["a"]
+        assert lines.press_requeue(["a"]) == []
+        lines.requeue_outcome("a", error)
+        assert note in [each.text for each in lines.cells_of("a")]
 
 
 @pytest.mark.full
