@@ -31,6 +31,8 @@ _FULL_SECONDS = 0.2
 """The mean delay before the worker asks again for a slot of a queue whose slots were all taken."""
 _TURN_SECONDS = 0.05
 """The time between two attempts to take a serial key's slot while it is taken. The waiting tasks take turns."""
+_LONGEST_CLOSED_SECONDS = 5.0
+"""The longest time for which a rate stops the fetching. A worker then asks again, because the rate may have changed."""
 _LONGEST_NAK_SECONDS = 30.0
 """The longest delay of a task that waits for its serial key."""
 _MOST_LINES = 1000
@@ -41,6 +43,8 @@ _MOST_LINES = 1000
 class _Gate:
     """The state of one queue's limits in this worker."""
 
+    limits: QueueLimits | None = None
+    """The limits to which the state belongs."""
     starts: deque[float] = field(default_factory=deque)
     """The times of the reserved starts, in Unix seconds on the server's clock."""
     reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -118,7 +122,7 @@ class Limiter:
 
         Without a reserved start, one task is fetched. This task reserves the next starts.
         """
-        gate = self._gates[queue]
+        gate = self._gate_of(queue, limits)
         if elapsed() < gate.closed_until:
             return 0
         room = self._slots(queue)
@@ -141,7 +145,7 @@ class Limiter:
             NqnbError: the server did not answer.
         """
         queue, serial = run.delivery.queue, run.message.serial
-        gate = self._gates[queue]
+        gate = self._gate_of(queue, limits)
         await self._backend.ensure_limits()
         if limits is not None and limits.rate:
             delay = await self._take_start(gate, run, limits.rate)
@@ -174,6 +178,14 @@ class Limiter:
         self._gates[run.delivery.queue].closed_until = 0.0
         self._wake()
 
+    def _gate_of(self, queue: str, limits: QueueLimits | None) -> _Gate:
+        """Return the state of a queue's limits. If the limits were changed, the old state is discarded."""
+        gate = self._gates[queue]
+        if gate.limits != limits:
+            gate.limits, gate.closed_until = limits, 0.0
+            gate.starts.clear()
+        return gate
+
     async def _take_start(self, gate: _Gate, run: Run, rate: float) -> float:
         """Wait for the next start of a queue. Return 0, or the delay of a nak if the start is too late."""
         queue, ahead = run.delivery.queue, min(_LONGEST_WAIT_SECONDS, run.ack_wait / 4)
@@ -186,7 +198,7 @@ class Limiter:
                     if not gate.starts:
                         # The workers come back at different times.
                         early = ahead * random.uniform(0, 0.9)  # noqa: S311  only spreads requests
-                        delay = max(0.01, first - self._backend.now() - early)
+                        delay = min(max(0.01, first - self._backend.now() - early), _LONGEST_CLOSED_SECONDS)
                         self._close(queue, delay)
                         return delay
                 start = gate.starts.popleft()

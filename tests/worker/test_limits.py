@@ -105,6 +105,16 @@ class TestRate:
         assert (0.95 if count / wanted > 5 else 0.6) <= kept <= 1.05
         assert starts_within(fleet.starts, 1.0) <= 1.75 * wanted + 1
 
+    async def test_a_raised_rate_applies_at_once(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+        """The tasks that were nak'ed because of the slow rate start a few seconds later."""
+        await nq.submit_many("work", ["x"] * 6)
+        await nq.limit_queue("work", rate="60/h")
+        async with Fleet(settings, 1, 4) as fleet:
+            await until_async(lambda: len(fleet.starts) == 1)
+            await asyncio.sleep(0.3)
+            await nq.limit_queue("work", rate="100/s")
+            await until_async(lambda: len(fleet.starts) >= 5, 3)
+
     @pytest.mark.full
     async def test_a_queue_with_a_limit_leaves_the_slots_to_the_others(
         self, nq: nqnb.Client, settings: nqnb.Settings
