@@ -130,7 +130,7 @@ class Limiter:
             room = min(room, 1 if gate.full else limits.concurrency - self._running[queue])
         if limits.rate:
             now = self._backend.now()
-            self._drop_late(gate, now)
+            self._drop_stale(gate, now)
             due = sum(1 for start in gate.starts if start <= now)
             room = min(room, due or (0 if gate.waiting else 1))
         return room
@@ -192,7 +192,7 @@ class Limiter:
         gate.waiting += 1
         try:
             async with gate.reserving:
-                self._drop_late(gate, self._backend.now())
+                self._drop_stale(gate, self._backend.now())
                 if not gate.starts:
                     first = await self._reserve(gate, queue, rate, ahead, 1)
                     if not gate.starts:
@@ -206,7 +206,8 @@ class Limiter:
             if gate.runs_short and not gate.reserving.locked() and self._slots(queue) > 0:
                 spawn(self._reserve_more(gate, queue, rate, ahead))
             self._set_timer(gate)
-            await asyncio.sleep(max(0.0, start - self._backend.now()))
+            # The server's clock may have gone back while the starts were reserved.
+            await asyncio.sleep(min(max(0.0, start - self._backend.now()), _LONGEST_WAIT_SECONDS))
             return 0.0
         finally:
             gate.waiting -= 1
@@ -269,9 +270,13 @@ class Limiter:
         self._pulls[queue].withdraw()
         asyncio.get_running_loop().call_later(seconds, self._wake)
 
-    def _drop_late(self, gate: _Gate, now: float) -> None:
-        """Drop the starts that were not used in time. Otherwise, an idle worker would save them up for a burst."""
-        while gate.starts and gate.starts[0] < now - _KEEP_SECONDS:
+    def _drop_stale(self, gate: _Gate, now: float) -> None:
+        """Drop the starts that were not used in time. Otherwise, an idle worker would save them up for a burst.
+
+        A start that is too far ahead was reserved before the server's clock went back.
+        """
+        latest = now + _LONGEST_WAIT_SECONDS + _KEEP_SECONDS
+        while gate.starts and not now - _KEEP_SECONDS <= gate.starts[0] <= latest:
             gate.starts.popleft()
 
     def _set_timer(self, gate: _Gate) -> None:
@@ -279,6 +284,7 @@ class Limiter:
         if gate.timer is not None:
             return
         now = self._backend.now()
+        self._drop_stale(gate, now)
         start = next((start for start in gate.starts if start > now), None)
         if start is None:
             return

@@ -15,6 +15,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.clock import ServerClock
 from nqnb.protocol import names
 from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
 from nqnb.protocol.slots import Holder, Slots
@@ -114,6 +115,20 @@ class TestRate:
             await asyncio.sleep(0.3)
             await nq.limit_queue("work", rate="100/s")
             await until_async(lambda: len(fleet.starts) >= 5, 3)
+
+    @pytest.mark.full
+    async def test_the_rate_is_kept_when_the_clock_of_the_server_goes_back(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        observe, back = ServerClock.observe, 0.0
+        monkeypatch.setattr(ServerClock, "observe", lambda clock, stamp, *times: observe(clock, stamp - back, *times))
+        await nq.submit_many("work", ["x"] * 100)
+        await nq.limit_queue("work", rate="8/s")
+        async with Fleet(settings, 1, 4) as fleet:
+            await until_async(lambda: len(fleet.starts) >= 8)
+            back, before = 3600.0, len(fleet.starts)
+            await until_async(lambda: len(fleet.starts) >= before + 24, 6)
+        assert starts_within(fleet.starts, 1.0) <= 1.75 * 8 + 1
 
     @pytest.mark.full
     async def test_a_queue_with_a_limit_leaves_the_slots_to_the_others(
