@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pickle
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +21,7 @@ from nqnb.protocol.submit import submit
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import Entry
 
+from .coroutine_states import functions_seen
 from .room import CANCELLED_THOUGH_REFUSED, RESERVED_TWICE, TWO_OF_A_KEY, Failure, Scenario
 from .room_processes import ClientSpec, Replacement
 from .simulated_backend import SimulatedBackend, SimulatedStore
@@ -869,10 +873,35 @@ class Summary(NamedTuple):
         return "\n".join((f"{self.rule} (after {self.states:,} states)", *self.trace))
 
 
+shared: Path | None = None
+"""A folder in which the processes of one run of the tests share what they have found, or None."""
+
+
+@cache
+def _file_names() -> dict[Scenario, str]:
+    """Return a file name for each scenario. The names are the same in all processes."""
+    found = {each.broken: f"broken-{number}" for number, each in enumerate(VARIANTS.values())}
+    found |= {each.scenario: f"sound-{number}" for number, each in enumerate(VARIANTS.values())}
+    found |= {each: f"large-{number}" for number, each in enumerate(LARGE_SCENARIOS.values())}
+    return found | {each: f"small-{number}" for number, each in enumerate(SCENARIOS.values())}
+
+
 @cache
 def summary_of(scenario: Scenario, most: int = 1_000_000) -> Summary:
     """Explore a scenario, once in each run of the tests."""
+    name = _file_names().get(scenario)
+    path = None if shared is None or name is None else shared / f"{name}-{most}"
+    if path is not None and path.exists():
+        summary, seen = pickle.loads(path.read_bytes())  # noqa: S301  a file that this run has written
+        functions_seen.update(seen)
+        assert isinstance(summary, Summary)
+        return summary
     found = scenario.explore(most)
     exploration = found.exploration
     trace = tuple(f"{name:<60} {world}" for name, world in exploration.trace)
-    return Summary(len(exploration.states), found.positions, frozenset(exploration.steps), exploration.broken, trace)
+    summary = Summary(len(exploration.states), found.positions, frozenset(exploration.steps), exploration.broken, trace)
+    if path is not None:
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(pickle.dumps((summary, functions_seen)))
+        part.replace(path)
+    return summary
