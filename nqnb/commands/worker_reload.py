@@ -153,7 +153,10 @@ def watched_folders(module: str) -> list[str]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     top = module.partition(".")[0]
-    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    except ValueError:
+        spec = None  # a module of this process, such as __main__
     if spec is None:
         raise click.UsageError(
             f"module {top!r} cannot be watched: it is not in {os.getcwd()!r}, and is not installed. "

@@ -226,8 +226,8 @@ class Rows:
 
     @property
     def any_failed(self) -> bool:
-        """Whether any task, matching or not, has failed and has not been requeued."""
-        return any(map(self.can_requeue, self._failed))
+        """Whether any task, matching or not, has failed and its requeue has not been accepted."""
+        return any(not self.pending_requeues.is_accepted(task_id) for task_id in self._failed)
 
     def any_requeueable(self) -> bool:
         """Return whether the tasks that match the search and the filter may include tasks that can be requeued."""
@@ -486,6 +486,8 @@ class PendingCancels:
         at = self._pressed.pop(task_id, None)
         if at is not None and status in (Status.COMPLETED, Status.FAILED):
             self.come_too_late(task_id, status, at)
+        if status in (Status.CANCELLED, Status.DELETED):
+            self._refused.pop(task_id, None)  # the answer to the cancel was lost, or somebody else cancelled the task
 
     def come_too_late(self, task_id: str, status: Status, at: float) -> None:
         """Record that a cancel was too late because the task had already completed or failed."""
@@ -553,10 +555,14 @@ class PendingRequeues:
         """Return whether a requeue of the task was requested or accepted."""
         return task_id in self._pressed or task_id in self._accepted
 
+    def is_accepted(self, task_id: str) -> bool:
+        """Return whether a requeue of the task was accepted."""
+        return task_id in self._accepted
+
     def of(self, task: TaskInfo) -> dict[str, Any]:
         """Return the fields for a task's requeue: the new id, whether it is pending, and the note to show."""
         new_id = task.requeued_as or self._accepted.get(task.id, "")
-        note = self._refused.get(task.id, "")
+        note = "" if new_id else self._refused.get(task.id, "")
         return {"requeued": line(new_id, 100), "requeuing": task.id in self._pressed, "unqueued": note}
 
 

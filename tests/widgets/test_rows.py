@@ -362,7 +362,6 @@ def test_a_row_has_all_fields() -> None:
         "words": "thumb nails",
         "error": "",
         "stopping": None,
-        "requeued": "",
         "overtaken": False,
     }
 

@@ -289,6 +289,18 @@ def test_a_failed_task_is_requeued_once(viewed: Table) -> None:
     assert viewed.requeued == [["a"], ["a"]]
 
 
+def test_a_refusal_is_forgotten_once_the_task_was_cancelled_or_requeued(viewed: Table) -> None:
+    viewed.it.cancel_outcome("a", "the answer was lost", refused=True)
+    until(lambda: viewed.row("a")["refused"] == "the answer was lost")
+    viewed.it.update(batch("a", status=Status.CANCELLED, revision=2))
+    until(lambda: viewed.row("a")["status"] == "cancelled" and viewed.row("a")["refused"] == "")
+    viewed.it.update(batch("b", status=Status.FAILED, revision=2))
+    viewed.it.requeue_outcome("b", error="the answer was lost")
+    until(lambda: viewed.row("b").get("unqueued") == "the answer was lost")
+    viewed.it.requeue_outcome("b", "new")
+    until(lambda: viewed.row("b").get("requeued") == "new" and not viewed.row("b").get("unqueued"))
+
+
 def test_requeue_all_requeues_the_failed_tasks_that_matched_at_the_question(viewed: Table) -> None:
     viewed.it.update(batch("a", "b", "a2", status=Status.FAILED, revision=2))
     viewed.comm.page(type="look", search="a")
@@ -318,6 +330,9 @@ def test_a_table_on_a_page_stays_live_while_failed_tasks_can_be_requeued(make: C
     time.sleep(table.FREEZE_AFTER_SECONDS + 0.3)
     assert not found.it.closed
     found.comm.page(type="requeue", ids=["a"])
+    until(lambda: found.row("a").get("requeuing"))
+    time.sleep(table.FREEZE_AFTER_SECONDS + 0.3)
+    assert not found.it.closed, "the server has not answered yet"
     found.it.requeue_outcome("a", "new")
     until(lambda: found.it.closed)
 
@@ -553,7 +568,7 @@ def test_a_table_does_not_freeze_during_a_download(
     found.comm.page(type="hello", n=1)
     found.comm.page(type="export", format="csv", part=0, n=2)
     found.it.update(batch("a", status=Status.COMPLETED))
-    until(lambda: found.shown() == ["a"])
+    until(lambda: any(push.get("rows") for push in found.comm.pushes))  # the file may be sent after the rows
     time.sleep(0.3)
     assert not found.it.closed
     found.comm.page(type="exported", n=3)
