@@ -154,6 +154,8 @@ class Runtime:
 
     def failure(self) -> str:
         """Return the reason why the worker must be restarted, or "". This method may be called in any thread."""
+        if self._broken.is_set() or self.backend.closed:
+            return "the worker has failed, or its connection is closed"
         blocked, lost = self._pulse.blocked_for(), self.backend.lost_for()
         if blocked > MAX_BLOCK_SECONDS:
             return f"the event loop has been blocked for {blocked:.0f} s"
@@ -163,6 +165,8 @@ class Runtime:
 
     def not_ready(self) -> str:
         """Return the reason why the worker cannot receive cancels and tasks, or "". Any thread may call this method."""
+        if self._broken.is_set() or self.backend.closed:
+            return "the worker has failed, or its connection is closed"
         blocked = self._pulse.blocked_for()
         if blocked:
             return f"the event loop has been blocked for {blocked:.1f} s"

@@ -95,6 +95,19 @@ async def test_a_worker_that_cannot_hear_cancels_yet_is_not_ready() -> None:
         await health(port)
 
 
+async def test_a_worker_whose_connection_is_closed_for_good_is_neither_alive_nor_ready(
+    settings: nqnb.Settings, nq: nqnb.Client
+) -> None:
+    port = free_port()
+    worker = new_worker(settings, port)
+    await worker.start()
+    assert worker._runtime is not None
+    await worker._runtime.backend.close()
+    failed = (503, "the worker has failed, or its connection is closed")
+    assert (await health(port), await readiness(port)) == (failed, failed)
+    await worker.stop()
+
+
 @pytest.mark.full
 async def test_a_worker_that_lost_its_server_is_not_ready_and_later_not_alive(
     settings: nqnb.Settings, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
