@@ -487,7 +487,7 @@ class PendingCancels:
         if at is not None and status in (Status.COMPLETED, Status.FAILED):
             self.come_too_late(task_id, status, at)
         if status in (Status.CANCELLED, Status.DELETED):
-            self._refused.pop(task_id, None)  # the answer to the cancel was lost, or somebody else cancelled the task
+            self._refused.pop(task_id, None)  # the answer to the cancel was lost, or another client cancelled the task
 
     def come_too_late(self, task_id: str, status: Status, at: float) -> None:
         """Record that a cancel was too late because the task had already completed or failed."""
