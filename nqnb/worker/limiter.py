@@ -16,6 +16,7 @@ from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
+from nqnb.protocol.lifecycle import due_at
 from nqnb.protocol.rate import reserve_starts
 from nqnb.protocol.slots import free_slot, take_slot
 from nqnb.queue_limits import QueueLimits
@@ -147,8 +148,10 @@ class Limiter:
         queue, serial = run.delivery.queue, run.message.serial
         gate = self._gate_of(queue, limits)
         await self._backend.ensure_limits()
-        if limits is not None and limits.rate:
-            delay = await self._take_start(gate, run, limits.rate)
+        # A task that is not due yet is not claimed, so it needs no start.
+        rate = limits.rate if limits is not None and due_at(run.message) <= self._backend.latest_now() else 0.0
+        if rate:
+            delay = await self._take_start(gate, run, rate)
             if delay:
                 return await self._turn_away(run, delay)
         if limits is not None and limits.concurrency:
@@ -156,12 +159,12 @@ class Limiter:
             if gate.full:
                 delay = _FULL_SECONDS * random.uniform(0.5, 1.5)  # noqa: S311  only spreads requests
                 self._close(queue, delay)
-                self._return_start(gate, limits)
+                self._return_start(gate, rate)
                 return await self._turn_away(run, delay)
         if serial:
             delay = await self._take_turn(run, names.serial_key(queue, serial))
             if delay:
-                self._return_start(gate, limits)
+                self._return_start(gate, rate)
                 return await self._turn_away(run, delay)
         if run.why is not None:
             # The worker is stopping.
@@ -233,9 +236,9 @@ class Limiter:
             self._set_timer(gate)
             self._wake()
 
-    def _return_start(self, gate: _Gate, limits: QueueLimits | None) -> None:
+    def _return_start(self, gate: _Gate, rate: float) -> None:
         """Keep the reserved start of a task that did not run, so that another task can use it."""
-        if limits is not None and limits.rate:
+        if rate:
             gate.starts.appendleft(self._backend.now())
 
     async def _take_turn(self, run: Run, key: str) -> float:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -105,6 +106,15 @@ class TestRate:
         kept = (count - 1 - LATE_SECONDS * wanted) / took / wanted
         assert (0.95 if count / wanted > 5 else 0.6) <= kept <= 1.05
         assert starts_within(fleet.starts, 1.0) <= 1.75 * wanted + 1
+
+    async def test_tasks_that_are_not_due_do_not_use_up_the_rate(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        await nq.submit_many("work", ["later"] * 30, process_at=timedelta(seconds=50))
+        await nq.submit_many("work", ["now"] * 3)
+        await nq.limit_queue("work", rate="5/s")
+        async with Fleet(settings, 1, 4) as fleet:
+            await until_async(lambda: len(fleet.starts) == 3, 3)
 
     async def test_a_raised_rate_applies_at_once(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         """The tasks that were nak'ed because of the slow rate start a few seconds later."""
