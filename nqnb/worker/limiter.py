@@ -31,7 +31,12 @@ _LONGEST_WAIT_SECONDS = 1.0
 _FULL_SECONDS = 0.2
 """The mean delay before the worker asks again for a slot of a queue whose slots were all taken."""
 _TURN_SECONDS = 0.05
-"""The time between two attempts to take a serial key's slot while it is taken. The waiting tasks take turns."""
+_TURN_SHARE = 0.1
+_LONGEST_TURN_SECONDS = 1.0
+"""The time between two attempts to take a serial key's slot. The waiting tasks take turns.
+
+The longer the slot is taken, the longer the time becomes, as a share of the time since the first attempt.
+"""
 _LONGEST_CLOSED_SECONDS = 5.0
 """The longest time for which a rate stops the fetching. A worker then asks again, because the rate may have changed."""
 _LONGEST_NAK_SECONDS = 30.0
@@ -80,12 +85,24 @@ class _Gate:
 
 @dataclass
 class _Line:
-    """The tasks that wait for a serial key in this worker. Both times are in `elapsed` seconds."""
+    """The tasks that wait for a serial key in this worker. All times are in `elapsed` seconds."""
 
     try_at: float = 0.0
     """The time before which the key counts as taken."""
     last_turn: float = 0.0
     """The time at which the last of the waiting tasks is redelivered."""
+    since: float = 0.0
+    """The time of the first of the attempts that failed in a row, or 0."""
+
+    def next_turn(self, now: float, *, failed: bool) -> float:
+        """Return the delay of the nak of a task that must wait. ``failed`` means that the task made an attempt."""
+        self.since = self.since or now
+        pause = min(max(_TURN_SECONDS, _TURN_SHARE * (now - self.since)), _LONGEST_TURN_SECONDS)
+        if failed:
+            self.try_at = now + pause
+        # The redeliveries are spread over time, so that many waiting tasks cause no more reads than a few.
+        self.last_turn = min(max(self.last_turn, now) + pause, now + _LONGEST_NAK_SECONDS)
+        return (self.last_turn - now) * random.uniform(0.8, 1.0)  # noqa: S311  only spreads requests
 
 
 class Limiter:
@@ -146,7 +163,10 @@ class Limiter:
             NqnbError: the server did not answer.
         """
         queue, serial = run.delivery.queue, run.message.serial
-        gate = self._gate_of(queue, limits)
+        gate, key = self._gate_of(queue, limits), names.serial_key(queue, serial) if serial else ""
+        line, now = self._lines.get(key), elapsed()
+        if line is not None and now < line.try_at:
+            return await self._turn_away(run, line.next_turn(now, failed=False))
         await self._backend.ensure_limits()
         # A task that is not due yet is not claimed, so it needs no start.
         rate = limits.rate if limits is not None and due_at(run.message) <= self._backend.latest_now() else 0.0
@@ -161,8 +181,8 @@ class Limiter:
                 self._close(queue, delay)
                 self._return_start(gate, rate)
                 return await self._turn_away(run, delay)
-        if serial:
-            delay = await self._take_turn(run, names.serial_key(queue, serial))
+        if key:
+            delay = await self._take_turn(run, key)
             if delay:
                 self._return_start(gate, rate)
                 return await self._turn_away(run, delay)
@@ -243,16 +263,12 @@ class Limiter:
 
     async def _take_turn(self, run: Run, key: str) -> float:
         """Take the slot of a serial key. Return 0, or the delay of a nak if the slot is taken."""
-        line, now = self._lines.get(key), elapsed()
-        if line is None or now >= line.try_at:
-            if await self._take_slot(run, key, 1):
-                return 0.0
-            self._forget_lines(now)
-            line = self._lines.setdefault(key, _Line())
-            line.try_at = now + _TURN_SECONDS
-        # The redeliveries are spread over time, so that many waiting tasks cause no more reads than a few.
-        line.last_turn = min(max(line.last_turn, now) + _TURN_SECONDS, now + _LONGEST_NAK_SECONDS)
-        return (line.last_turn - now) * random.uniform(0.8, 1.0)  # noqa: S311  only spreads requests
+        if await self._take_slot(run, key, 1):
+            self._lines.pop(key, None)
+            return 0.0
+        now = elapsed()
+        self._forget_lines(now)
+        return self._lines.setdefault(key, _Line()).next_turn(now, failed=True)
 
     async def _take_slot(self, run: Run, key: str, limit: int) -> bool:
         # If the answer is lost, the slot may have been taken.

@@ -200,6 +200,25 @@ class TestSerial:
             assert await second.status() is Status.PROCESSING
             assert not fleet.overlaps
 
+    @pytest.mark.full
+    async def test_waiting_tasks_ask_more_rarely_while_the_key_stays_taken(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        async def deliveries() -> int:
+            info = await nq.backend.connection.api(f"CONSUMER.INFO.{names.task_stream('work')}.{names.CONSUMER}")
+            return int(info["delivered"]["consumer_seq"])
+
+        async with Fleet(settings, 2, 4, 8) as fleet:
+            await nq.submit_many("work", ["a"] * 4, serial=lambda name: name)
+            await until_async(lambda: len(fleet.starts) == 1)
+            await asyncio.sleep(4)
+            before = await deliveries()
+            await asyncio.sleep(2)
+            assert await deliveries() - before <= 20
+            await until_async(lambda: len(fleet.starts) == 2, 8)
+        assert not fleet.overlaps
+        assert fleet.starts[1] - fleet.starts[0] < 9.5
+
     async def test_the_slot_of_a_dead_worker_is_taken_over(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         """The record names a task that waits: its worker has died before the claim."""
         waiting, task = [await nq.submit("work", "a", serial="a") for _ in range(2)]
