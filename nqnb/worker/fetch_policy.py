@@ -22,6 +22,9 @@ If a queue cannot use its share, because its handler has reached a limit, the qu
 each unit of its weight.
 """
 
+_MOST_REFUSED = 3
+"""The number of tasks that may be refused in a row, such as because of a limit, before they count for the shares."""
+
 
 def check_queues(queues: object) -> dict[str, int]:
     """Return the weights of a worker's queues in their order. The weight 0 means that the order is strict.
@@ -162,6 +165,8 @@ class FetchPolicy:
         self._free_for = free_for
         self._shares = Shares(weights) if weights and len(pulls) > 1 else None
         self._full = len(pulls) > 1
+        self._refused = {pull.queue: 0 for pull in pulls}
+        """The number of the last tasks of each queue that did not start."""
 
     async def step(self) -> None:
         """Request tasks for the free slots, and replace requests that have failed."""
@@ -181,9 +186,13 @@ class FetchPolicy:
             else:
                 await self._top_up(pull)
 
-    def not_started(self, queue: str) -> None:
-        """Note that a task that was fetched did not start, so that the queue keeps its share."""
-        if self._shares is not None:
+    def ended(self, queue: str, *, started: bool) -> None:
+        """Note that a fetched task is no longer registered. If it did not start, the queue keeps its share.
+
+        But if the tasks of a queue do not start one after another, the queue would take the turns of the others.
+        """
+        self._refused[queue] = 0 if started else self._refused[queue] + 1
+        if self._shares is not None and 0 < self._refused[queue] <= _MOST_REFUSED:
             self._shares.give_back(queue, 1)
 
     async def _probe(self, pulls: Sequence[Pull]) -> None:

@@ -393,8 +393,7 @@ class Runtime:
             self.running[run.delivery.queue] -= 1
             if run.held:
                 spawn(self._limiter.leave(run))
-            if not run.claimed:
-                self._fetch_policy.not_started(run.delivery.queue)
+            self._fetch_policy.ended(run.delivery.queue, started=run.claimed)
             if not self.runs:
                 self._empty.set()
             self._wake.set()

@@ -11,6 +11,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb.commands.param_types import queue_weights
+from nqnb.protocol import names
 from nqnb.protocol.wire import TaskMessage
 from nqnb.worker.fetch_policy import Shares
 
@@ -115,6 +116,32 @@ async def test_a_busy_worker_serves_its_queues_by_weight(
     assert busy > 0.7 * len(order)
     for queue, weight in WEIGHTS.items():
         assert shares[queue] == pytest.approx(shares.total() * weight / 10, rel=0.1, abs=2), shares
+
+
+async def test_a_queue_whose_tasks_wait_for_their_key_does_not_take_the_turns_of_the_others(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings, concurrency=1, queues={"busy": 1, "other": 1})
+    holder = nqnb.Worker(settings, shutdown_timeout=0)
+    ran: Counter[str] = Counter()
+
+    async def handle(job: nqnb.Job) -> None:
+        ran[job.queue] += 1
+        if job.queue == "busy":
+            await asyncio.sleep(60)
+
+    worker.handler("busy")(handle)
+    worker.handler("other")(handle)
+    holder.handler("busy", concurrency=1)(handle)
+    await nq.submit("busy", serial="a")
+    async with holder:
+        await until_async(lambda: ran["busy"] == 1)
+        await nq.submit_many("busy", [0] * 400, serial=lambda _: "a")
+        await nq.submit_many("other", [0] * 20)
+        async with worker:
+            await until_async(lambda: ran["other"] == 20)
+            info = await nq.backend.connection.api(f"CONSUMER.INFO.{names.task_stream('busy')}.{names.CONSUMER}")
+            assert info["delivered"]["consumer_seq"] < 100
 
 
 async def test_a_list_of_queues_is_a_strict_order(nq: nqnb.Client, settings: nqnb.Settings) -> None:
