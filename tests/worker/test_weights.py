@@ -111,9 +111,11 @@ async def test_a_busy_worker_serves_its_queues_by_weight(
     async with worker:
         assert list(worker.handlers) == list(WEIGHTS)
         await until_async(lambda: len(order) == sum(counts.values()), 60)
-    busy = min(max(i for i, queue in enumerate(order) if queue == each) for each in counts)
+    # A single task that is redelivered later does not count: it says nothing about the time when all queues had tasks.
+    places = {each: [i for i, queue in enumerate(order) if queue == each] for each in counts}
+    busy = min(place[int(0.9 * len(place))] for place in places.values())
     shares = Counter(order[: busy + 1])
-    assert busy > 0.7 * len(order)
+    assert busy > 0.6 * len(order)
     for queue, weight in WEIGHTS.items():
         assert shares[queue] == pytest.approx(shares.total() * weight / 10, rel=0.1, abs=2), shares
 

@@ -586,7 +586,7 @@ async def test_run_until_idle_ends_if_the_worker_fails(
 
     monkeypatch.setattr(FetchPolicy, "step", broken)
     await nq.submit("idle")
-    with pytest.raises(nqnb.ConnectionFailed, match="it has failed"):
+    with pytest.raises(nqnb.ConnectionFailed, match="the worker has failed"):
         await asyncio.wait_for(worker.run_until_idle(), 10)
     assert "stopped" in repr(worker)
 
