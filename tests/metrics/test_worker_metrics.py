@@ -40,12 +40,10 @@ async def test_a_scrape_shows_what_the_worker_has_run_and_is_running(settings: n
         await until_async(lambda: not worker.running, 10)
 
         async def is_counted() -> bool:
-            nonlocal after
-            after = await scrape(port)
-            return after.of("nqnb_worker_runs_total", queue="resize", outcome="cancelled") == 1
+            return (await scrape(port)).of("nqnb_worker_runs_total", queue="resize", outcome="cancelled") == 1
 
-        after = before
         await until_async(is_counted, 10)
+        after = await scrape(port)
     outcomes = {
         each: before.of("nqnb_worker_runs_total", queue="resize", outcome=each)
         for each in ("completed", "failed", "retried", "cancelled", "dropped")
