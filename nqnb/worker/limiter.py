@@ -221,7 +221,10 @@ class Limiter:
                     if not gate.starts:
                         # The workers come back at different times.
                         early = ahead * random.uniform(0, 0.9)  # noqa: S311  only spreads requests
-                        delay = min(max(0.01, first - self._backend.now() - early), _LONGEST_CLOSED_SECONDS)
+                        delay = max(0.01, first - self._backend.now() - early)
+                        # A message that is not redelivered for longer may count as lost; see
+                        # `nqnb.jetstream.lost_messages`.
+                        delay = min(delay, _LONGEST_CLOSED_SECONDS, run.ack_wait)
                         self._close(queue, delay)
                         return delay
                 start = gate.starts.popleft()

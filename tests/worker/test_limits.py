@@ -17,6 +17,7 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.clock import ServerClock
+from nqnb.jetstream.connection import Connection
 from nqnb.protocol import names
 from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
 from nqnb.protocol.slots import Holder, Slots
@@ -125,6 +126,22 @@ class TestRate:
             await asyncio.sleep(0.3)
             await nq.limit_queue("work", rate="100/s")
             await until_async(lambda: len(fleet.starts) >= 5, 3)
+
+    @pytest.mark.full
+    async def test_a_task_that_waits_for_a_slow_rate_does_not_count_as_lost(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On an old server, a worker recreates the consumer of a queue that does not redeliver a message."""
+        monkeypatch.setattr(Connection, "server_version", "2.10.25")
+        await nq.submit_many("work", ["x"] * 2)
+        await nq.limit_queue("work", rate="60/h")
+        path = f"CONSUMER.INFO.{names.task_stream('work')}.{names.CONSUMER}"
+        async with Fleet(settings, 3, 4) as fleet:
+            await until_async(lambda: len(fleet.starts) == 1)
+            created = (await nq.backend.connection.api(path))["created"]
+            for _ in range(60):
+                await asyncio.sleep(0.1)
+                assert (await nq.backend.connection.api(path))["created"] == created
 
     @pytest.mark.full
     async def test_the_rate_is_kept_when_the_clock_of_the_server_goes_back(
