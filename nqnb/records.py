@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct, UnsetType
@@ -402,6 +402,19 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
         counts = f"{self.entries:,} states, {self.results:,} results, {self.intents:,} cancel requests"
         done = "would be removed" if self.dry_run else "removed"
         return f"<PruneReceipt: {counts} {done}, {self.kept:,} kept>"
+
+
+class PresenceSight(NamedTuple):
+    """A worker's presence entry at one moment."""
+
+    revision: int
+    """The revision of the entry, or 0 if the worker has none."""
+    ttl: float
+    """The number of seconds without a write after which the worker counts as dead, or 0 if unknown."""
+    withdrawn: bool
+    """Whether the worker itself has removed its entry, because it has stopped and runs no task."""
+    lists: Callable[[str], bool]
+    """A function that returns whether the worker may be running a task, according to the entry."""
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):

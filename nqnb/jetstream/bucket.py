@@ -126,6 +126,11 @@ class KeyValueStore:
             return None
         return Entry(key, stored.data, stored.seq, parse_time(stored.time))
 
+    async def is_deleted(self, key: str) -> bool:
+        """Return whether a client has deleted the key, and the tombstone is still stored. An expired key is not."""
+        stored = await self._last(key)
+        return stored is not None and _is_tombstone(stored.hdrs)
+
     async def peek(self, key: str) -> Entry | None:
         """Return the entry of a key from any server that has a copy, or None if the key or the bucket does not exist.
 

@@ -39,7 +39,7 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.server_errors import NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
-from nqnb.records import WorkerInfo, moment
+from nqnb.records import PresenceSight, WorkerInfo, moment
 from nqnb.store import Entry
 
 SILENT_SHARE = 0.6
@@ -134,6 +134,17 @@ class Presence:
         await self._read_clock_quietly()
         return SeenWorker(info, entry.created, self._clock.earliest(asked)).rest(queue, task_id, written)
 
+    async def look(self, worker: str, queue: str) -> PresenceSight:
+        """See `WorkerPresence.look`."""
+        entry = await self._store.get(worker)
+        if entry is None:
+            return PresenceSight(0, 0.0, await self._store.is_deleted(worker), _maybe)
+        try:
+            info = decode_presence(entry)
+        except MalformedMessage:
+            return PresenceSight(entry.revision, 0.0, False, _maybe)
+        return PresenceSight(entry.revision, info.ttl_of(queue), False, info.runs)
+
     async def roll_call(self) -> tuple[dict[str, SeenWorker], dict[str, str]]:
         """Return all workers that have a valid entry, by id, and the errors of invalid entries, by key."""
         asked = elapsed()
@@ -213,6 +224,10 @@ class Presence:
     def _age(self, created: float, asked: float) -> float:
         """Return the minimum age of an entry at the time ``asked``, so that no worker counts as dead too early."""
         return self._clock.earliest(asked) - created
+
+
+def _maybe(task_id: str) -> bool:
+    return True
 
 
 BITS_PER_TASK = 16

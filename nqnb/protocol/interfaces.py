@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from nqnb.concurrency import Together
 from nqnb.protocol.wire import CancelRecord, TaskMessage
-from nqnb.records import QueueInfo, WorkerInfo
+from nqnb.records import PresenceSight, QueueInfo, WorkerInfo
 from nqnb.store import Entry, StateStore
 
 T = TypeVar("T")
@@ -129,6 +129,10 @@ class CancelRequests(Protocol):
 
 class WorkerPresence(Protocol):
     """Information about the live workers."""
+
+    async def look(self, worker: str, queue: str) -> PresenceSight:
+        """Return a worker's presence, as it applies to the tasks of a queue. The read goes through the leader."""
+        ...
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
         """Return the number of seconds for which a worker is still presumed to be running a task."""

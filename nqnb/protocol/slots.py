@@ -2,28 +2,42 @@
 
 A record in the limits bucket names the tasks that hold a slot. A worker adds its task by compare-and-set before
 it claims the task, and removes the task after it has written the outcome. A worker may die in between. Therefore, a
-slot may be taken over if its worker is dead or is no longer running the task. The same rule that protects a claim
-decides this: the worker's code stops before its presence expires.
+slot may be taken over if its worker is dead or is no longer running the task. `HolderWatch` decides this. It measures
+time only with the monotonic clock of its own machine, so no step of a clock makes a live worker look dead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
-from nqnb.decode import Moment, decode
+from nqnb.clock import elapsed
+from nqnb.decode import decode
 from nqnb.errors import MalformedMessage, NqnbError, RevisionConflict
-from nqnb.protocol.attempt import Attempt
-from nqnb.protocol.claim import owner_rest
+from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
 from nqnb.protocol.interfaces import TaskBackend
+from nqnb.records import PresenceSight
 from nqnb.store import Entry
 
 log = logging.getLogger("nqnb.limits")
 
 EMPTY_TTL_SECONDS = 3600.0
 """How long a record without a holder is kept, in seconds, if the server supports expiry."""
+UNLISTED_SECONDS = 3.0
+"""The minimum time, in seconds, between two presence entries that show that a live worker is not running a task. The
+first entry may have been encoded before the worker took the slot, and stored later. A worker corrects it in a second.
+"""
+LOOK_SECONDS = 1.0
+"""The minimum time, in seconds, between two checks of the holders of the same record."""
+_MOST_RECORDS = 1000
+_KEEP_SECONDS = 600.0
+"""If a worker watches more than `_MOST_RECORDS` records, it forgets those that were not checked for this long."""
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -32,8 +46,6 @@ class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
     task: str
     worker: str
     claim: str
-    at: Moment = 0.0
-    """The time at which the worker took the slot, in Unix seconds. 0 stands for the time of the record's last write."""
 
     def is_of(self, attempt: Attempt) -> bool:
         """Return whether an attempt holds the slot."""
@@ -48,8 +60,115 @@ class Slots(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(Slots)
 
+StillHeld = Callable[[Attempt, str, list[Holder]], Awaitable[list[Holder]]]
+"""A function that returns the holders of a record whose runs may not be over; see `HolderWatch.still_held`."""
 
-async def take_slot(backend: TaskBackend, worker: str, attempt: Attempt, key: str, limit: int) -> bool:
+
+class _Seen(NamedTuple):
+    """What a worker has seen of a holder. All times are in `elapsed` seconds."""
+
+    revision: int
+    """The revision of the presence entry of the holder's worker, or 0 if the entry was missing."""
+    since: float
+    """The time since which the entry has had this revision."""
+    unlisted: float = math.inf
+    """The time since which each new entry of the holder's worker has been without the task."""
+
+
+@dataclass
+class _Watched:
+    """What a worker has seen of the holders of a record, by claim."""
+
+    next_look: float = 0.0
+    seen: dict[str, _Seen] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
+
+
+class HolderWatch:
+    """The memory with which a worker decides whether the run of another holder is over.
+
+    A run is over in each of these cases:
+
+    - Its worker has removed its presence, which a worker does only after all its runs have ended.
+    - Its worker has not written its presence for the TTL, measured from the first time at which this worker saw the
+      holder. The code of a worker that cannot write its presence is stopped earlier.
+    - Its worker has twice written its presence without the task since this worker saw the holder.
+    - It is a run of this worker, and is not registered.
+
+    Args:
+        backend: the backend to use.
+        worker: the id of this worker.
+        runs: the registered runs of this worker, by task id.
+    """
+
+    def __init__(self, backend: TaskBackend, worker: str, runs: Mapping[str, Attempt]) -> None:
+        self._backend = backend
+        self._worker = worker
+        self._runs = runs
+        self._records: dict[str, _Watched] = {}
+
+    async def still_held(self, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
+        """Return the holders whose runs may not be over.
+
+        Args:
+            attempt: the attempt that needs a slot.
+            key: the key of the record.
+            holders: the holders that the record names.
+
+        Raises:
+            NqnbError: the server did not answer.
+        """
+        now = elapsed()
+        if key not in self._records and len(self._records) >= _MOST_RECORDS:
+            self._records = {
+                each: record for each, record in self._records.items() if now - record.next_look < _KEEP_SECONDS
+            }
+        record = self._records.setdefault(key, _Watched())
+        if now >= record.next_look:
+            record.next_look = now + LOOK_SECONDS
+            await self._look(attempt, record, holders)
+        return [holder for holder in holders if holder.claim not in record.over]
+
+    async def _look(self, attempt: Attempt, record: _Watched, holders: list[Holder]) -> None:
+        lease = PRESENCE_SHARE * attempt.ack_wait
+        spared = self._backend.spared_for(lease) > 0
+        sights: dict[str, tuple[float, PresenceSight]] = {}
+        seen, over = dict[str, _Seen](), set[str]()
+        for holder in holders:
+            if holder.claim in record.over:
+                over.add(holder.claim)
+                continue
+            if holder.worker == self._worker:
+                run = self._runs.get(holder.task)
+                if run is None or run.claim != holder.claim:
+                    over.add(holder.claim)
+                continue
+            if holder.worker not in sights:
+                asked = elapsed()
+                sights[holder.worker] = asked, await self._backend.presence.look(holder.worker, attempt.message.Queue)
+            asked, sight = sights[holder.worker]
+            after = seen[holder.claim] = _next_seen(record.seen.get(holder.claim), sight, holder.task)
+            silent = asked - after.since > (sight.ttl or lease)
+            dropped = after.since - after.unlisted > UNLISTED_SECONDS
+            if sight.withdrawn or (not spared and (silent or dropped)):
+                over.add(holder.claim)
+        record.seen, record.over = seen, over
+
+
+def _next_seen(before: _Seen | None, sight: PresenceSight, task_id: str) -> _Seen:
+    """Return what is known of a holder after another look at the presence of its worker."""
+    now = elapsed()
+    if before is None:
+        return _Seen(sight.revision, now)
+    if sight.revision == before.revision:
+        return before
+    listed = not sight.revision or sight.lists(task_id)
+    return _Seen(sight.revision, now, math.inf if listed else min(before.unlisted, now))
+
+
+async def take_slot(
+    backend: TaskBackend, worker: str, attempt: Attempt, key: str, limit: int, still_held: StillHeld
+) -> bool:
     """Take one of the slots of a limit for an attempt that has not been claimed yet.
 
     Args:
@@ -58,9 +177,10 @@ async def take_slot(backend: TaskBackend, worker: str, attempt: Attempt, key: st
         attempt: the attempt, which is registered in this worker.
         key: the key of the record.
         limit: the number of slots.
+        still_held: a function that returns the holders whose runs may not be over.
 
     Returns:
-        Whether the attempt now holds a slot. If not, all slots are taken.
+        Whether the attempt now holds a slot. If not, all slots are taken, or the attempt has lost its lease.
 
     Raises:
         NqnbError: the server did not answer. The slot may have been taken; call `free_slot`.
@@ -74,8 +194,8 @@ async def take_slot(backend: TaskBackend, worker: str, attempt: Attempt, key: st
         # An earlier run of this task in this worker is over, because a worker registers each task once.
         holders = [holder for holder in holders if (holder.worker, holder.task) != (worker, attempt.id)]
         if len(holders) >= limit:
-            holders = [holder for holder in holders if not await _is_over(backend, attempt, holder)]
-        if len(holders) >= limit:
+            holders = await still_held(attempt, key, holders)
+        if len(holders) >= limit or attempt.lost_lease():
             return False
         holders.append(Holder(attempt.id, worker, attempt.claim))
         with contextlib.suppress(RevisionConflict):
@@ -100,11 +220,6 @@ async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:
                 return
 
 
-async def _is_over(backend: TaskBackend, attempt: Attempt, holder: Holder) -> bool:
-    """Return whether the run of a holder is over, because its worker is dead or is no longer running the task."""
-    return await owner_rest(backend, attempt, holder.worker, holder.task, holder.at) <= 0
-
-
 async def _write(backend: TaskBackend, key: str, holders: list[Holder], entry: Entry | None) -> None:
     value = msgspec.json.encode(Slots(holders))
     if entry is None:
@@ -114,12 +229,10 @@ async def _write(backend: TaskBackend, key: str, holders: list[Holder], entry: E
 
 
 def _holders(entry: Entry | None) -> list[Holder]:
-    """Return the holders in a record, each with the time at which it took its slot."""
     if entry is None:
         return []
     try:
-        found = decode(entry.value, _decoder, "the slots of a limit").holders
+        return decode(entry.value, _decoder, "the slots of a limit").holders
     except MalformedMessage as error:
         log.warning("the record %r is overwritten: %s", entry.key, error)
         return []
-    return [msgspec.structs.replace(each, at=each.at or entry.created) for each in found]

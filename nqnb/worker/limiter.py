@@ -18,7 +18,7 @@ from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
 from nqnb.protocol.lifecycle import due_at
 from nqnb.protocol.rate import reserve_starts
-from nqnb.protocol.slots import free_slot, take_slot
+from nqnb.protocol.slots import HolderWatch, free_slot, take_slot
 from nqnb.queue_limits import QueueLimits
 from nqnb.worker.run import Run
 
@@ -112,6 +112,7 @@ class Limiter:
         backend: the worker's backend.
         worker_id: the worker's id.
         pulls: the pull loop of each queue, which reads the queue's limits.
+        runs: the worker's runs, by task id.
         running: the number of registered tasks of each queue.
         slots: a function that returns the number of free slots for the tasks of a queue.
         wake: a function that makes the worker request tasks.
@@ -122,6 +123,7 @@ class Limiter:
         backend: Backend,
         worker_id: str,
         pulls: Mapping[str, PullLoop],
+        runs: Mapping[str, Run],
         running: Mapping[str, int],
         slots: Callable[[str], int],
         wake: Callable[[], None],
@@ -134,6 +136,7 @@ class Limiter:
         self._wake = wake
         self._gates: dict[str, _Gate] = {queue: _Gate() for queue in pulls}
         self._lines: dict[str, _Line] = {}
+        self._watch = HolderWatch(backend, worker_id, runs)
 
     def room(self, queue: str, limits: QueueLimits) -> int:
         """Return the number of tasks that may be fetched from a queue with limits now.
@@ -276,7 +279,7 @@ class Limiter:
     async def _take_slot(self, run: Run, key: str, limit: int) -> bool:
         # If the answer is lost, the slot may have been taken.
         run.held = (*run.held, key)
-        taken = await take_slot(self._backend, self._worker_id, run, key, limit)
+        taken = await take_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
         if not taken:
             run.held = tuple(held for held in run.held if held != key)
         return taken

@@ -123,7 +123,9 @@ class Runtime:
         pulls = list(self._pulls.values())
         self.running = dict.fromkeys(handlers, 0)
         """The number of running tasks of each queue."""
-        self._limiter = Limiter(backend, worker_id, self._pulls, self.running, self._slots_for, self._wake.set)
+        self._limiter = Limiter(
+            backend, worker_id, self._pulls, self.runs, self.running, self._slots_for, self._wake.set
+        )
         self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for, weights)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []

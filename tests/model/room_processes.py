@@ -28,7 +28,7 @@ from nqnb.protocol.rate import reserve_starts
 from nqnb.protocol.recurring import ScheduleEntry, firing_id
 from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.requeue import requeue
-from nqnb.protocol.slots import free_slot, take_slot
+from nqnb.protocol.slots import Holder, free_slot, take_slot
 from nqnb.protocol.submit import submit
 from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
@@ -224,6 +224,12 @@ class RunState(NamedTuple):
     rest: tuple[Any, ...]
 
 
+async def is_over(backend: SimulatedBackend, holder: Holder) -> bool:
+    """Return whether the run of a holder is over."""
+    rest: float = await backend.presence.rest(holder.worker, QUEUE, holder.task, 0.0)
+    return rest <= 0
+
+
 class WorkerProcess:
     """A worker's coroutine for one delivery: claim, run, finish, as `nqnb.worker.runtime` strings them together."""
 
@@ -244,7 +250,7 @@ class WorkerProcess:
         key = names.serial_key(QUEUE, self._attempt.message.serial)
         backend, attempt = as_backend(self._backend), self._attempt
         try:
-            if not await take_slot(backend, self._spec.worker, attempt, key, 1):
+            if not await take_slot(backend, self._spec.worker, attempt, key, 1, self._still_held):
                 if not attempt.lost_lease():
                     await attempt.delivery.nak(1.0)
                 return "not admitted"
@@ -254,6 +260,10 @@ class WorkerProcess:
         self._leaving = True
         await free_slot(backend, attempt, key)
         return how
+
+    async def _still_held(self, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
+        """Judge the holders at once: `nqnb.protocol.slots.HolderWatch` waits until it knows what is told here."""
+        return [holder for holder in holders if not await is_over(self._backend, holder)]
 
     async def _work(self) -> str:
         attempt = self._attempt

@@ -23,7 +23,7 @@ from nqnb.store import Entry
 
 from .coroutine_states import functions_seen
 from .room import CANCELLED_THOUGH_REFUSED, RESERVED_TWICE, TWO_OF_A_KEY, Failure, Scenario
-from .room_processes import ClientSpec, Replacement
+from .room_processes import ClientSpec, Replacement, is_over
 from .simulated_backend import SimulatedBackend, SimulatedStore
 from .simulated_server import INTENTS, LIMITS, QUEUE, SCHEDULES, STATES, Call, decoded
 
@@ -808,7 +808,7 @@ VARIANTS = {
         "worker",
         SERIALS_CRASH,
         STUCK,
-        replacement=Replacement("_is_over", _never, "nqnb.protocol.slots"),
+        replacement=Replacement("is_over", _never, is_over.__module__),
     ),
     "rate: the record is written over whatever is there": Variant(
         "reserve", Scenario((RESERVE, RESERVE_TOO)), RESERVED_TWICE, PlainPutLimits

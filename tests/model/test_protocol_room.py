@@ -43,6 +43,8 @@ NOT_EXPLORED = {
     "keyed": "chooses an id; the cancel and the submit that follow are explored",
     "recurring.remove_schedule": "deletes one entry, and changes no task",
     "recurring.run_schedule": "reads the schedule; the submit that follows is explored",
+    "slots._look": "measures time; the explorer decides whether a holder is over",
+    "slots.still_held": "measures time; the explorer decides whether a holder is over",
     "transition.after_write": "runs, and waits for no request",
     "transition.let_expire": "no entry expires here",
     "transition.rest": "runs, and waits for no request",

@@ -6,7 +6,9 @@ import asyncio
 import math
 import time
 from collections import Counter
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,11 +18,11 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
-from nqnb.clock import ServerClock
+from nqnb.clock import ServerClock, elapsed
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol import names
 from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
-from nqnb.protocol.slots import Holder, Slots
+from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWatch, Slots
 from nqnb.queue_limits import QueueLimits, check_limits, check_rate, rate_text
 
 pytestmark = pytest.mark.anyio
@@ -278,6 +280,87 @@ class TestSerial:
         task = await nq.submit("work", "a", serial="a")
         await task.cancel()
         assert (await (await task.requeue()).fetch()).serial == "a"
+
+
+class TestHolderWatch:
+    """Whether the run of a holder is over, with a clock that the test sets."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        clock = SimpleNamespace(now=1000.0)
+        monkeypatch.setattr("nqnb.protocol.slots.elapsed", lambda: clock.now)
+        return clock
+
+    @pytest.fixture
+    def held(self, nq: nqnb.Client, clock: SimpleNamespace) -> Callable[[], Awaitable[bool]]:
+        """Return a function that looks at a holder again, after a time in which no look is spared."""
+        attempt: Any = SimpleNamespace(ack_wait=30.0, message=SimpleNamespace(Queue="work"))
+        watch = HolderWatch(nq.backend, "w-reader", {})
+
+        async def held() -> bool:
+            clock.now += LOOK_SECONDS
+            return bool(await watch.still_held(attempt, "key", [Holder("task", "w-holder", "claim")]))
+
+        return held
+
+    async def write(self, nq: nqnb.Client, *running: str) -> None:
+        info = nqnb.WorkerInfo(
+            id="w-holder",
+            host="host",
+            pid=1,
+            version="1",
+            queues=["work"],
+            concurrency=1,
+            running=list(running),
+            started_at=datetime.now(timezone.utc),
+            ttl=28.5,
+        )
+        await nq.backend.presence.announce(info)
+
+    async def test_one_presence_without_the_task_does_not_free_the_slot(
+        self, nq: nqnb.Client, held: Callable[[], Awaitable[bool]], clock: SimpleNamespace
+    ) -> None:
+        """The presence was encoded before the worker took the slot, and the server stored it later."""
+        await self.write(nq)
+        assert await held()
+        await self.write(nq)
+        assert await held()
+        clock.now += 20
+        assert await held()
+        await self.write(nq, "task")
+        assert await held()
+        for _ in range(2):
+            await self.write(nq)
+            assert await held()
+        clock.now += UNLISTED_SECONDS
+        await self.write(nq)
+        assert not await held()
+
+    async def test_a_worker_is_dead_only_by_the_clock_of_the_reader(
+        self, nq: nqnb.Client, held: Callable[[], Awaitable[bool]], clock: SimpleNamespace
+    ) -> None:
+        await self.write(nq, "task")
+        server, now = nq.backend.connection.clock, elapsed()
+        server.observe(server.now() + 3600, now, now + 0.001)
+        for _ in range(3):
+            assert await held()
+            clock.now += 26
+            assert await held()
+            await self.write(nq, "task")
+        assert await held()
+        clock.now += 28
+        assert not await held()
+
+    async def test_a_worker_without_a_presence_is_dead_later_than_one_that_has_removed_it(
+        self, nq: nqnb.Client, held: Callable[[], Awaitable[bool]], clock: SimpleNamespace
+    ) -> None:
+        assert await held()
+        clock.now += 26
+        assert await held()
+        await self.write(nq, "task")
+        assert await held()
+        await nq.backend.presence.withdraw("w-holder")
+        assert not await held()
 
 
 class TestInput:
