@@ -300,7 +300,9 @@ class Runtime:
 
     async def _say_goodbye(self) -> None:
         self._presence.stop()
-        await self.backend.presence.withdraw(self._worker_id)
+        if not self.runs:
+            # Otherwise, some code has not stopped yet, and other workers must wait until the presence expires.
+            await self.backend.presence.withdraw(self._worker_id)
         await self._listener.close()
 
     def _on_delivery(self, delivery: Delivery) -> None:

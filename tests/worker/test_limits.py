@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import Counter
@@ -247,6 +248,44 @@ class TestSerial:
         async with Fleet(settings, 1, 4) as fleet:
             await asyncio.gather(*(each.wait(timeout=20) for each in (waiting, task)))
         assert not fleet.overlaps
+
+    @pytest.mark.full
+    async def test_a_stopped_worker_keeps_the_key_while_its_code_runs(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("nqnb.worker.runtime._STOP_TIMEOUT_SECONDS", 0.05)
+        settings = nqnb.Settings.of(settings, ack_wait=4.0)
+        stopping, other = (nqnb.Worker(settings, concurrency=2, shutdown_timeout=0) for _ in range(2))
+        cleaning, cleaned, began = asyncio.Event(), asyncio.Event(), list[str]()
+
+        @stopping.handler("work")
+        async def clean_up_slowly(job: nqnb.Job) -> None:
+            began.append("first")
+            try:
+                await asyncio.sleep(60)
+            finally:
+                cleaning.set()
+                end = time.monotonic() + 2
+                while time.monotonic() < end:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(end - time.monotonic())
+                cleaned.set()
+
+        @other.handler("work")
+        async def work(job: nqnb.Job) -> None:
+            began.append("second" if cleaned.is_set() or not cleaning.is_set() else "too early")
+
+        await nq.submit("work", serial="a")
+        async with stopping:
+            await until_async(lambda: began == ["first"])
+            await other.start()
+            await nq.submit("work", serial="a")
+        try:
+            assert not cleaned.is_set()
+            await asyncio.wait_for(cleaned.wait(), 10)
+            assert began == ["first"]
+        finally:
+            await other.stop()
 
     async def test_the_key_of_a_run_that_failed_is_free_while_its_retry_waits(
         self, nq: nqnb.Client, settings: nqnb.Settings
