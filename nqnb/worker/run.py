@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nqnb.clock import elapsed
 from nqnb.jetstream.delivery import Delivery
-from nqnb.protocol.attempt import Attempt
+from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
 from nqnb.protocol.heartbeat import EntryWatch
 from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.wire import TaskMessage
@@ -18,6 +18,10 @@ from nqnb.worker.job import Job
 
 if TYPE_CHECKING:
     from nqnb.tracing.spans import RunSpan
+
+
+_SLOT_SHARE = PRESENCE_SHARE - 0.02
+"""The fraction of the ack wait after which the last attempt is made to stop a run that holds a slot of a limit."""
 
 
 class Run(Attempt):
@@ -69,8 +73,10 @@ class Run(Attempt):
         """Begin to stop the handler. A handler that has not started yet will not be started.
 
         If the lease is running out, the handler is stopped within the rest of the ack wait, regardless of the handler's
-        ``grace`` and of any earlier reason to stop.
+        ``grace`` and of any earlier reason to stop. If the run holds a slot, the handler is stopped slightly earlier,
+        before another worker may take over the slot.
         """
         super().stop(why)
         if self.executor is not None:
-            self.executor.stop(self.beat + self.ack_wait - elapsed() if why is Stop.LEASE else math.inf)
+            share = _SLOT_SHARE if self.held else 1.0
+            self.executor.stop(self.beat + share * self.ack_wait - elapsed() if why is Stop.LEASE else math.inf)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -22,9 +22,13 @@ from nqnb import Status
 from nqnb.clock import ServerClock, elapsed
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol import names
+from nqnb.protocol.attempt import PRESENCE_SHARE
+from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
 from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWatch, Slots
+from nqnb.protocol.wire import TaskMessage
 from nqnb.queue_limits import QueueLimits, check_limits, check_rate, rate_text
+from nqnb.worker.run import Run
 
 pytestmark = pytest.mark.anyio
 
@@ -400,6 +404,21 @@ class TestHolderWatch:
         assert await held()
         await nq.backend.presence.withdraw("w-holder")
         assert not await held()
+
+    @pytest.mark.parametrize(("held", "within"), [((), 30.0), (("work.serial.a",), 27.9)])
+    def test_the_code_of_a_holder_is_stopped_before_its_slot_is_free(
+        self, monkeypatch: pytest.MonkeyPatch, held: tuple[str, ...], within: float
+    ) -> None:
+        monkeypatch.setattr("nqnb.worker.run.elapsed", lambda: 100.0)
+        delivery: Any = SimpleNamespace(received=100.0)
+        handler: Any = None
+        run = Run(delivery, TaskMessage(ID="task", Queue="work"), handler, 30.0, "claim")
+        stops, executor = list[float](), SimpleNamespace()
+        executor.stop = stops.append
+        run.executor, run.held = cast("Any", executor), held
+        run.stop(Stop.LEASE)
+        assert stops == [pytest.approx(within)]
+        assert within / 30 < (PRESENCE_SHARE if held else 1.01)
 
 
 class TestInput:
