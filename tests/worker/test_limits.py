@@ -23,6 +23,7 @@ from nqnb.clock import ServerClock, elapsed
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol import names
 from nqnb.protocol.attempt import PRESENCE_SHARE
+from nqnb.protocol.claim import claim
 from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
 from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWatch, Slots
@@ -252,6 +253,26 @@ class TestSerial:
         async with Fleet(settings, 1, 4) as fleet:
             await asyncio.gather(*(each.wait(timeout=20) for each in (waiting, task)))
         assert not fleet.overlaps
+
+    @pytest.mark.full
+    async def test_a_run_whose_claim_was_late_takes_its_slot_again(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The slot may belong to another worker by the time at which the task is redelivered and claimed."""
+        runs = list[Any]()
+
+        async def claim_late(backend: Any, worker: str, run: Any, limit: int) -> bool:
+            runs.append(run)
+            if len(runs) == 1:
+                await asyncio.sleep(1.5 * settings.ack_wait)
+            return await claim(backend, worker, run, limit)
+
+        monkeypatch.setattr("nqnb.worker.runtime.claim", claim_late)
+        async with Fleet(settings, 1, 4) as fleet:
+            task = await nq.submit("work", "a", serial="a")
+            assert await task.wait(timeout=20) is Status.COMPLETED
+        assert len(fleet.starts) == 1
+        assert [run.claimed for run in runs] == [False, True]
 
     @pytest.mark.full
     async def test_a_stopped_worker_keeps_the_key_while_its_code_runs(
