@@ -12,7 +12,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Iterator
-from datetime import datetime, timezone, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
@@ -140,7 +140,11 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
             count = max(0, int((moment - self.anchor) // self.interval)) + 1
             for number in itertools.count(count):
                 yield self.anchor + number * self.interval
-        start = datetime.fromtimestamp(moment, timezone.utc).astimezone(_zone(self.timezone))
+        now, zone = datetime.fromtimestamp(moment, timezone.utc), _zone(self.timezone)
+        start, before = now.astimezone(zone), (now - timedelta(days=1)).astimezone(zone)
+        if start.utcoffset() != before.utcoffset():
+            # After a change of the clocks, the times that cronsim finds depend on its start.
+            start = before
         for found in _times(self.cron, start):
             # Within an hour that exists twice, cronsim repeats the times of the first occurrence.
             if (due := found.timestamp()) > moment:
