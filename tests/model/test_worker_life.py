@@ -35,7 +35,11 @@ def status_of(state: State) -> Status:
     return state.entry.status
 
 
-@pytest.mark.parametrize("name", WORLDS)
+SLOW = ("one id, two messages", "a worker cut off")
+"""The worlds that take half of the time of all others together."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.full] * (each in SLOW)) for each in WORLDS])
 def test_the_protocol_holds(name: str) -> None:
     world = WORLDS[name]
     found = exploration_of(world.model)
