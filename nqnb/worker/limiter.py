@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import spawn
@@ -136,6 +137,7 @@ class Limiter:
         self._wake = wake
         self._gates: dict[str, _Gate] = {queue: _Gate() for queue in pulls}
         self._lines: dict[str, _Line] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watch = HolderWatch(backend, worker_id, runs)
 
     def room(self, queue: str, limits: QueueLimits) -> int:
@@ -198,7 +200,8 @@ class Limiter:
         """Release the slots of a run that is over."""
         held, run.held = run.held, ()
         for key in held:
-            await free_slot(self._backend, run, key)
+            async with self._lock_of(key):
+                await free_slot(self._backend, run, key)
             if (line := self._lines.get(key)) is not None:
                 line.try_at = 0.0
         self._gates[run.delivery.queue].closed_until = 0.0
@@ -279,10 +282,15 @@ class Limiter:
     async def _take_slot(self, run: Run, key: str, limit: int) -> bool:
         # If the answer is lost, the slot may have been taken.
         run.held = (*run.held, key)
-        taken = await take_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
+        async with self._lock_of(key):
+            taken = await take_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
         if not taken:
             run.held = tuple(held for held in run.held if held != key)
         return taken
+
+    def _lock_of(self, key: str) -> asyncio.Lock:
+        """Return the lock with which the runs of this worker write a record one after the other."""
+        return self._locks.setdefault(key, asyncio.Lock())
 
     async def _turn_away(self, run: Run, delay: float) -> bool:
         if not run.lost_lease():

@@ -20,7 +20,9 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.clock import ServerClock, elapsed
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.presence import Presence
 from nqnb.protocol import names
 from nqnb.protocol.attempt import PRESENCE_SHARE
 from nqnb.protocol.claim import claim
@@ -29,6 +31,7 @@ from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
 from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWatch, Slots
 from nqnb.protocol.wire import TaskMessage
 from nqnb.queue_limits import QueueLimits, check_limits, check_rate, rate_text
+from nqnb.records import PresenceSight
 from nqnb.worker.run import Run
 
 pytestmark = pytest.mark.anyio
@@ -198,6 +201,31 @@ class TestConcurrency:
             assert (await nq.limit_queue("work")).concurrency_limit == 0
             await nq.submit_many("work", ["x"] * 60)
             await until_async(lambda: fleet.most > 3, 10)
+
+    async def test_the_tasks_of_a_worker_do_not_compete_for_the_record(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        writes, looks, update, look = list[str](), list[str](), KeyValueStore.update, Presence.look
+
+        def counted_update(store: KeyValueStore, key: str, *rest: Any) -> Awaitable[int]:
+            writes.append(key)
+            return update(store, key, *rest)
+
+        async def counted_look(presence: Presence, worker: str, queue: str) -> PresenceSight:
+            looks.append(worker)
+            return await look(presence, worker, queue)
+
+        monkeypatch.setattr(KeyValueStore, "update", counted_update)
+        monkeypatch.setattr(Presence, "look", counted_look)
+        await nq.submit_many("work", ["x"] * 30)
+        await nq.limit_queue("work", concurrency=20)
+        async with Fleet(settings, 1, 25, 60) as fleet:
+            await until_async(lambda: len(fleet.starts) == 20, 20)
+            # The record is created by the first task, and each other task writes it once.
+            assert writes.count(names.slots_key("work")) == 19
+            await asyncio.sleep(0.5)
+            # The worker knows its own runs.
+            assert not looks
 
 
 class TestSerial:
