@@ -498,6 +498,7 @@ class TestStopping:
 
     async def test_a_stop_reaches_the_handler_without_its_supervisor(self, tmp_path: Path) -> None:
         def handle(job: Job, flag: str) -> None:
+            time.sleep(0.5)  # the supervisor first reports which process to signal
             os.kill(os.getppid(), signal.SIGSTOP)
             Path(flag).touch()
             try:
