@@ -39,11 +39,15 @@ async def watch_all(url: str, bucket: str) -> int:
     client = await nats.connect(url)
     found = 0
     try:
-        watcher = await (await client.jetstream().key_value(bucket)).watchall()
-        async for entry in watcher:
-            if entry is None:
+        keys = await client.jetstream().key_value(bucket)
+        # nats-py takes a small bucket for empty if all keys have arrived before it asks how many are pending.
+        for _ in range(3):
+            async for entry in await keys.watchall():
+                if entry is None:
+                    break
+                found += 1
+            if found:
                 break
-            found += 1
     finally:
         await client.close()
     return found
