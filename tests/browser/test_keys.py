@@ -29,7 +29,7 @@ def test_keys_copies_and_exports_of_a_table_in_jupyterlab(
     page.run(0)
     page.run(1)
     table = page.table(1)
-    first = table.ids
+    first = table.until(lambda: table.ids if len(table.ids) == 20 else [], "the first page of 30 tasks")
     in_table = "document.activeElement.closest('.nq') !== null"
     table.row(first[0]).locator(".nq-row").focus()
     for key in ("d", "d", "x", "b", "Escape", "PageDown"):
