@@ -69,13 +69,13 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     @property
     def some_ids(self) -> str:
-        """The first ids, and how many more ids there are, as text. The string is empty if there are no ids."""
+        """The first ids and the number of further ids, as text. The text is empty if there are no ids."""
         named = ", ".join(readable(each) for each in self.ids[:_NAMED_IDS])
         more = len(self.ids) - _NAMED_IDS
         return f"{named} and {more:,} more" if more > 0 else named
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields, with the severity and the number of ids."""
+        """Return the fields, the severity and the number of ids as a dict for JSON."""
         return {
             "code": self.code,
             "severity": self.severity,
@@ -99,7 +99,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         seconds: the duration of the examination.
         findings: the findings, with the errors first. The list is empty if no problem was found.
         fixed: the findings that were repaired before this examination.
-        errors: the errors of repairs that failed.
+        errors: an error for each repair that failed.
     """
 
     server: str
@@ -116,7 +116,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         return f"<Diagnosis: {codes}>"
 
     def __str__(self) -> str:
-        """Return the findings and a summary as text of several lines."""
+        """Return the findings, the repairs and a summary as multi-line text."""
         parts = []
         for each in self.findings:
             where = f" {readable(each.queue)}" if each.queue else ""
@@ -125,7 +125,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         return "\n".join((*parts, *self.fixes, self.summary))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the findings below a cell. Remedies name magics instead of commands, except for running a worker."""
+        """Show the findings below a cell. Remedies name ``%nq`` magics, not shell commands, except ``nqnb worker``."""
         printer.text(re.sub(r"`nqnb (?!worker )", "`%nq ", str(self)))
 
     @property
@@ -140,7 +140,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
 
     @property
     def summary(self) -> str:
-        """One line: the number of findings, and what was examined."""
+        """One line that states the number of findings, and how many queues, tasks and messages were examined."""
         count = len(self.findings)
         found = "no findings" if not count else "1 finding" if count == 1 else f"{count:,} findings"
         examined = (_count(self.queues, "queue"), _count(self.tasks, "task"), _count(self.messages, "message"))
@@ -150,11 +150,11 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
 
     @property
     def fixes(self) -> list[str]:
-        """One line for each repair."""
+        """A line of text for each repaired finding."""
         return [f"fixed {each.code}{f' of {each.queue}' if each.queue else ''}: {_done(each)}" for each in self.fixed]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields, with the severity and the number of ids of each finding."""
+        """Return the fields as a dict for JSON; see `Finding.as_json` for the findings."""
         return {
             "ok": self.ok,
             "server": self.server,

@@ -66,7 +66,7 @@ async def examine(backend: Backend, queue: str | None = None, ignore: Collection
 
 
 class _Examination:
-    """The second look, at the suspects from the first look."""
+    """The second look, which reads the suspects of the first look again."""
 
     def __init__(self, backend: Backend, seen: FirstLook, queue: str | None) -> None:
         self._backend = backend
@@ -122,7 +122,7 @@ class _Examination:
         """Return the tasks that have no message and that no live worker is running.
 
         A task's message is removed only after the final entry has been written. Therefore, if a task's entry is the
-        same before and after the search, the message is really missing.
+        same before and after the search for its message, the message is missing.
         """
         found = await _only(await self._unchanged(suspects), self._has_no_message)
         return await self._unchanged(found)
@@ -142,7 +142,7 @@ class _Examination:
         return not (task.due or not task.sequence) or task.id not in await self._ids_in(stream)
 
     async def _without_entry(self, suspects: list[FoundMessage]) -> list[FoundMessage]:
-        """Return the messages that still exist, have no entry, and whose tasks are not running on a live worker."""
+        """Return the messages that still exist, but whose tasks have no entry and are not running on a live worker."""
         workers = (await self._backend.presence.roll_call())[0].values() if suspects else ()
         # A worker that is late with its heartbeat may still be running the task.
         live = [each.info for each in workers if each.age < 3 * each.info.ttl]
@@ -232,7 +232,11 @@ class _Examination:
         return queue.cancels is None or self._lacks_consumer(queue)
 
     def _lacks_consumer(self, queue: QueueFacts) -> bool:
-        """Return whether the consumer is missing although a worker needs it now or tasks are waiting for delivery."""
+        """Return whether the consumer is missing although a live worker or an open task needs it.
+
+        Open tasks need the consumer only if a worker has claimed a task from the queue before. Otherwise, the first
+        worker creates the consumer.
+        """
         seen = self._seen
         stopped = queue.name in seen.served and bool(seen.tasks.get(queue.name))
         return queue.consumer is None and (stopped or seen.live_workers(queue.name) > 0)

@@ -60,7 +60,10 @@ def no_entry(queue: str, messages: Sequence[FoundMessage]) -> Finding:
 
 
 def bad_entry(bucket: str, keys: Sequence[str], reason: str) -> Finding:
-    """Return the finding about entries of a bucket that cannot be decoded. ``reason`` is the first entry's error."""
+    """Return the finding about entries of a bucket that cannot be decoded.
+
+    ``reason`` is the error message for the first entry.
+    """
     key = shlex.quote(keys[0]) if names.is_key(keys[0]) else "KEY"
     count, them = _count(len(keys), "entry", "entries"), "it" if len(keys) == 1 else "them"
     return Finding(
@@ -77,7 +80,7 @@ def lost_worker(queue: str, tasks: Sequence[OpenTask], seconds: float, *, served
 
     Args:
         queue: the queue.
-        tasks: the tasks.
+        tasks: the tasks. At least one is required.
         seconds: the maximum number of seconds until the server redelivers the tasks.
         served: whether another worker is serving the queue.
     """
@@ -107,7 +110,7 @@ def no_worker(queue: str, waiting: int) -> Finding:
 
 
 def paused(queue: str, waiting: int) -> Finding:
-    """Return the finding about a paused queue with tasks."""
+    """Return the finding about a paused queue that has open tasks."""
     return Finding(
         code="paused",
         queue=queue,
@@ -142,7 +145,10 @@ def no_cancel_stream(queue: str) -> Finding:
 def short_ack_wait(queue: QueueFacts, tasks: Sequence[OpenTask], ack_wait: float) -> Finding:
     """Return the finding about an ack wait that is too short for Go workers.
 
-    ``tasks`` have run for longer than that.
+    Args:
+        queue: the queue.
+        tasks: the tasks that have already run for longer than the ack wait. The sequence may be empty.
+        ack_wait: the ack wait, in seconds.
     """
     late = f" {_count(len(tasks), 'task has', 'tasks have')} already run for longer." if tasks else ""
     stream = shlex.quote(queue.tasks.name) if queue.tasks else queue.name
@@ -163,7 +169,7 @@ def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]
 
     Args:
         facts: the configuration.
-        seen: the first look, which includes the workers.
+        seen: the first look, which contains the workers.
         ahead: the minimum and maximum number of seconds by which this machine's clock is ahead of the server's clock.
     """
     yield from _replicas(facts)
@@ -228,7 +234,7 @@ def _near_stream_limit(stream: StreamFacts, usage: Usage) -> Finding:
 
 
 def is_near(usage: Usage) -> bool:
-    """Return whether a limit is nearly reached."""
+    """Return whether the usage has nearly reached its limit. A usage without a limit never has."""
     return 0 < usage.limit <= usage.used / NEAR_SHARE
 
 
@@ -264,9 +270,9 @@ def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> 
 
 
 def waiting_unserved(tasks: Collection[OpenTask], service: QueueService, now: float) -> list[OpenTask]:
-    """Return the due tasks of a queue if no worker is serving the queue, or an empty list otherwise.
+    """Return the due and processing tasks of a queue that no worker is serving.
 
-    ``now`` is the server's time in Unix seconds.
+    If a worker is serving the queue, the list is empty. ``now`` is the server's time in Unix seconds.
     """
     if service.workers or service.pulls:
         return []

@@ -22,7 +22,7 @@ class OpenTask(NamedTuple):
 
     Attributes:
         written: the time at which the entry was written.
-        due: the time at which the task may run, or 0.
+        due: the earliest time at which the task may run, or 0 if the task may run immediately.
         marked: whether nqnb wrote the entry. If not, Go NQ wrote it.
     """
 
@@ -38,7 +38,7 @@ class OpenTask(NamedTuple):
 
     @property
     def runs_in_go(self) -> bool:
-        """Whether, according to the entry, a Go worker is running the task."""
+        """Whether a Go worker is running the task, according to the task's entry."""
         return self.status is Status.PROCESSING and not self.marked
 
 
@@ -64,9 +64,9 @@ class FirstLook:
         tasks: the tasks that have not ended, by queue.
         count: the number of tasks, including those that have ended.
         known: the keys of all entries.
-        unreadable: the errors of the entries that cannot be decoded, by key.
-        unreadable_workers: the errors of the presence entries that cannot be decoded, by key.
-        served: the queues from which a worker has claimed a task.
+        unreadable: the error messages for the entries that cannot be decoded, by key.
+        unreadable_workers: the error messages for the presence entries that cannot be decoded, by key.
+        served: the queues from which a worker has claimed at least one task.
         go_queues: the queues for which a Go worker has written an entry.
     """
 
@@ -83,7 +83,7 @@ class FirstLook:
 
     @classmethod
     async def take(cls, backend: Backend, queue: str | None = None) -> FirstLook:
-        """Read everything on the server, or only what concerns one queue.
+        """Read everything on the server, or only the data of one queue.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for a request.

@@ -23,12 +23,12 @@ Remedy = Callable[[str], Awaitable[bool]]
 async def treat(
     backend: Backend, diagnosis: Diagnosis, by: str, queue: str | None = None, ignore: Collection[str] = ()
 ) -> Diagnosis:
-    """Repair those findings of a diagnosis for which this is safe, and examine the server again.
+    """Make the safe repairs for a diagnosis, and examine the server again.
 
     Args:
         backend: the backend to use.
         diagnosis: the diagnosis. Only its findings are repaired.
-        by: the name of the user, for the receipts of the tasks that the repairs end.
+        by: the name of the user, which is recorded in each task that a repair ends.
         queue: the queue to examine again, or None to examine the whole server.
         ignore: the codes of findings to leave out.
 
@@ -59,7 +59,7 @@ async def _repair_each(ids: list[str], remedy: Remedy, repaired: list[str]) -> N
 
 
 async def _remedy(backend: Backend, finding: Finding, by: str) -> Remedy:
-    """Return a function that makes the repair for one of the finding's ids, and returns whether it was made."""
+    """Return a function that repairs one of the finding's ids, and returns whether a repair was made."""
 
     async def end(task_id: str) -> bool:
         status = await end_task_without_message(backend, task_id, by)

@@ -1,1 +1,1 @@
-"""Metrics for Prometheus: those of one worker, and those of the whole server."""
+"""Prometheus metrics of a single worker, and of the whole server."""

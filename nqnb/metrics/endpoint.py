@@ -1,4 +1,4 @@
-"""The HTTP endpoint that Prometheus scrapes. Only this module and the collectors use prometheus-client."""
+"""The HTTP endpoint that Prometheus scrapes. Only this module and the collectors import prometheus-client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Collector(Protocol):
     """A source of metrics."""
 
     def collect(self) -> Iterable[Metric]:
-        """Return the current metrics. The endpoint calls this method in another thread for each scrape."""
+        """Return the current metrics. For each scrape, the endpoint calls this method in a separate thread."""
         ...
 
 

@@ -32,7 +32,7 @@ _RETRY_SECONDS = 1.0
 
 
 class _Reading(NamedTuple):
-    """The numbers that are read from the server during a scrape."""
+    """The statistics that a scrape reads from the server."""
 
     queues: list[QueueInfo]
     workers: int
@@ -45,12 +45,12 @@ class _Reading(NamedTuple):
 class Exporter:
     """A collector of the metrics of a server.
 
-    A watch of the state bucket counts the tasks in each state, so a scrape reads only the queues, the workers and the
-    size of the storage. Call `follow` on the event loop of the client while metrics are served.
+    `follow` watches the state bucket and counts the tasks in each state, so a scrape reads only the queues, the workers
+    and the size of the storage. Run `follow` on the client's event loop for as long as metrics are served.
 
     Args:
         nq: the client.
-        max_queues: the maximum number of queues with separate labels. The other queues share the label ``other``.
+        max_queues: the maximum number of queues with their own label. All further queues share the label ``other``.
     """
 
     def __init__(self, nq: Client, max_queues: int) -> None:
@@ -93,7 +93,7 @@ class Exporter:
             await asyncio.sleep(_RETRY_SECONDS)
 
     def collect(self) -> Iterable[Metric]:
-        """Return the current metrics. This method is called in another thread for each scrape."""
+        """Return the current metrics. Each scrape calls this method in a separate thread."""
         work = self._metrics()
         try:
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -232,7 +232,7 @@ class Exporter:
         ]
 
     async def _read(self) -> _Reading | None:
-        """Read the server's numbers, or return None if the server does not answer in time."""
+        """Read the server's statistics, or return None if the server is not connected or does not answer in time."""
         backend = self._nq.backend
         if not backend.connected:
             return None
@@ -254,7 +254,7 @@ class Exporter:
 
     async def _ask(self) -> _Reading:
         backend = self._nq.backend
-        # The tally already knows which tasks are not due yet. To find them in the queues would read many messages.
+        # The tally already knows which tasks are not due yet. Finding them in the queues would read many messages.
         queues = [info async for info in backend.queues(early=False)]
         alive, silent = set[str](), set[str]()
         for worker, age in await backend.presence.seen():

@@ -1,4 +1,4 @@
-"""Build metrics as prometheus-client expects them. Import this module only if prometheus-client is installed."""
+"""Build metric families for prometheus-client. Import this module only if prometheus-client is installed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from nqnb.metrics.histogram import Histogram
 
 Values = Mapping[Any, float]
-"""A value for each combination of labels, which is a tuple of strings."""
+"""A value for each combination of label values. A combination is a tuple of strings."""
 
 
 def gauge(name: str, text: str, values: Values, *labels: str) -> Metric:
-    """Return a value that can go up and down."""
+    """Return a gauge, which is a metric whose value can go up and down.
+
+    Args:
+        name: the name of the metric.
+        text: the help text.
+        values: the value for each combination of label values.
+        *labels: the names of the labels.
+    """
     family = GaugeMetricFamily(name, text, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)
@@ -22,7 +29,10 @@ def gauge(name: str, text: str, values: Values, *labels: str) -> Metric:
 
 
 def counter(name: str, text: str, values: Values, *labels: str) -> Metric:
-    """Return a value that only increases. The library adds ``_total`` to the name."""
+    """Return a counter, which is a metric that only increases. The library adds ``_total`` to the name.
+
+    See `gauge` for the arguments.
+    """
     family = CounterMetricFamily(name, text, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)
@@ -30,7 +40,7 @@ def counter(name: str, text: str, values: Values, *labels: str) -> Metric:
 
 
 def durations(name: str, text: str, values: Mapping[str, Histogram]) -> Metric:
-    """Return the histogram of durations for each queue."""
+    """Return a histogram of durations, with the label ``queue``."""
     family = HistogramMetricFamily(name, text, labels=("queue",))
     for queue, histogram in values.items():
         family.add_metric((queue,), histogram.buckets, histogram.seconds)
@@ -38,5 +48,5 @@ def durations(name: str, text: str, values: Mapping[str, Histogram]) -> Metric:
 
 
 def one(value: float) -> Values:
-    """Return a value without labels."""
+    """Return the `Values` of a metric that has no labels."""
     return {(): value}

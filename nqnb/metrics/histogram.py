@@ -1,4 +1,4 @@
-"""A histogram of durations, and the labels of queues. Both are fast enough for each task of a busy worker."""
+"""Histograms of durations, and the labels of queues. Both are fast enough to be updated for each task."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from itertools import accumulate
 BOUNDS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 """The upper bounds of the buckets. An additional bucket contains all longer durations."""
 MAX_QUEUES = 100
-"""The default number of queues with a separate label."""
+"""The default maximum number of queues with their own label."""
 OTHER_QUEUES = "other"
 """The label of all queues beyond the limit."""
 
 
 class Histogram:
-    """The number of durations in each bucket, and their sum."""
+    """The number of durations in each bucket, and the sum of all durations."""
 
     __slots__ = ("counts", "seconds")
 
@@ -23,7 +23,7 @@ class Histogram:
         self.seconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count a duration. A negative duration, which two clocks may cause, counts as 0."""
+        """Add a duration. A negative duration, which results from two clocks that differ, counts as 0."""
         if seconds < 0:
             seconds = 0.0
         self.counts[bisect_left(BOUNDS_SECONDS, seconds)] += 1
@@ -31,13 +31,15 @@ class Histogram:
 
     @property
     def buckets(self) -> list[tuple[str, float]]:
-        """The upper bound of each bucket as Prometheus writes it, and the number of durations up to that bound."""
+        """The upper bound of each bucket, as Prometheus writes it, and the number of durations up to that bound."""
         bounds = [*(f"{bound:g}" if bound % 1 else f"{bound:.1f}" for bound in BOUNDS_SECONDS), "+Inf"]
         return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 class QueueLabels:
-    """The labels of queues. Prometheus stores a series for each label, so only the first queues have separate labels.
+    """The labels of queues. Prometheus stores a time series for each label, so the number of labels is limited.
+
+    Each of the first ``most`` queues is labelled with its own name. All further queues share the label `OTHER_QUEUES`.
 
     Args:
         most: the maximum number of labels, not counting `OTHER_QUEUES`.
@@ -54,7 +56,7 @@ class QueueLabels:
         return sorted({*self._known, *([OTHER_QUEUES] if self._full else [])})
 
     def of(self, queue: str) -> str:
-        """Return the label of a queue. The label never changes."""
+        """Return the label of a queue. A queue keeps its label."""
         if queue in self._known:
             return queue
         if len(self._known) < self._most:

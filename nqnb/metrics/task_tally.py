@@ -14,7 +14,7 @@ from nqnb.records import TaskBatch, TaskInfo
 
 
 class WaitingTasks(NamedTuple):
-    """The waiting tasks of a queue."""
+    """Statistics of the waiting tasks of a queue: how many are due, how many are scheduled, and the longest wait."""
 
     due: int = 0
     scheduled: int = 0
@@ -23,14 +23,14 @@ class WaitingTasks(NamedTuple):
 
 
 class TaskTally:
-    """Counts that a watch keeps current.
+    """Task counts and durations, which the updates of a watch keep current.
 
     A tally needs about 300 bytes per task. The server does not report entries that have expired or were pruned, so the
     tally may include tasks that no longer exist. To correct the tally, call `begin` and start another watch.
 
     Args:
-        label: returns the label of a queue.
-        now: returns the server's time in Unix seconds.
+        label: a function that returns the label of a queue.
+        now: a function that returns the server's time in Unix seconds.
     """
 
     def __init__(self, label: Callable[[str], str], now: Callable[[], float]) -> None:
@@ -39,7 +39,7 @@ class TaskTally:
         self.complete = False
         """Whether the tally has every task."""
         self.ended: Counter[tuple[str, Status]] = Counter()
-        """The number of tasks that ended since the first watch was complete, by queue and state."""
+        """The number of tasks that have ended since the first listing was complete, by queue label and state."""
         self.waits: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.runs: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.cancels: defaultdict[str, Histogram] = defaultdict(Histogram)
@@ -59,16 +59,16 @@ class TaskTally:
 
     @property
     def messages(self) -> int:
-        """The number of messages in the state bucket, if no entry has expired or was pruned since it was reported."""
+        """The number of messages that the state bucket contains unless entries have expired or were pruned."""
         return len(self._tasks) + len(self._tombstones)
 
     @property
     def counts(self) -> dict[tuple[str, Status], int]:
-        """The number of tasks, by queue and state."""
+        """The number of tasks, by queue label and state."""
         return dict(self._counts)
 
     def waiting(self) -> dict[str, WaitingTasks]:
-        """Return the waiting tasks of each queue."""
+        """Return the waiting tasks, by queue label."""
         now = self._now()
         found = {}
         for queue, tasks in self._due.items():
@@ -78,12 +78,12 @@ class TaskTally:
         return found
 
     def begin(self) -> None:
-        """Prepare for the first batch of another watch, which reports every task and every tombstone again."""
+        """Prepare for a new watch, which starts by reporting every task and every tombstone."""
         self._listed = set()
         self._tombstones.clear()
 
     def add(self, batch: TaskBatch) -> None:
-        """Apply a batch of the watch."""
+        """Apply a batch of changes from the watch."""
         if batch.anew:
             for task_id in list(self._tasks):
                 self._remove(task_id)

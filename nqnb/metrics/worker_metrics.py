@@ -1,4 +1,4 @@
-"""The metrics of one worker: its past runs, their durations, and its running tasks."""
+"""The metrics of one worker: its finished runs, their durations, and its running tasks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OUTCOMES = {
 
 
 class WorkerNow(NamedTuple):
-    """The state of a worker at the moment of a scrape."""
+    """The state of a worker at the time of a scrape."""
 
     worker: str = ""
     connected: bool = False
@@ -53,7 +53,7 @@ class WorkerMetrics:
 
     Args:
         queues: the queues of the worker.
-        now: a function that returns the current state of the worker. The function is called in another thread.
+        now: a function that returns the current state of the worker. Each scrape calls it in a separate thread.
     """
 
     def __init__(self, queues: Iterable[str], now: Callable[[], WorkerNow]) -> None:
@@ -64,12 +64,12 @@ class WorkerMetrics:
         self._now = now
 
     def ran(self, queue: str, status: Status | None, seconds: float | None, entry: TaskMessage) -> None:
-        """Count a run that has ended. This method is called for every task, so it makes few calls itself.
+        """Count a run that has ended. This method is called for every task, so it must be fast.
 
         Args:
             queue: the task's queue.
             status: the state that was written, or None if another worker owns the task or the task will be redelivered.
-            seconds: how long the handler ran, or None if it did not run.
+            seconds: how long the handler ran, or None if the handler did not run.
             entry: the task's entry, as written by this run's claim.
         """
         counters = self._of[queue]
@@ -85,11 +85,11 @@ class WorkerMetrics:
             counters.waits.observe(meta.started_at - since)
 
     def cancelled(self, queue: str, seconds: float) -> None:
-        """Count a cancel that has stopped a run ``seconds`` after the request."""
+        """Count a cancelled run. The run stopped ``seconds`` after the cancel request."""
         self._of[queue].cancels.observe(seconds)
 
     def redelivered(self, queue: str) -> None:
-        """Count a delivery that was not the first delivery of its task."""
+        """Count a delivery of a task that had been delivered before."""
         self._of[queue].redeliveries += 1
 
     def collect(self) -> Iterable[Metric]:

@@ -1,1 +1,1 @@
-"""Run NATS servers on this machine (a dev server, a detached server or a cluster), and choose a server to use."""
+"""Run NATS servers on this machine (dev server, detached server or cluster), and choose the server to connect to."""

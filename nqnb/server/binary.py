@@ -1,4 +1,4 @@
-"""Helpers for running nats-server: find the program, generate a configuration, lock the store, and check the port."""
+"""Helpers for running nats-server: find the program, generate its configuration, lock the store, and check the port."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def find_server() -> Path:
     order.
 
     Raises:
-        DevServerError: nats-server was not found, or ``$NQNB_NATS_SERVER`` is not the path of a file.
+        DevServerError: nats-server was not found, or ``$NQNB_NATS_SERVER`` is not the path to a file.
     """
     if named := os.environ.get(SERVER_VARIABLE):
         if not Path(named).is_file():
@@ -63,11 +63,11 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
     """Return the text of a nats-server configuration file.
 
     Args:
-        folder: the folder for the file to which the server writes its port number.
+        folder: the folder in which the server creates the file that contains its port number.
         port: the port, or 0 for any free port.
         store: the folder for the streams. None disables JetStream.
         go_queues: queues whose cancel stream ``<q>_cancel`` is also available under the name ``<q>/cancel``.
-        more: additional nats-server configuration, as text, which overrides the settings above.
+        more: additional nats-server configuration, as text, which overrides the other arguments.
     """
     lines = [f"host: {HOST}", f"port: {port or -1}", f"ports_file_dir: {_quoted(folder)}"]
     if store is not None:
@@ -84,7 +84,7 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
 
 
 def check_port(port: int) -> None:
-    """Raise DevServerError unless a new server can listen on the port."""
+    """Raise DevServerError if a new server cannot listen on the port."""
     with socket.socket() as probe:
         if os.name == "posix":  # nats-server does the same; on Windows, the option would allow a port in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,7 +139,13 @@ def lock_store(store: Path) -> int | None:
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Connect to a server and return its INFO. If neither credentials nor TLS is required, also wait for a PONG."""
+    """Connect to the server on this machine that listens on the port, and return its INFO.
+
+    Unless the server requires credentials or TLS, also send a PING and wait for the PONG.
+
+    Raises:
+        OSError, ValueError: the server does not answer, or is not a NATS server.
+    """
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)

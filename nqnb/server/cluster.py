@@ -1,4 +1,4 @@
-"""Run a cluster of nats-servers on this machine, for failover tests.
+"""Run a cluster of nats-servers on this machine, for tests of failovers.
 
 Each server is a `DevServer`, so no server outlives this process.
 """
@@ -91,7 +91,7 @@ class Cluster:
         self._started()[number].kill()
 
     def restart(self, number: int) -> None:
-        """Restart a server with the same address and store. If the server is still running, kill it first."""
+        """Restart a server at the same address and with the same store. If the server is running, kill it first."""
         self._started()[number].restart()
 
     @property
@@ -127,7 +127,7 @@ class Cluster:
         return leader
 
     def kill_leader(self, stream: str) -> int:
-        """Wait until a stream has a leader, kill the leader, and return the leader's number."""
+        """Wait until a stream has a leader, kill that server, and return its number."""
         leader = self.wait_for_leader(stream)
         self.kill(leader)
         return leader
@@ -185,7 +185,7 @@ class Cluster:
     def _hold_port(self) -> int:
         """Reserve a free port, and return its number.
 
-        Each server needs to know the ports of the other servers before it starts.
+        The ports are chosen before any server starts, because the configuration of each server lists all of them.
         """
         port = socket.socket()
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,18 +1,18 @@
 """Find, start and stop the user's detached server, a dev server that continues to run after the shell exits.
 
-Each user has at most one detached server. All shells and notebooks of the user can find the server until it is stopped.
+Each user has at most one detached server. All of the user's shells and notebooks can find it until it is stopped.
 The server's files are in a folder that only the user can access::
 
     detached/lock              a file that the supervisor (`nqnb.supervisor`) locks while the server is running
     detached/run/server.json   the server's address, identity and token; this file exists until the server is stopped
     detached/run/…             the server's configuration and log
-    detached/port              the server's last port, which is used again if it is free
+    detached/port              the port that the server last used, which the next start reuses if it is free
     detached/store             the streams, which are never deleted (the user can choose another folder)
 
 The server listens only on 127.0.0.1 and requires the token, which is stored only in these files. A client uses the
 server only if the lock is held, the server has the identity in ``server.json``, and the server accepts the token.
-Therefore, a client never uses another program that is listening on a former port of the detached server. On Windows,
-where the file is not locked, only the identity and the token are checked.
+Therefore, a client never talks to another program that now listens on a former port of the detached server. On Windows,
+where the lock file is not locked, only the identity and the token are checked.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Condition(enum.Enum):
 
 @dataclass(frozen=True)
 class DetachedStatus:
-    """The condition of the user's detached server. ``problem`` is a message for the user, or empty."""
+    """The condition of the user's detached server. ``problem`` explains a problem to the user, or is empty."""
 
     condition: Condition
     server: Detached | None = None
@@ -95,9 +95,9 @@ class DetachedStatus:
 
 
 def find() -> Settings | None:
-    """Return the settings for a connection to the user's detached server, or None if it is not running.
+    """Return the settings for a connection to the user's detached server, or None if the server is not running.
 
-    Environment variables are ignored.
+    The settings do not depend on environment variables such as ``NATS_URL``.
     """
     found = look()
     if found.condition is not Condition.RUNNING or found.server is None:
@@ -143,7 +143,7 @@ def start(
         The server, and whether this call started it.
 
     Raises:
-        DevServerError: the server does not start, or an existing detached server does not answer.
+        DevServerError: the server does not start, or a detached server is already running but does not answer.
     """
     folder = make_home()
     begun = time.monotonic()
@@ -168,13 +168,14 @@ def start(
 def stop() -> Detached | None:
     """Stop the user's detached server, without deleting its streams.
 
-    If the server has already exited, only remove the folder ``run``.
+    If the server has already exited, only the folder ``run`` is removed.
 
     Returns:
         The server that was stopped, or None if no server was running.
 
     Raises:
-        DevServerError: the server is still starting, was started on another machine, or does not exit.
+        DevServerError: the server is still starting, was started on another machine or in another container, or does
+            not exit.
     """
     folder = home()
     found = look()
@@ -208,7 +209,7 @@ def stop() -> Detached | None:
 
 
 def former_port() -> int:
-    """Return the port that the detached server last used, or 0 if it is unknown."""
+    """Return the port that the detached server last used, or 0 if that port is unknown."""
     try:
         port = int((home() / "port").read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -224,7 +225,7 @@ def was_started() -> bool:
 def _start_again(
     folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]
 ) -> Detached:
-    """Start the server. Port 0 selects the server's previous port if that port is free, and otherwise any free port."""
+    """Start the server. Port 0 selects the server's previous port if it is free, and otherwise any free port."""
     if not port and (former := former_port()) and _is_free(former):
         try:
             return _start(folder, lock, former, store, go_queues)
@@ -283,7 +284,7 @@ def _access(token: str) -> str:
 
 
 def _clear(folder: Path, found: DetachedStatus) -> None:
-    """Remove the files of a server whose supervisor has exited. If the server is still running, stop it first."""
+    """Remove the files of a server whose supervisor has exited. If nats-server is still running, stop it first."""
     server = found.server
     if server is not None and not _problem_of(server) and _belongs_to(server, server.pid):
         _send_signal(server.pid, signal.SIGTERM)
@@ -321,7 +322,7 @@ def _problem_of(server: Detached) -> str:
 
 
 def _how_it_ended(server: Detached) -> str:
-    """Describe how the server exited, according to its supervisor's status file."""
+    """Describe how the server exited, according to the status file that its supervisor wrote."""
     with contextlib.suppress(OSError, ValueError):
         folder = _run_folder()
         _, state, code = (folder / "status").read_text(encoding="utf-8").split(" ", 2)
@@ -333,7 +334,7 @@ def _how_it_ended(server: Detached) -> str:
 def _belongs_to(server: Detached, pid: int) -> bool:
     """Return whether the process with this id belongs to the server.
 
-    The id may have been reused for another process, or may come from another container.
+    If not, the id has been reused for another process, or comes from another machine or container.
     """
     try:
         return os.fsencode(_run_folder()) in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -347,7 +348,7 @@ def _send_signal(pid: int, number: int) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait up to ``seconds`` for a condition to become true, and return whether it did."""
+    """Wait up to ``seconds`` for a condition to become true, and return whether it became true."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -424,7 +425,7 @@ def _write_server_file(server: Detached) -> None:
 
 
 def _write_port(port: int) -> None:
-    """Save the port for the next start. If the port cannot be saved, the next start uses any free port."""
+    """Save the port for the next start. Ignore errors, because the next start can use any free port."""
     with contextlib.suppress(OSError):
         (home() / "port").write_text(f"{port}\n", encoding="ascii")
 

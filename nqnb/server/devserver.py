@@ -1,8 +1,8 @@
 """Run a nats-server with JetStream. The server stops when this process exits, even if this process is killed.
 
-A supervisor process (`nqnb.supervisor`) runs between this process and nats-server. The supervisor creates and removes a
-temporary folder for the server's configuration and log. The folder also contains the store, unless the caller passes a
-separate folder for the store.
+This process starts a supervisor process (`nqnb.supervisor`), which starts nats-server. The supervisor creates and
+removes a temporary folder for the server's configuration and log. The folder also contains the store, unless the caller
+passes a separate folder for the store.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nqnb.server.binary import (
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
 
 START_TIMEOUT_SECONDS = 10.0
-"""Seconds to wait for the first answer from a server that was started."""
+"""Seconds to wait for the first answer of a server after it was started."""
 STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
 _POLL_SECONDS = 0.005
 _LOG_LINES = 15
@@ -57,8 +57,8 @@ class DevServer:
         port: the TCP port, or 0 for any free port.
         store_dir: the folder for the streams. The folder is created if necessary, and is not removed. The default is a
             temporary folder, which is removed when the server stops.
-        go_queues: queues that unpatched Go NQ workers serve. These workers use the old name ``<q>/cancel`` for a
-            queue's cancel stream, and the server maps this name to ``<q>_cancel``.
+        go_queues: the queues that unpatched Go NQ workers serve. These workers use the old name ``<q>/cancel`` for the
+            cancel stream of queue ``<q>``. The server maps this name to the current name, ``<q>_cancel``.
         config: additional nats-server configuration, as text, which overrides the default settings.
         jetstream: whether to enable JetStream.
 
@@ -100,7 +100,7 @@ class DevServer:
 
     @property
     def pid(self) -> int:
-        """The process id of nats-server, even if the process has exited.
+        """The process id of nats-server. It remains available after the process has exited.
 
         Raises DevServerError if the server has not been started.
         """
@@ -157,7 +157,7 @@ class DevServer:
             self._started().kill()
 
     def restart(self) -> None:
-        """Restart nats-server with the same address and store. If nats-server is still running, kill it first.
+        """Restart nats-server at the same address and with the same store. If nats-server is running, kill it first.
 
         Raises:
             DevServerError: the server has not been started, its port is in use, or it does not answer. In the last two
@@ -245,8 +245,8 @@ class ServerOptions:
 class SupervisedServer:
     """A nats-server, and the supervisor process that runs it.
 
-    The parent is the process that creates this object. It writes commands to the supervisor's stdin, and reads the
-    results from a status file. The constructor starts only the supervisor; `serve` starts nats-server.
+    The process that creates this object is called the parent. The parent writes commands to the supervisor's stdin, and
+    reads the results from a status file. The constructor starts only the supervisor; `serve` starts nats-server.
 
     Args:
         program: the path of nats-server.
@@ -401,7 +401,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return the number of executed commands, the server's state, and more information about the state."""
+        """Return the number of executed commands, the server's state, and a detail, such as a process id or error."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -409,9 +409,9 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Send a command, wait until the supervisor has executed it, and return the last two values of `_status`.
+        """Send a command, wait until the supervisor has executed it, and return the server's state and its detail.
 
-        An empty command sends nothing and only waits for the earlier commands.
+        An empty command sends nothing, and only waits for the earlier commands.
         """
         try:
             self._commands += self._stdin.write(command) or 0
@@ -422,7 +422,7 @@ class SupervisedServer:
         return self._status()[1:]
 
     def _pause(self, deadline: float, problem: str) -> None:
-        """Sleep briefly. Raise DevServerError if the supervisor has exited or the deadline has passed."""
+        """Sleep briefly. Raise DevServerError instead if the supervisor has exited or the deadline has passed."""
         if self._supervisor.poll() is not None:
             raise self._failure(f"its supervisor process exited with code {self._supervisor.returncode}")
         if time.monotonic() > deadline:
@@ -440,7 +440,7 @@ class SupervisedServer:
         return DevServerError(text)
 
     def _listening_port(self) -> int:
-        """Return the port of this nats-server, or 0 if it is not listening yet.
+        """Return the port of this nats-server, or 0 if nats-server is not listening yet.
 
         nats-server writes the port to a file whose name contains the process id of nats-server.
         """

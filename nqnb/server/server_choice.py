@@ -19,7 +19,7 @@ from nqnb.settings import Settings
 _CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
 _POLL_SECONDS = 0.1
 _UNSETTLED = (Condition.SILENT, Condition.STARTING)
-"""Conditions that may soon change, because the server is busy, starting or stopping."""
+"""Conditions that may change soon, because the server is busy, starting or stopping."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Choice:
         settings: the settings for a connection to the server.
         source: a phrase that tells the user where the address comes from.
         detached: whether the server is the user's detached server.
-        named: False if the default address was chosen because nothing else is set.
+        named: False if the default address was chosen because there was no other candidate.
     """
 
     settings: Settings
@@ -39,7 +39,7 @@ class Choice:
     named: bool = True
 
     def explained(self, error: NoServer) -> NoServer:
-        """Return a copy of the error, with the source of the address added to the message."""
+        """Return a copy of the error whose message also states the source of the address."""
         text = f"{error} (the address is {self.source})"
         return NoServer(text, error.url)
 
@@ -60,7 +60,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
     Raises:
         BadInput: an option is invalid.
-        NoServer: the detached server was chosen, but it does not answer or has not finished starting.
+        NoServer: the detached server was chosen, but does not answer or has not finished starting.
     """
     settings = Settings.of(None, **options)
     if options.get("url"):
@@ -103,7 +103,7 @@ def uses_detached(settings: Settings) -> bool:
 
 
 async def resolved(settings: Settings) -> Settings:
-    """Return the settings for the server that `resolve` chooses. This does not block the event loop.
+    """Return the settings for the server that `resolve` chooses, without blocking the event loop.
 
     Raises:
         NoServer: see `choose`.
@@ -112,7 +112,10 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the detached server's condition. If it may change soon, first wait up to ``patience`` seconds."""
+    """Return the detached server's condition.
+
+    If the server is starting, stopping or not answering, first wait up to ``patience`` seconds for that to change.
+    """
     until = time.monotonic() + patience
     while True:
         found = look()

@@ -1,4 +1,4 @@
-"""Tools for testing handlers (`job`), outages (`Cluster`), custom state stores (`StoreContract`) and nqnb (`chaos`).
+"""Tools for testing handlers (`job`), failovers (`Cluster`), custom state stores (`StoreContract`) and nqnb (`chaos`).
 
 To test a custom `StateStore`, subclass `StoreContract` in a test module and define a fixture named ``store``::
 
@@ -52,9 +52,9 @@ def job(
         attempt: the attempt number, starting at 1.
         max_retry: the maximum number of retries.
         cancelled: whether the handler must stop. If so, `Job.wait` and `Job.raise_if_cancelled` raise `JobCancelled`.
-        progress_raises: whether `Job.progress` raises `JobCancelled` too. Pass False if the worker was created with
-            ``progress_raises=False``. Also pass False for an ``async def`` handler, because a worker stops such a
-            handler at an ``await``.
+        progress_raises: whether `Job.progress` also raises `JobCancelled` if the handler must stop. Pass False if your
+            worker is created with ``progress_raises=False``. Also pass False for an ``async def`` handler, because a
+            worker stops such a handler at an ``await``.
 
     Raises:
         UnencodableValue: the payload cannot be encoded as JSON.

@@ -22,9 +22,9 @@ _SHOWN_CHARACTERS = 80
 class StoreContract:
     """The tests that every `StateStore` must pass.
 
-    The name of a subclass must begin with ``Test``. The subclass must define a fixture ``store``, sync or async, that
-    returns a new, empty store for each test. The tests run on asyncio and use the pytest plugin of anyio, which is
-    installed with nqnb.
+    The name of a subclass must begin with ``Test``. The subclass must define a sync or async fixture named ``store``
+    that provides an empty store for each test. The tests run on asyncio, with anyio's pytest plugin, which is installed
+    with nqnb.
     """
 
     pytestmark = pytest.mark.anyio
@@ -347,7 +347,7 @@ class StoreContract:
         await stop_second()
 
     async def woken(self, bell: Bell, write: str) -> None:
-        """Wait until a subscriber is woken, require that this happens on the event loop, and reset the bell."""
+        """Wait until a subscriber is woken, require that it was woken on the event loop, and reset the bell."""
         __tracebackhide__ = True
 
         async def is_rung() -> bool:
@@ -361,7 +361,7 @@ class StoreContract:
     # -- helpers
 
     async def until(self, condition: Callable[[], Awaitable[bool]], problem: Callable[[], str]) -> None:
-        """Wait until a condition is true. If this takes too long, fail the test and report the problem."""
+        """Wait until a condition is true. If it is not true within `patience` seconds, fail and report the problem."""
         __tracebackhide__ = True
         end = time.monotonic() + self.patience
         while not await condition():

@@ -1,4 +1,4 @@
-"""A TCP proxy that can interrupt the connection between a client and a server."""
+"""A TCP proxy that can interrupt connections between a client and a server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nqnb.server.devserver import DevServer
 
 
 class Proxy:
-    """A proxy that listens on a free port of this machine.
+    """A proxy that listens on a free port of this machine, for use in an ``async with`` block.
 
     Args:
         server: the server, or its address.
-        delay: the delay added to all data in each direction, in seconds.
+        delay: the number of seconds by which data is delayed in each direction.
     """
 
     def __init__(self, server: DevServer | str, delay: float = 0.0) -> None:
@@ -35,16 +35,16 @@ class Proxy:
         return f"nats://127.0.0.1:{self._port}"
 
     async def refuse(self) -> None:
-        """Reset all connections and refuse new ones."""
+        """Reset all connections, and refuse new connections."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
         self.hang_up()
 
     def swallow(self) -> None:
-        """Hold back all data and keep the connections open, as if a network cable were unplugged.
+        """Hold back all data, but keep the connections open, as if a network cable were unplugged.
 
-        Data sent during this time is delivered after `heal`. The data is lost if `hang_up` is called first.
+        `heal` delivers the data that was held back. If `hang_up` is called first, that data is lost.
         """
         self._flows.clear()
 

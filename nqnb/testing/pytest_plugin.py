@@ -1,7 +1,7 @@
 """Fixtures for pytest: a server, a client and a worker. pytest loads this module automatically.
 
 The client must be opened in the event loop of the test, and a fixture cannot know which plugin will run that loop.
-Therefore, the fixtures wrap the test function. This works with anyio and with pytest-asyncio, in all of their modes.
+Therefore, the fixture ``nq`` wraps the test function. This works with all modes of anyio and of pytest-asyncio.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def nqnb_worker(nqnb_server: nqnb.DevServer) -> nqnb.Worker:
 
 @pytest.fixture
 def nq(request: pytest.FixtureRequest, nqnb_server: nqnb.DevServer) -> Iterator[nqnb.Client]:
-    """Create a client of `nqnb_server`. The client is open while the test, an ``async def`` function, runs."""
+    """Create a client of `nqnb_server`, which is open while the test runs. The test must be an ``async def`` test."""
     from nqnb.client import connect
 
     client, test = connect(nqnb_server.url), request.node.obj

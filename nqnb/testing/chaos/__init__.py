@@ -1,10 +1,10 @@
-"""Chaos runs: attack nqnb with tasks, cancel calls and faults, and check that no rule is broken.
+"""Chaos tests: attack nqnb with tasks, cancel calls and faults, and check that nqnb breaks no rule.
 
 ``nqnb chaos`` runs an attack from the command line. `run_chaos` starts servers, or uses a server that you pass,
 and starts worker processes. It submits tasks, cancels them at various points in their lives, and injects faults:
 workers are killed and suspended, the server is killed, links are cut, event loops are blocked, the store is filled,
-clocks are shifted, and a cluster loses its leaders. Finally, it checks the handlers' logs and all stored revisions
-against the rules.
+clocks are shifted, and a cluster loses its leaders. Finally, it checks the diaries (the logs in which the handlers
+record their runs) and all stored revisions of the tasks' entries against the rules.
 
 | file | contents |
 |---|---|
@@ -14,7 +14,7 @@ against the rules.
 | `workload` | the clients that submit and cancel tasks |
 | `faults` | the fault injector |
 | `chaos_worker` | the program of a worker process |
-| `evidence` | all call results, logs and stored revisions |
+| `evidence` | all call results, diaries and stored revisions |
 | `judge` | the rules |
 | `report` | the progress, figures and timelines |
 """

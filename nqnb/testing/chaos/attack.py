@@ -39,7 +39,7 @@ async def run_chaos(options: ChaosOptions, on_change: Callable[[ChaosState], Non
 
     Args:
         options: the options of the attack.
-        on_change: a callback that receives the progress a few times per second.
+        on_change: a callback that is called with the progress a few times per second.
 
     Raises:
         DevServerError: the servers or the workers did not start.
@@ -179,7 +179,7 @@ class _Attack:
         deadline = time.monotonic() + _WORKER_START_TIMEOUT_SECONDS
         serving = 0
         while serving < self._options.workers:
-            # Count presence entries because, unlike `Client.workers`, they do not depend on the workers' clocks.
+            # Presence entries are counted because, unlike `Client.workers`, they do not depend on the workers' clocks.
             serving = len([entry async for entry in nq.backend.presence.entries()])
             self._workers.note_crashes()
             ended = self._workers.crashes
@@ -225,7 +225,7 @@ class _Attack:
         await asyncio.to_thread(self._workers.end_leftovers)
 
     async def _watch_loop(self) -> None:
-        """Record the periods during which this event loop was blocked. The links also run on this loop."""
+        """Record the periods during which this event loop, and therefore every link, was blocked."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(_LAG_PAUSE_SECONDS)

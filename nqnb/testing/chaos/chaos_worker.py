@@ -1,6 +1,6 @@
 """The program that each worker process runs during an attack: ``python -m nqnb.testing.chaos.chaos_worker``.
 
-The process reads its orders from stdin as JSON. To avoid outliving the attack, the process exits when stdin is closed.
+The process reads its instructions from stdin, as JSON. To avoid outliving the attack, it exits when stdin is closed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3, Kind.PATIENT.value: 1
 
 
 class HandlerFailed(Exception):
-    """The exception that a handler raises if its attempt is planned to fail."""
+    """The exception that a handler raises in an attempt that the plan of the attack requires to fail."""
 
 
 def make_worker(orders: dict[str, Any]) -> Worker:
-    """Return a worker with a handler for each kind of task."""
+    """Return a worker with a handler for each kind of task. ``orders`` are the instructions from stdin."""
     settings = Settings(**orders["settings"])
     weights = {queue: _WEIGHTS[kind] for kind, queue in orders["queues"].items()}
     worker = Worker(
@@ -112,7 +112,7 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """A thread that writes to the diary whenever the whole process has been suspended or has received no CPU time."""
+    """A thread that records in the diary when the whole process was suspended or got no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
@@ -130,7 +130,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Write to the diary whenever the event loop has been blocked."""
+    """Record in the diary when the event loop was blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -141,7 +141,7 @@ async def _watch_loop(diary: str, worker: str) -> None:
 
 
 def shift_clock(seconds: float) -> None:
-    """Shift the result of ``time.time()`` in this process. The system clock does not change."""
+    """Shift the result of ``time.time()`` in this process by ``seconds``. The system clock does not change."""
     if seconds:
         right = time.time
         time.time = lambda: right() + seconds
@@ -160,7 +160,7 @@ def end_with_stdin() -> None:
 
 
 def read_orders() -> dict[str, Any]:
-    """Read the orders from the first line of stdin, without reading any further."""
+    """Read the instructions from the first line of stdin. Do not read beyond that line."""
     text = b""
     while not text.endswith(b"\n"):
         piece = os.read(0, 1)

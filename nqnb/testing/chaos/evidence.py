@@ -1,4 +1,4 @@
-"""The evidence from an attack: the results of client calls, the handlers' logs, and every stored revision.
+"""The evidence from an attack: the results of client calls, the diaries of the handlers, and every stored revision.
 
 All times are readings of the machine's monotonic clock, which is the same for all processes.
 """
@@ -29,7 +29,7 @@ SERVER_FAULTS = ("server", "cluster", "full")
 
 @dataclass(slots=True)
 class SubmitSeen:
-    """A call to `Client.submit`. ``task`` is empty if the call failed before the task had an id."""
+    """A call of `Client.submit`. ``task`` is empty if the call failed before the task had an id."""
 
     plan: TaskPlan
     queue: str
@@ -42,7 +42,7 @@ class SubmitSeen:
 
 @dataclass(slots=True)
 class CancelSeen:
-    """A call to `Client.cancel`, and its result."""
+    """A call of `Client.cancel`, and its result."""
 
     task: str
     aim: Moment
@@ -54,7 +54,7 @@ class CancelSeen:
 
     @property
     def accepted(self) -> bool:
-        """Whether the call reported that the task has been or will be cancelled."""
+        """Whether the call reported that the task was or will be cancelled."""
         return bool(self.ended) and not self.error
 
     @property
@@ -98,7 +98,7 @@ class LifeSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """One run of a handler, as recorded in the diary. ``word`` is "" if the handler did not log the end of the run."""
+    """One run of a handler, as recorded in a diary. ``word`` tells how the run ended, or is "" if that is unknown."""
 
     task: str
     attempt: int
@@ -137,7 +137,7 @@ class Evidence:
 
     @cached_property
     def runs(self) -> dict[str, list[RunSeen]]:
-        """The handler runs of each task, in order of their start times."""
+        """The handler runs of each task, by task id. The runs of a task are sorted by start time."""
         died = {life.number: life.died for life in self.lives}
         open_: dict[str, Line] = {}
         runs: dict[str, list[RunSeen]] = defaultdict(list)
@@ -163,13 +163,13 @@ class Evidence:
         return {each.task: each for each in self.submits if each.task}
 
     def serial_of(self, task: str) -> tuple[str, str]:
-        """Return the queue and the serial key of a task. Without a serial key, the second part is empty."""
+        """Return the queue and the serial key of a task. If the task has no serial key, the key is empty."""
         seen = self.submit_of.get(task)
         return ("", "") if seen is None else (seen.queue, seen.plan.serial)
 
     @cached_property
     def serial_runs(self) -> dict[tuple[str, str], list[RunSeen]]:
-        """The handler runs of all tasks with a serial key, by the queue and the serial key."""
+        """The handler runs of all tasks that have a serial key, by queue and serial key."""
         found: dict[tuple[str, str], list[RunSeen]] = defaultdict(list)
         for task, runs in self.runs.items():
             if self.serial_of(task)[1]:
@@ -208,8 +208,8 @@ class Evidence:
     def disturbed(self, number: int, begin: float, end: float, *, servers: bool = True) -> bool:
         """Return whether a worker process was disturbed during a time span.
 
-        A process counts as disturbed if it died, was suspended or was cut off, if the server was unavailable, or if the
-        attack's event loop was blocked.
+        A process counts as disturbed if it died, was suspended or lost its connection, if the server was unavailable,
+        or if the attack's event loop was blocked.
 
         Args:
             number: the number of the worker process.
@@ -233,7 +233,7 @@ class Evidence:
         return overlaps(self.lags, begin, end)
 
     def server_outage(self, begin: float, end: float) -> float:
-        """Return the number of seconds within a time span during which the server was unavailable."""
+        """Return the total number of seconds for which the server was unavailable during a time span."""
         faults = (fault for fault in self.faults if fault.kind in SERVER_FAULTS)
         return sum(max(0.0, min(end, fault.ended or end) - max(begin, fault.begun)) for fault in faults)
 
@@ -243,7 +243,7 @@ def overlaps(spans: Iterable[tuple[float, float]], begin: float, end: float) -> 
     return any(first <= end and last >= begin for first, last in spans)
 
 
-# -- the diary: the handlers' own log, a file for each worker process
+# -- the diary: a file in which the handlers of one worker process record their runs
 
 HANDLER_WORDS = ("start", "return", "raise", "stop")
 NONE = "-"
@@ -255,7 +255,7 @@ class Line:
 
     A handler writes the word ``start`` when it begins, and ``return``, ``raise`` or ``stop`` when it ends. The worker
     process writes ``hello`` when it starts, ``stall`` after it has been suspended, and ``lag`` after its event loop has
-    been blocked. For ``stall`` and ``lag``, the pause lasted for ``seconds`` and ended at ``at``.
+    been blocked. After ``stall`` or ``lag``, ``seconds`` is the length of the pause, which ended at ``at``.
     """
 
     at: float
@@ -271,7 +271,7 @@ class Line:
 
 
 def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: str, kind: str) -> None:
-    """Append a line to the diary in a single write."""
+    """Append a line to the diary with a single ``write`` call, so that lines of several processes are not mixed."""
     text = f"{time.monotonic():.6f} {task} {attempt} {word} {run} {worker} {kind}\n"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -281,7 +281,7 @@ def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: 
 
 
 def read_diary(path: Path, number: int) -> list[Line]:
-    """Read a diary. An incomplete last line is ignored, because the process may have been killed."""
+    """Read the diary of a worker process. Ignore an incomplete last line, which a killed process may leave."""
     lines = []
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         parts = text.split()
@@ -303,8 +303,8 @@ def firings_of(first: ScheduleInfo, last: ScheduleInfo) -> list[str]:
     """Return the ids of the tasks that a schedule must have submitted, in order.
 
     Args:
-        first: the schedule as it was stored.
-        last: the schedule as it was paused.
+        first: the schedule after it was created.
+        last: the schedule after it was paused.
     """
     if first.next_at is None or last.last_at is None:
         return []
@@ -314,7 +314,7 @@ def firings_of(first: ScheduleInfo, last: ScheduleInfo) -> list[str]:
 
 
 async def keep_history(connection: Connection, bucket: str) -> None:
-    """Create the state bucket with a history of all revisions. Call this function before any client creates the bucket.
+    """Create a state bucket that keeps old revisions. Call this function before any client creates the bucket.
 
     Raises:
         ServerRefused: the server refuses to create the bucket's stream.

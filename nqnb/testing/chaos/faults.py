@@ -29,7 +29,7 @@ class Faults:
         options: the options of the attack.
         testbed: the servers and links.
         workers: the worker processes.
-        workload: the tasks.
+        workload: the submit and cancel calls.
     """
 
     def __init__(self, options: ChaosOptions, testbed: Testbed, workers: ChaosWorkers, workload: Workload) -> None:
@@ -166,7 +166,7 @@ class Faults:
             self._busy.discard(place)
 
     async def _wait_and_perhaps_kill(self, seconds: float, *, always: bool = False) -> None:
-        """Sleep for ``seconds``, and possibly kill a worker during the sleep."""
+        """Sleep for ``seconds``, and kill a worker during the sleep, at random or, if ``always``, whenever possible."""
         free = [place for place in range(self._workers.places) if place not in self._busy]
         if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)
@@ -216,13 +216,13 @@ class Faults:
                 pass
 
     async def _keep_full(self) -> None:
-        """Refill the store repeatedly, because each task that ends frees some space."""
+        """Refill the store until cancelled, because each task that ends frees some space."""
         while True:
             await asyncio.sleep(0.05)
             await self._fill()
 
     async def _store_ballast(self, size: int) -> bool:
-        """Store a message of ``size`` bytes. Return False if the store is too full."""
+        """Store a message of ``size`` bytes. Return False if the store has no room for the message."""
         connection = self._testbed.connection
         if connection is None:
             return False

@@ -23,7 +23,7 @@ _MAX_WAITING_REVISIONS = 8
 
 
 class Rule(enum.Enum):
-    """A rule that nqnb must follow during an attack. The value of each member describes a breach of the rule."""
+    """The rules that nqnb must follow during an attack. The value of each member describes a breach of the rule."""
 
     LOST = "was acknowledged but is lost"
     OPEN = "has not ended"
@@ -69,9 +69,9 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _misfired(evidence: Evidence) -> Iterator[Breach]:
-    """Check that there is one recurring task for each scheduled time.
+    """Yield a breach for each scheduled time without a recurring task, and for each recurring task without such a time.
 
-    A worker may submit further tasks while the schedule is being paused.
+    Later recurring tasks are ignored, because a worker may submit them while the schedule is being paused.
     """
     if not evidence.firings:
         return
@@ -85,7 +85,7 @@ def _misfired(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Return the number of tasks that were cancelled in a full store, and whose revisions may therefore be missing."""
+    """Return the number of tasks that were cancelled while the store was full. Their revisions may be missing."""
     full = _full_store(evidence)
     return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
 
@@ -138,7 +138,7 @@ class _Task:
             yield revision, marks[number + 1].at if number + 1 < len(marks) else float("inf")
 
     def received(self, run: RunSeen) -> bool:
-        """Return whether the return value of this run must have reached the worker."""
+        """Return whether the return value of this run is certain to have reached the worker."""
         if run.kind not in (Kind.THREAD.value, Kind.PROCESS.value):
             return True
         margin = _STOP_WINDOW_SECONDS if run.kind == Kind.PROCESS.value else 0.0

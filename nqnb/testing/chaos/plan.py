@@ -1,4 +1,4 @@
-"""The options and the plan of an attack. The same seed and options always produce the same plan."""
+"""The options and the plan of an attack. The same options, including the seed, always produce the same plan."""
 
 from __future__ import annotations
 
@@ -58,15 +58,16 @@ class ChaosOptions:
 
     Args:
         tasks: the number of tasks to submit.
-        seed: the seed for the random tasks, cancel calls and faults.
+        seed: the seed for the random choice of tasks, cancel calls and faults.
         minutes: the number of minutes after which no more tasks are submitted.
         faults: the kinds of faults to inject; see `FAULTS`.
-        settings: the server to attack. By default, the attack starts one server, or three servers if ``faults``
-            contains ``cluster``.
+        settings: the settings for a connection to the server to attack. By default, the attack starts one server, or
+            three servers if ``faults`` contains ``cluster``.
         workers: the number of worker processes.
         concurrency: the number of tasks that each worker process can run at the same time.
         ack_wait: the ack wait of the queues, in seconds.
-        prelude: a function, as ``module:function``, that each worker process calls before creating its worker.
+        prelude: the name of a function, as ``module:function``, that each worker process calls before it creates its
+            worker.
 
     Raises:
         BadInput: an option is invalid.
@@ -103,7 +104,7 @@ class ChaosOptions:
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """A planned cancel call: the target moment, the delay in seconds after that moment, and the client's number."""
+    """A planned cancel call: the moment to wait for, the delay in seconds after it, and the client's number."""
 
     aim: Moment
     after: float
@@ -137,7 +138,7 @@ class TaskPlan:
 
     @property
     def told(self) -> str:
-        """A short description of the task, without any default values."""
+        """A short description of the task, which omits default values."""
         unusual = {
             f"planned failures: {self.failures}": self.failures,
             f"retries: {self.retry}": self.retry,
@@ -228,7 +229,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
 
 
 def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
-    """Return a random delay, in seconds, between an observed moment and the cancel call aimed at that moment."""
+    """Return a random delay, in seconds, between the event that is awaited for ``aim`` and the cancel call."""
     if aim is Moment.SUBMIT:
         return dice.choice([dice.uniform(0, 0.004), dice.uniform(0, 0.1)])
     if aim is Moment.PENDING:

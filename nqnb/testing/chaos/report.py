@@ -114,7 +114,7 @@ def _spread(spread: Spread) -> dict[str, float]:
 
 
 def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
-    """Return the first breaches with their timelines. Every broken rule appears once before any rule appears twice."""
+    """Return up to `SHOWN_BREACHES` breaches with timelines. Each broken rule appears before any rule appears again."""
     seen: Counter[str] = Counter()
     ranked = []
     for number, breach in enumerate(breaches):
@@ -125,7 +125,7 @@ def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
 
 
 def timeline(evidence: Evidence, task: str) -> list[str]:
-    """Return the events of one task in chronological order, including the faults during its life."""
+    """Return the events of one task in chronological order, including the faults that occurred during its life."""
     events: list[tuple[float, str]] = []
     submit = evidence.submit_of.get(task)
     if submit is not None:
@@ -183,7 +183,7 @@ def timeline(evidence: Evidence, task: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Spread:
-    """The distribution of a set of durations, in seconds."""
+    """The distribution of a set of durations: the count, and the median, 99th percentile and maximum in seconds."""
 
     count: int = 0
     p50: float = 0.0
@@ -227,7 +227,7 @@ class Figures:
 
 
 def figures(evidence: Evidence) -> Figures:
-    """Calculate the figures of an attack."""
+    """Calculate the figures of an attack from its evidence."""
     made = Figures()
     for cancel in evidence.cancels:
         moment = _met(evidence, cancel)
@@ -276,7 +276,7 @@ def _stall(acks: list[tuple[float, float]]) -> float:
 
 
 def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
-    """Return the point in the task's life at which the cancel call began."""
+    """Return the point in the task's life at which the cancel call was made."""
     submit, at = evidence.submit_of.get(cancel.task), cancel.begun
     if submit is not None and (not submit.ended or at < submit.ended):
         return Moment.SUBMIT

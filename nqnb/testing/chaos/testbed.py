@@ -37,7 +37,7 @@ _REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """The simulated network between one client or worker and the servers. It consists of one proxy for each server."""
+    """The simulated network between one client or worker and the servers, which consists of a proxy for each server."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay
@@ -54,7 +54,7 @@ class Link:
             await proxy.heal()
 
     async def refuse(self) -> None:
-        """Reset all connections and refuse new ones."""
+        """Reset all connections, and refuse new connections."""
         for proxy in self._proxies:
             await proxy.refuse()
 
@@ -69,7 +69,7 @@ class Link:
             proxy.hang_up()
 
     def slow_down(self, delay: float) -> None:
-        """Add ``delay`` seconds to the link's normal delay in each direction."""
+        """Delay data by ``delay`` seconds in each direction, in addition to the link's normal delay."""
         for proxy in self._proxies:
             proxy.delay = self.delay + delay
 
@@ -85,7 +85,7 @@ class Link:
 
 
 class Testbed:
-    """The servers and links of one attack. Create an instance with `opened`."""
+    """The servers and links of one attack. Use `opened` to create an instance."""
 
     def __init__(self, options: ChaosOptions, folder: Path) -> None:
         self.options = options
@@ -152,10 +152,10 @@ class Testbed:
             self.links.append(link)
 
     def fields(self, place: int | None = None) -> dict[str, Any]:
-        """Return settings as JSON values.
+        """Return the settings of a client or worker as values for JSON.
 
         Args:
-            place: the slot of the worker that the settings are for, or None for a direct connection.
+            place: the slot of the worker that uses the settings, or None for a direct connection.
         """
         settings = self.settings
         urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
@@ -199,8 +199,8 @@ class ChaosWorkers:
 
     Args:
         folder: the folder for diaries and logs.
-        orders: the orders for `nqnb.testing.chaos.chaos_worker` that all worker processes receive.
-        places: the additional orders for each slot: the server's address and the clock.
+        orders: the instructions for `nqnb.testing.chaos.chaos_worker` that all worker processes receive.
+        places: the additional instructions for each slot: the server's address, and the shift of the clock.
     """
 
     def __init__(self, folder: Path, orders: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> None:
@@ -272,10 +272,10 @@ class ChaosWorkers:
                 _close(process)
 
     def suspend(self, place: int, seconds: float) -> None:
-        """Send SIGSTOP to the worker process in a slot. Call `resume` to resume the process.
+        """Suspend the worker process in a slot with SIGSTOP until `resume` is called.
 
-        A suspended process cannot notice that the attack was killed. A helper process therefore resumes the worker
-        process shortly after ``seconds``, so that the worker process can exit.
+        A suspended process cannot notice that the attack has been killed. Therefore, a helper process also resumes the
+        worker process shortly after ``seconds``, so that the worker process can exit.
         """
         if place in self._running and hasattr(signal, "SIGSTOP"):
             process = self._running[place][1]
@@ -290,7 +290,7 @@ class ChaosWorkers:
             process.send_signal(signal.SIGSTOP)
 
     def resume(self, place: int) -> None:
-        """Resume the suspended worker process in a slot."""
+        """Resume the worker process in a slot."""
         if place in self._running and hasattr(signal, "SIGCONT"):
             self._running[place][1].send_signal(signal.SIGCONT)
         self._end_resumer(place)
@@ -316,9 +316,10 @@ class ChaosWorkers:
         return numbers
 
     async def stop(self) -> list[str]:
-        """Stop all worker processes with SIGTERM, and kill any that do not stop in time.
+        """Stop all worker processes with SIGTERM, and kill those that do not stop in time.
 
-        Return a description of each failure.
+        Returns:
+            A description of each worker process that did not stop in time or exited with an error.
         """
         self.note_crashes()
         said = []
@@ -352,9 +353,9 @@ class ChaosWorkers:
                 del self._running[place]
 
     async def leftovers(self) -> list[str]:
-        """Wait for the attack's processes to exit, and describe those that are still running.
+        """Wait for the attack's processes to exit, and return a description of each process that is still running.
 
-        This works only on Linux.
+        The list is empty on systems other than Linux, where the processes cannot be found.
         """
         until = time.monotonic() + _LEFTOVER_TIMEOUT_SECONDS
         while (found := self._marked()) and time.monotonic() < until:
@@ -362,13 +363,13 @@ class ChaosWorkers:
         return [f"process {pid} was left behind: {command}" for pid, command in found.items()]
 
     def end_leftovers(self) -> None:
-        """Kill the processes of this attack that are still running."""
+        """Kill the processes of this attack that are still running. Do nothing on systems other than Linux."""
         for pid in self._marked():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
     def diaries(self) -> list[Line]:
-        """Return the lines of all diaries."""
+        """Return the lines of all worker processes' diaries."""
         return [line for life in self.lives for line in read_diary(self._diary(life.number), life.number)]
 
     def log_tail(self, number: int, lines: int = 20) -> list[str]:

@@ -1,6 +1,6 @@
 """The workload of an attack: clients that submit tasks and cancel them at planned moments.
 
-``python -m nqnb.testing.chaos.workload`` starts the client process that has a wrong clock.
+``python -m nqnb.testing.chaos.workload`` is the program of the client process whose clock is wrong.
 """
 
 from __future__ import annotations
@@ -72,13 +72,13 @@ class Workload:
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def hear(self, key: str, value: bytes) -> None:
-        """Handle an observed write to a task's entry. The write is only a hint, because the server may refuse it."""
+        """Handle a published write to a task's entry. The write is only a hint, because the server may refuse it."""
         try:
             task = TaskMessage.decode(value)
         except MalformedMessage:
             return
         if task.meta.group:
-            # It is a recurring task, which no client submitted.
+            # This is a recurring task, which no client submitted.
             return
         signs = self._signs[task.ID]
         if task.Status is Status.PROCESSING:
@@ -176,7 +176,7 @@ class Workload:
 
 
 class _Signs:
-    """One event for each stage of a task's life, which is set when the write to the task's entry is seen."""
+    """An event for each stage of a task's life, which is set when the write to the task's entry is seen."""
 
     __slots__ = ("claimed", "ended", "retrying")
 
@@ -217,10 +217,10 @@ class Answer:
 
 
 class TaskClient(Protocol):
-    """A client that submits and cancels tasks, in this process or in another process."""
+    """A client that submits and cancels tasks, and runs in this process or in another process."""
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """Perform an order: ``{"do": "submit", …}`` or ``{"do": "cancel", "task": …}``."""
+        """Make the call that a dict describes: ``{"do": "submit", …}`` or ``{"do": "cancel", "task": …}``."""
         ...
 
 
@@ -231,16 +231,16 @@ class LocalClient:
         self._nq = nq
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """Perform an order in this process; see `TaskClient.perform`."""
+        """Make the call in this process; see `TaskClient.perform`."""
         return await _perform(self._nq, order)
 
 
 class RemoteClient:
-    """A client with a wrong clock, in a separate process.
+    """A client in a separate process, whose clock is wrong.
 
     Args:
         settings: the fields of the client's `Settings`.
-        clock: the number of seconds by which the client's clock is ahead.
+        clock: the number of seconds by which the client's clock is ahead. It is negative if the clock is behind.
         environment: the environment variables of the process.
     """
 
@@ -268,7 +268,7 @@ class RemoteClient:
         self._reader = asyncio.ensure_future(self._read())
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """Send an order to the client's process, and return the answer."""
+        """Let the client's process make the call, and return the answer; see `TaskClient.perform`."""
         if self._reader is None or self._reader.done():
             return Answer(error="ConnectionFailed", text="the client's process has ended")
         number = next(self._numbers)
