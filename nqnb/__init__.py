@@ -56,6 +56,6 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    # Completion offers what users call: neither the submodules that are loaded, nor the hooks that IPython calls.
+    # Completion offers only the names that users need, and omits loaded submodules and the hooks that IPython calls.
     hooks = {"load_ipython_extension", "unload_ipython_extension"}
     return sorted({*_module_of_each_name(), *(name for name in globals() if name.startswith("__"))} - hooks)

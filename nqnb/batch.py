@@ -1,7 +1,7 @@
 """Submit payloads with the same options: the items of an iterable, or the rows of a DataFrame.
 
 Each task of a named group stores the group's name, the task's position and the label of the task's row, so that the
-group can be found again.
+tasks of the group can be found later and matched with their rows.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ UNPAIRED = re.compile("[\ud800-\udfff]")
 
 
 class Item(NamedTuple):
-    """A payload with its position, and the label of its row in a DataFrame (or None).
+    """A payload with its position in the batch, and the label of its DataFrame row (or None).
 
-    ``key`` and ``serial`` are the key and the serial key of the task, or empty strings.
+    ``key`` and ``serial`` are the task's key and serial key, or empty strings.
     """
 
     position: int
@@ -54,7 +54,7 @@ class Batch:
     Args:
         queue: the queue.
         payloads: the payloads, or a DataFrame.
-        id: the task id, if there is a single payload, or None.
+        id: the task id, or None to generate one. An id is allowed only if there is a single payload.
         group: the name of the group of tasks, or None.
         key: a function that returns the key of a payload, or None.
         if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or ``"error"``.
@@ -118,13 +118,13 @@ class Batch:
             )
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield the items of the batch. If the iterable raises an error, stop, and set ``payloads.error``."""
+        """Yield the items of the batch. If the iterable or a key function raises, stop, and set ``payloads.error``."""
         labels = itertools.repeat(None) if self.index is None else self.index
         drawn = (Item(position, *pair) for position, pair in enumerate(zip(self.payloads, labels, strict=False)))
         return drawn if self._key is None and self._serial_of is None else self._with_keys(drawn)
 
     def only(self) -> Item:
-        """Return the only item of the batch. If the key is invalid, raise the error."""
+        """Return the single item of the batch. Raise `BadInput` if its key is invalid."""
         item = next(iter(self), None)
         if item is None:
             raise self.payloads.error or BadInput(
@@ -176,7 +176,7 @@ class Batch:
             # A timedelta is relative to the time at which the task is submitted.
             await backend.read_now()
             return make_message(self.queue, item.payload, id=self._id, **self._options, now=backend.latest_now())
-        # The options have already been checked, so each task only needs its payload.
+        # The options have already been checked, so only the id and the payload differ between tasks.
         value = payload.encode(item.payload)
         return msgspec.structs.replace(self._template, ID=self._id or names.new_task_id(), Payload=value)
 
@@ -190,7 +190,7 @@ class Batch:
 
 
 def encode_label(label: Any) -> bytes:
-    """Return a label of a DataFrame's index as JSON. A multi-level label becomes a list."""
+    """Encode a label of a DataFrame's index as JSON. A multi-level label becomes a list."""
     return payload.encode_json(label, "the label of the row")
 
 

@@ -89,10 +89,10 @@ def connect(
     """Return a client for a NATS server; use it as ``async with connect(…) as nq`` or ``nq = await connect(…)``.
 
     Args:
-        settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the first of
-            these that exists: the address in ``NATS_URL``, the address in a NATS CLI context, your detached server
-            (`nqnb up --detach`), and ``nats://127.0.0.1:4222``.
-        store: a store for task states, to use instead of the bucket ``nq-store``; see `StateStore`.
+        settings: `Settings`, the address of a server, or several addresses of one cluster. By default, the address is
+            taken from ``NATS_URL``, or else from a NATS CLI context. If neither is set, the address is that of your
+            detached server (`nqnb up --detach`) if the server is running, or else ``nats://127.0.0.1:4222``.
+        store: the store for task states, in place of the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` that override those in ``settings``.
 
     Raises:
@@ -187,7 +187,7 @@ class Client:
     ) -> Task:
         """Submit a task to a queue. When the call returns, the server has stored the task.
 
-        If no worker is serving the queue two seconds later, a warning is logged, at most once per queue.
+        If no worker is serving the queue two seconds after the submit, a warning is logged, at most once per queue.
 
         Args:
             queue: the queue; it is created if it does not exist.
@@ -195,7 +195,7 @@ class Client:
             id: the task id, 1 to 200 characters long: letters (A-Z and a-z), digits, ``-``, ``/``, ``_``, ``=`` and
                 ``.``. By default, a new id is generated.
             key: a name for the task, such as ``"2026-11/sweep/7"``: a string or a whole number. At most one task of the
-                queue has the key at a time, even if several clients submit the key at once.
+                queue has the key at a time, even if several clients submit the same key at once.
             if_exists: what to do if a task with the same key already exists, in any state. ``"attach"`` returns that
                 task and submits nothing. ``"replace"`` cancels it, waits up to 10 seconds for its code to stop, and
                 submits a new task. ``"error"`` raises `TaskExists`.
@@ -206,9 +206,9 @@ class Client:
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
                 timedelta from now.
-            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with this key, only one runs at a
-                time, across all nqnb workers. These tasks do not necessarily run in the order in which they were
-                submitted.
+            serial: a serial key, such as ``"customer-7"``. At most one task of the queue with this serial key runs at a
+                time, across all nqnb workers. Tasks with the same serial key do not necessarily run in the order in
+                which they were submitted.
 
         Raises:
             BadInput, InvalidQueueName, InvalidTaskId, UnencodableValue, PayloadTooLarge: an argument is invalid;
@@ -314,8 +314,8 @@ class Client:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Only
-                one task of the queue with a given serial key runs at a time.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. At
+                most one task of the queue with a given serial key runs at a time.
             group: a name for this group of tasks, such as ``"sweep-7"``. The name is stored with each task
                 (`TaskInfo.group`).
             key: a function that returns the key for a payload: a string or a whole number. At most one task of the
@@ -443,7 +443,7 @@ class Client:
 
         Args:
             id: the id of the task.
-            follow: whether to continue with new lines until the task has ended.
+            follow: whether to keep yielding new lines until the task has ended.
 
         Raises:
             InvalidTaskId: the id is invalid.
@@ -469,7 +469,7 @@ class Client:
                 yield LogLine(number=number, at=None, text=text, attempt=info.attempt, worker=info.worker)
 
     async def wait(self, id: str, timeout: Duration | None = None) -> Status:
-        """Wait until a task has ended, and return its final state. The wait continues after disconnects.
+        """Wait until a task has ended, and return its final state. Disconnects do not end the wait.
 
         Args:
             id: the id of the task.
@@ -477,8 +477,8 @@ class Client:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
-                says so.
+            WaitTimeout: the task did not end in time. The task itself is not affected. If no worker is serving the
+                queue, the message says so.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -499,8 +499,8 @@ class Client:
         Raises:
             TaskFailed: the task failed; the error includes the handler's exception and traceback as text.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
-                says so.
+            WaitTimeout: the task did not end in time. The task itself is not affected. If no worker is serving the
+                queue, the message says so.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -521,8 +521,8 @@ class Client:
         Args:
             id: the id of the task.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. If None, do not wait.
-            queue: the queue of the task, if known. Running code then stops sooner, because the worker is notified
-                before the state of the task is read. A task in another queue is not cancelled.
+            queue: the queue of the task, if known. If you pass the queue, running code stops sooner, because the worker
+                is notified before the state of the task is read. A task in another queue is not cancelled.
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
@@ -567,11 +567,10 @@ class Client:
         Invalid entries are skipped, and logged on one line.
 
         Args:
-            queue: return only tasks of this queue.
-            status: return only tasks in this state, or in any of several states. A state is a `Status`, a label
-                (``"failed"``) or NQ's number for the state; ``"scheduled"`` selects pending tasks that are not due yet.
-            progress: a function that is called repeatedly with the number of the queue's tasks that have been read so
-                far.
+            queue: return only tasks of this queue. If None, return the tasks of all queues.
+            status: return only tasks in this state, or in any of several states. A state is a `Status`, a label such as
+                ``"failed"``, or NQ's number for the state; ``"scheduled"`` selects pending tasks that are not due yet.
+            progress: a function that is called repeatedly with the number of tasks that have been read so far.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -615,8 +614,8 @@ class Client:
     async def watch(self) -> AsyncIterator[TaskBatch]:
         """Yield all tasks in the state bucket, in batches, and then yield changes as they happen, indefinitely.
 
-        The watch continues after a disconnect. Batches report whether the connection is down. A custom store is polled
-        for changes once a second.
+        A disconnect does not end the watch: ``TaskBatch.lost`` is True while the connection is down. A custom store is
+        polled for changes once a second.
 
         Raises:
             ConnectionFailed: the client was closed.
@@ -630,7 +629,7 @@ class Client:
 
         The new task has the same queue, payload, retries and timeout, but no deadline and no start time.
         `TaskInfo.origin` of the new task is the id of the original task, even after several requeues. In listings,
-        `TaskInfo.requeued_as` of the ended task is the id of the latest requeue.
+        `TaskInfo.requeued_as` of the ended task is the id of the task that the latest requeue created.
 
         Args:
             id: the id of the ended task.
@@ -645,7 +644,7 @@ class Client:
         return await self._submitted(requeue(self.backend, task_id, self.name), origin=task_id)
 
     async def _submitted(self, submitting: Awaitable[TaskMessage], origin: str = "") -> Task:
-        """Submit a task, and return its handle. ``origin`` is the original task of a requeue."""
+        """Await a submit, and return the handle of the new task. ``origin`` is the id of a requeue's original task."""
         if tracing.active is None:
             message = await submitting
             return Task(self, message.ID, message.Queue)
@@ -734,7 +733,7 @@ class Client:
         await self.backend.pause(queue, stream, msgspec.json.encode({"by": self.name, "at": self.backend.now()}))
 
     async def resume(self, queue: str) -> None:
-        """Resume a paused queue. Within a second, workers can start its tasks. Resuming is idempotent.
+        """Resume a paused queue. Workers start its tasks again within a second. Resuming is idempotent.
 
         Args:
             queue: the queue.
@@ -796,10 +795,9 @@ class Client:
     ) -> ScheduleInfo:
         """Store a schedule that submits a task repeatedly, at the times of a cron expression or at a fixed interval.
 
-        The nqnb workers of the queue submit the tasks: one task for each scheduled time, regardless of the number of
-            workers. The tasks are ordinary tasks. A task's id is the schedule's name and the scheduled time in UTC,
-            such as
-        ``nightly.20261130T060000Z``, and its group is the schedule's name.
+        The nqnb workers of the queue submit one ordinary task for each scheduled time, regardless of the number of
+        workers. The id of a task consists of the schedule's name and the scheduled time in UTC, such as
+        ``nightly.20261130T060000Z``. The group of the tasks is the schedule's name.
 
         If the schedule already exists with the same definition, the call changes nothing.
 
@@ -810,23 +808,24 @@ class Client:
             queue: the queue of the tasks.
             payload: the payload of each task. Bytes are sent unchanged; any other value is sent as JSON.
             name: the name of the schedule, 1 to 100 characters long: letters (A-Z and a-z), digits, ``-`` and ``_``.
-            days: the days of the interval. The interval is the sum of days, hours, minutes and seconds, and must be a
-                whole number of seconds. The first task is submitted one interval after this call.
+            days: the days of a fixed interval. The interval is the sum of ``days``, ``hours``, ``minutes`` and
+                ``seconds``, and must be a whole number of seconds. The first task is submitted one interval after this
+                call.
             hours: the hours of the interval.
             minutes: the minutes of the interval.
             seconds: the seconds of the interval.
             timezone: the time zone of the cron expression, such as ``"Europe/Berlin"``. The default is UTC. When clocks
-                change, a time of day that does not exist is moved to the end of the gap, and a time that exists twice
+                change, a time of day that does not exist is moved to the end of the gap, and a time that occurs twice
                 counts once.
-            missed: what to do if no worker submitted a task within a minute after its scheduled time. ``"skip"``
+            missed: what to do if no worker submitted a task within a minute of its scheduled time. ``"skip"``
                 submits no task. ``"once"`` submits one task for the last of the missed times. ``"all"`` submits a task
                 for each of the last 100 missed times.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
-            serial: a serial key, such as the name of the schedule. Only one task of the queue with this serial key runs
-                at a time, so that a long task delays the next one.
-            replace: whether to replace an existing schedule that has another definition. A paused schedule stays
-                paused.
+            serial: a serial key, such as the name of the schedule. At most one task of the queue with this serial key
+                runs at a time, so that the next task waits if a task takes longer than the interval.
+            replace: whether to replace an existing schedule that has the same name but another definition. A paused
+                schedule stays paused.
 
         Raises:
             BadInput, InvalidQueueName, UnencodableValue, PayloadTooLarge: an argument is invalid; nothing was stored.
@@ -864,7 +863,7 @@ class Client:
     async def pause_schedule(self, name: str) -> ScheduleInfo:
         """Pause a schedule: no tasks are submitted until `resume_schedule` is called. Pausing is idempotent.
 
-        A task that a worker is submitting at that moment may still be submitted.
+        If a worker is submitting a task during the call, that task may still be submitted.
 
         Args:
             name: the name of the schedule.
@@ -937,8 +936,8 @@ class Client:
     ) -> Diagnosis:
         """Find inconsistencies between tasks, messages, workers and configuration, and explain how to resolve them.
 
-        The page docs/doctor.md describes each finding. Everything that looks wrong is read again through the leaders
-        after a second, so that tasks that are being submitted or that end during the call are not reported.
+        The page docs/doctor.md describes each finding. Everything that looks wrong is read again after a second, from
+        the leaders of the streams. Tasks that are submitted or end during the call are therefore not reported.
 
         Args:
             queue: the queue to examine, or None to examine the whole server.
@@ -972,7 +971,7 @@ class Task:
         id: the id of the task.
         queue: the queue of the task, if known.
         attached: whether a task with the same key already existed. If so, no new task was created.
-        submitted: the trace context of the task's submit, or None if the submit was not traced.
+        submitted: the trace context of the call that submitted the task, or None if the call was not traced.
     """
 
     def __init__(
@@ -1031,11 +1030,11 @@ class Task:
     def logs(self, follow: bool = False) -> AsyncGenerator[LogLine, None]:
         """Yield the lines that the task has printed and logged, oldest first.
 
-        The lines are stored by workers with ``task_logs=True``. Without them, the last 20 lines that the handler passed
-        to ``job.log`` are yielded.
+        The lines are stored by workers with ``task_logs=True``. If no lines are stored, the last 20 lines that the
+        handler passed to ``job.log`` are yielded.
 
         Args:
-            follow: whether to continue with new lines until the task has ended.
+            follow: whether to keep yielding new lines until the task has ended.
 
         Raises:
             UnknownTask: the server no longer has the task.
@@ -1050,8 +1049,8 @@ class Task:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
-                says so.
+            WaitTimeout: the task did not end in time. The task itself is not affected. If no worker is serving the
+                queue, the message says so.
             BadInput: the timeout is invalid.
         """
         with tracing.within(self._submitted):
@@ -1067,8 +1066,8 @@ class Task:
         Raises:
             TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time, but continues. If no worker is serving the queue, the message
-                says so.
+            WaitTimeout: the task did not end in time. The task itself is not affected. If no worker is serving the
+                queue, the message says so.
             BadInput: the timeout is invalid.
         """
         with tracing.within(self._submitted):
@@ -1106,7 +1105,7 @@ class Task:
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
-    """Return the error for a `submit_many` that did not submit all tasks.
+    """Return the error for a `submit_many` call that did not submit all tasks.
 
     ``outcomes`` contains a `Task` or an error for each payload.
     """

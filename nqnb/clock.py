@@ -1,7 +1,7 @@
-"""An estimate of the server's time, and `elapsed`, a monotonic clock that includes time spent in suspension.
+"""An estimate of the server's time, and `elapsed`, a monotonic clock that keeps running while the machine is suspended.
 
-The clocks of clients and workers may be wrong by seconds or hours, and may jump. Therefore all decisions about time use
-the server's clock. The server adds a timestamp to stored messages and to most replies. `ServerClock` compares these
+The clocks of clients and workers may be wrong by seconds or hours, and may jump. Therefore, all decisions about time
+use the server's clock. The server adds a timestamp to stored messages and to most replies. `ServerClock` compares these
 timestamps with `elapsed`, because `elapsed` never jumps.
 
 In a cluster, the timestamps come from several servers, whose clocks must agree to within a fraction of a second.

@@ -38,7 +38,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
     Args:
         running: the running calls, by key.
         key: the key that identifies the call.
-        call: a function that starts the call. If one caller is cancelled, the call continues for the other callers.
+        call: a function that returns the coroutine to await. The call continues even if a caller is cancelled.
     """
     future = running.get(key)
     if future is None:
@@ -47,7 +47,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
         def end(done: asyncio.Future[T]) -> None:
             del running[key]
             if not done.cancelled():
-                # If all callers were cancelled, asyncio must not report the error as ignored.
+                # If all callers were cancelled, asyncio must not report that the error was never retrieved.
                 done.exception()
 
         future.add_done_callback(end)
@@ -55,7 +55,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
 
 
 async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]], limit: int) -> None:
-    """Await ``work(item)`` for each item, with at most ``limit`` calls at once. ``work`` must not raise."""
+    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. ``work`` must not raise."""
     left = iter(items)
 
     async def work_through() -> None:
@@ -66,12 +66,12 @@ async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]]
 
 
 class Together(Generic[T]):
-    """An object that processes concurrent calls in batches.
+    """An object that combines concurrent calls into batches.
 
-    While one batch is being processed, further calls are collected. These calls form the next batch.
+    Calls that arrive while a batch is being processed form the next batch.
 
     Args:
-        work: processes a list of arguments, and returns an error or None for each argument.
+        work: a coroutine function that processes a list of arguments, and returns an error or None for each argument.
     """
 
     def __init__(self, work: Callable[[list[T]], Awaitable[Sequence[Exception | None]]]) -> None:

@@ -1,6 +1,6 @@
 """Decode JSON that was read from buckets, task streams and cancel streams.
 
-Any user with write permission can store any bytes on a server. Therefore all code that decodes stored data uses this
+Any user with write permission can store any bytes on a server. Therefore, all code that decodes stored data uses this
 module: ``TaskMessage.decode``, ``TaskMessage.of_entry``, ``CancelMessage.decode``, ``CancelRecord.of_intent``,
 ``WorkerInfo.of_entry``, ``QueueLimits.of_entry`` and ``nqnb.payload``. Invalid bytes raise `MalformedMessage` and no
 other error. Listings skip invalid entries, and log the keys of all skipped entries on one line (`SkipLog`).
@@ -44,7 +44,7 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes, or raise `MalformedMessage` if they are invalid. ``what`` describes the data in the error."""
+    """Decode bytes, or raise `MalformedMessage` if they are invalid. The error message calls the data ``what``."""
     try:
         return decoder.decode(data)
     except UNREADABLE as error:
@@ -64,9 +64,9 @@ def decode_value(data: bytes) -> Any:
 
 
 def depth(data: bytes) -> int:
-    """Return the nesting depth of JSON.
+    """Return the nesting depth of JSON, or an upper bound for it.
 
-    For JSON with at most 64 opening brackets, the result is the number of brackets, which is an upper bound.
+    If the JSON has at most 64 opening brackets, their number is returned without computing the exact depth.
     """
     brackets = data.count(b"[") + data.count(b"{")
     if brackets <= _FEW_BRACKETS:
@@ -85,7 +85,7 @@ def depth(data: bytes) -> int:
 def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessage:
     """Return the error for invalid bytes. The message quotes at most the first 80 bytes."""
     start = repr(data) if len(data) <= 80 else f"{data[:80]!r}… ({len(data)} bytes)"
-    # The message of msgspec is cut, because it contains the path of the invalid part, which may be long.
+    # msgspec's message is truncated, because it contains the path of the invalid part, which may be long.
     return MalformedMessage(
         f"cannot decode {what}: {str(error)[:200]} ({start}). Check which program wrote these bytes.", data
     )

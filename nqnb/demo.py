@@ -70,10 +70,10 @@ class DemoState:
 class DemoSummary:
     """The outcome of the demo. ``problems`` lists the unexpected results.
 
-    ``submitted`` is the number of tasks. ``completed``, ``failed``, ``cancelled`` and ``deleted`` are the numbers of
-    tasks that ended in these states. ``retried`` is the number of retries. The expected number is 2, because one task
-    fails twice. ``scheduled`` is the number of scheduled tasks that started on time and completed. The expected number
-    is 1.
+    ``submitted`` is the number of submitted tasks. ``completed``, ``failed``, ``cancelled`` and ``deleted`` are the
+    numbers of tasks that ended in these states. ``retried`` is the number of retries. The expected number is 2, because
+    one task fails twice. ``scheduled`` is the number of scheduled tasks that completed and did not start too early. The
+    expected number is 1.
     """
 
     submitted: int
@@ -120,7 +120,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
             settings = Settings((await stack.enter_async_context(DevServer())).url)
         queue = f"nqnb-demo-{secrets.token_hex(3)}"
         worker = Worker(settings, concurrency=SLOTS, shutdown_timeout=1)
-        # With this order, a retry runs before the waiting parcels.
+        # In this order, a retry runs before the waiting parcels.
         worker.handler(f"{queue}-flaky", backoff=_BACKOFF)(hash_after_failures)
         worker.handler(queue)(hash_parcel)
         worker.handler(f"{queue}-endless")(hash_endlessly)
@@ -233,7 +233,7 @@ class _Script:
 
 
 class _Follower:
-    """The current states of the demo's tasks. The steps of the demo wait until the tasks reach the expected states."""
+    """The current states of the demo's tasks. The demo uses this class to wait until its tasks reach certain states."""
 
     def __init__(self, on_change: Callable[[DemoState], None]) -> None:
         self.state = DemoState()
@@ -307,12 +307,12 @@ async def hash_endlessly(job: Job, parcel: Parcel) -> None:
             data = await asyncio.to_thread(Path(parcel.folder, name).read_bytes)
             hashlib.sha256(data).hexdigest()
             job.progress(done, len(parcel.files), f"turn {turn}")
-            # Without a pause, this task would slow the others down on a small machine.
+            # Without a pause, this task would slow down the other tasks on a small machine.
             await asyncio.sleep(0.002)
 
 
 def make_parcels(count: int = PARCELS) -> list[Parcel]:
-    """Group Python source files into ``count`` parcels. The files of the standard library are used if possible."""
+    """Divide Python source files among ``count`` parcels. The files of the standard library are used if possible."""
     root = Path(sysconfig.get_path("stdlib"))
     packages = {
         folder.name: sorted(str(file.relative_to(root)) for file in folder.rglob("*.py"))

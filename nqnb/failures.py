@@ -48,7 +48,8 @@ class FailureGroup(Struct, frozen=True, kw_only=True):
         where: the line of the handler's code, such as ``resize.py:12 in resize``. Lines in libraries are skipped. The
             string is empty if the task has no traceback.
         ids: the ids of the tasks, with the least recently changed task first.
-        requeued: the number of these tasks that were requeued. This number is known only if all tasks were listed.
+        requeued: the number of these tasks that were requeued. Requeues are counted only if all tasks of the queue were
+            listed.
         first_at: the time at which the first of these tasks failed, or None if it is unknown.
         last_at: the time at which the last of these tasks failed, or None if it is unknown.
         example: the id of the most recently changed task.

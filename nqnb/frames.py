@@ -216,7 +216,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 
     Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code is still running), ``outcome`` (a short
     description), ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request until the
-    code stopped), ``how`` (how the code was stopped), ``error`` (why the cancel failed; ``<NA>`` if it succeeded).
+    code stopped), ``how`` (how the code was stopped), ``error`` (why the cancel failed, or ``<NA>`` if it succeeded).
     """
     if not isinstance(outcomes, Mapping):
         raise BadInput(
@@ -249,7 +249,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 
 
 def _refusal(error: NqnbError | None) -> str:
-    """Return the reason why a cancel was refused. The task's id is omitted, because pandas truncates long texts."""
+    """Return the reason why a cancel was refused, without the task's id, because pandas truncates long strings."""
     if isinstance(error, NotCancellable) and error.status is not None:
         return f"refused: already {error.status.label}"
     return "refused: unknown task" if isinstance(error, UnknownTask) else f"refused: {error}"

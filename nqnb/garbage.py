@@ -1,7 +1,7 @@
-"""Fewer garbage collections, for processes that only run nqnb.
+"""Reduce the number of garbage collections in processes that run only nqnb.
 
-nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's threshold of 700 new
-objects, the collector visits the objects of hundreds of running tasks or requests again and again.
+nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's default threshold of 700
+new objects, the collector would repeatedly visit the objects of hundreds of running tasks or requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ THRESHOLD = 10_000
 
 @contextlib.contextmanager
 def rare_collections() -> Iterator[None]:
-    """Collect garbage less often until the block ends. Do nothing if the program has disabled collections."""
+    """Collect garbage less often while the ``with`` block runs. Do nothing if the program has disabled collections."""
     thresholds = gc.get_threshold()
     if 0 < thresholds[0] < THRESHOLD:
         gc.set_threshold(THRESHOLD, *thresholds[1:])

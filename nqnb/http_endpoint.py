@@ -30,16 +30,16 @@ _CLIENT_TIMEOUT_SECONDS = 10.0
 
 
 class HttpEndpoint:
-    """An HTTP server, in a separate thread.
+    """An HTTP server that runs in a separate thread.
 
     Args:
         address: the address; port 0 means any free port.
         application: the WSGI application that answers the requests, each in a separate thread.
-        serves: what the server serves, for the error message.
-        error: the class of the error.
+        serves: what the server serves, such as "metrics", for the error message.
+        error: the exception class to raise if the address cannot be used.
 
     Raises:
-        NqnbError: the address cannot be used. The class of the error is ``error``.
+        NqnbError: the address cannot be used. The exception is an instance of ``error``.
     """
 
     def __init__(self, address: ListenAddress, application: Application, serves: str, error: type[NqnbError]) -> None:
@@ -58,7 +58,7 @@ class HttpEndpoint:
         """The address, with the actual port."""
 
     async def close(self) -> None:
-        """Stop serving. This method avoids the event loop's default threads, because handlers may block all of them."""
+        """Stop the server. The event loop's thread pool is not used, because handlers may block all of its threads."""
         closing = threading.Thread(target=self._close, name="nqnb http close", daemon=True)
         closing.start()
         until = time.monotonic() + _CLOSE_TIMEOUT_SECONDS
@@ -82,7 +82,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind the socket. `WSGIServer` also looks up the name of the host, which can take seconds."""
+        """Bind the socket, but do not look up the host's name as `WSGIServer` does, because this can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()

@@ -239,7 +239,7 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
 
     Args:
         name: the name of the argument.
-        value: a datetime, or an age: a number of seconds, a timedelta, or a string like ``"10m"``.
+        value: a datetime, or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
         now: see `check_moment`.
 
     Raises:
@@ -267,7 +267,7 @@ def shown_moment(value: object) -> str:
 
 
 def check_status(value: object) -> State:
-    """Return the state that has the given name or number. Invalid values raise `BadInput`, which lists all states."""
+    """Return the state with the given name or number, or raise `BadInput` with a list of all states."""
     if isinstance(value, (Status, Waiting)):
         return value
     text = exact_text(value) if isinstance(value, str) else None
@@ -285,7 +285,7 @@ def check_status(value: object) -> State:
 
 
 def check_statuses(value: Any) -> frozenset[State] | None:
-    """Convert one or more states to a set. None stands for all states, and is returned unchanged.
+    """Convert one or more states to a set. None, which means all states, is returned unchanged.
 
     Raises:
         BadInput: a state is invalid, as in `check_status`.

@@ -1,4 +1,4 @@
-"""The address of an HTTP endpoint, as users write it."""
+"""Parse the address on which an HTTP endpoint listens."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ListenAddress(NamedTuple):
 
         Args:
             value: the port or the string.
-            serves: what the server serves, for the error message.
-            default_host: the host for a port without a host.
+            serves: what the server serves, such as "metrics", for the error message.
+            default_host: the host to use if the value has no host.
 
         Raises:
             BadInput: the value is not an address.

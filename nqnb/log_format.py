@@ -13,7 +13,7 @@ FIELDS = ("task", "queue", "worker", "attempt")
 
 
 class Logged(Protocol):
-    """An object that provides the log fields for the current work."""
+    """An object that provides the log fields of the current task or worker."""
 
     def log_fields(self) -> dict[str, object]:
         """Return the values of those `FIELDS` that are known."""

@@ -2,9 +2,9 @@
 
 Bytes are sent unchanged. Other values are sent as JSON. In addition to JSON's own types, these types can be encoded:
 dates and times (as ISO strings), UUIDs, `decimal.Decimal` and paths (as strings), enums (as their values), dataclasses,
-msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are rejected: JSON has no such
-numbers, and ``null`` would be decoded as None. nqnb never pickles a value, and never unpickles or evaluates data from a
-queue.
+msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are rejected, because JSON has no
+such numbers, and ``null`` would be decoded as None. nqnb never pickles a value, and never unpickles or evaluates data
+from a queue.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def is_frame(value: object) -> bool:
 
 
 def frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
-    """Return an iterator over the rows of a DataFrame as dicts, with None in place of NaN, NaT and NA.
+    """Return an iterator over the rows of a DataFrame as dicts, in which None replaces NaN, NaT and NA.
 
     Raises:
         BadInput: a column name is a tuple or is not unique, so the rows would lose values.
@@ -205,7 +205,7 @@ class Unwalkable(NamedTuple):
 
 
 def walk(value: Any, part: str) -> Iterator[tuple[str, object]]:
-    """Yield the name (such as ``payload['rows'][3]``) and the value of each part. The whole value is yielded last."""
+    """Yield each part of a value and its name, such as ``payload['rows'][3]``. The whole value is yielded last."""
     return _walk(value, part, ())
 
 
@@ -241,7 +241,7 @@ def is_numpy(value: object) -> bool:
 
 
 def not_a_number(value: Any) -> bool:
-    """Return whether a value is NaN, infinite, NaT or NA. Values of numpy and pandas are included."""
+    """Return whether a value is NaN, infinite, NaT or NA, including numpy and pandas values."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if type(value).__name__ in ("NaTType", "NAType"):

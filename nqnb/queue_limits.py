@@ -1,6 +1,6 @@
 """The limits of a queue across all workers, and the validation of limits and serial keys that callers pass.
 
-The limits are a record on the server, so that all workers agree. The modules `nqnb.protocol.rate` and
+The limits are stored on the server, so that all workers use the same limits. The modules `nqnb.protocol.rate` and
 `nqnb.protocol.slots` enforce the limits.
 """
 
@@ -34,8 +34,8 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The limits of a queue across all of its nqnb workers.
 
     Attributes:
-        rate: the number of tasks that may start in a second, or 0 for no limit.
-        concurrency: the number of tasks that may run at once, or 0 for no limit.
+        rate: the number of tasks that may start per second, or 0 for no limit.
+        concurrency: the number of tasks that may run at the same time, or 0 for no limit.
     """
 
     rate: float = 0.0
@@ -52,7 +52,7 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @classmethod
     def of_entry(cls, entry: Entry | None) -> QueueLimits | None:
-        """Decode the limits of a queue. The result is None if the queue has no limits."""
+        """Decode the limits of a queue. Return None if the queue has no limits."""
         if entry is None:
             return None
         try:

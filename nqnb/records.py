@@ -215,12 +215,13 @@ class LogLine(Struct, frozen=True, kw_only=True):
     """A line of a task's log, as a worker with ``task_logs=True`` stores it.
 
     Attributes:
-        number: the number of the line in its attempt, counted from 1. Numbers are missing if lines were not stored.
+        number: the number of the line in its attempt, counted from 1. Lines that were not stored leave gaps.
         at: the time of the line, by the worker's clock.
         text: the text.
         attempt: the number of the attempt, counted from 1.
         worker: the id of the worker.
-        missing: the number of lines before this line that were not stored, because the task wrote too fast or too much.
+        missing: the number of lines immediately before this line that were not stored, for example because the
+            task wrote lines too quickly.
     """
 
     number: int
@@ -405,7 +406,7 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
 
 
 class PresenceSight(NamedTuple):
-    """A worker's presence entry at one moment."""
+    """A snapshot of a worker's presence entry."""
 
     revision: int
     """The revision of the entry, or 0 if the worker has none."""

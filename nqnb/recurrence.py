@@ -2,7 +2,7 @@
 
 All times are Unix seconds. A cron expression yields the same times on every worker, because the result depends only on
 the expression, the time zone and the moment. When clocks change, times of day are handled as in Debian's cron: a time
-that does not exist is moved to the end of the gap, and a time that exists twice counts only once. An expression whose
+that does not exist is moved to the end of the gap, and a time that occurs twice counts only once. An expression whose
 minutes or hours begin with ``*`` follows the elapsed time instead.
 """
 
@@ -116,11 +116,11 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         )
 
     def due(self, first: float, now: float, most: int) -> list[float]:
-        """Return the last ``most`` due times between ``first`` and ``now``, in order.
+        """Return the scheduled times from ``first`` to ``now`` in order, but at most the last ``most`` of them.
 
         Args:
-            first: a time at which the task is due. It is included even if the expression no longer matches it, for
-                example after a change of the rules of the time zone.
+            first: a scheduled time. This time is included even if the expression no longer matches it, for
+                example after a change to the rules of the time zone.
             now: the current time.
             most: the maximum number of times.
         """
@@ -135,7 +135,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         return found[-most:]
 
     def _after(self, moment: float) -> Iterator[float]:
-        """Yield the times after a moment, in order."""
+        """Yield the scheduled times after a given moment, in order."""
         if self.interval:
             count = max(0, int((moment - self.anchor) // self.interval)) + 1
             for number in itertools.count(count):
@@ -146,7 +146,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
             # After a change of the clocks, the times that cronsim finds depend on its start.
             start = before
         for found in _times(self.cron, start):
-            # Within an hour that exists twice, cronsim repeats the times of the first occurrence.
+            # Within an hour that occurs twice, cronsim repeats the times of the first occurrence.
             if (due := found.timestamp()) > moment:
                 moment = due
                 yield due

@@ -76,11 +76,11 @@ class StateStore(Protocol):
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the current entries of all keys, oldest write first. Keys written in the meantime may be missed."""
+        """Yield the current entries of all keys, oldest write first. Keys written during the call may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
-        """Call ``wake`` whenever the key may have changed, and return a function that ends the subscription.
+        """Call ``wake`` whenever a key may have changed, and return a function that ends the subscription.
 
         A call to ``wake`` is only a hint: the change may not be readable yet, or nothing may have changed.
         """

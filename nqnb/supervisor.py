@@ -267,11 +267,12 @@ def keep_task(worker: int, connection: int, module: str) -> None:
     """Fork the process that runs a task, and supervise the fork and its descendants.
 
     The supervisor is the leader of its own session, and the fork is the leader of its own process group. The fork calls
-    ``run`` of `module` with the socket. From stdin, the supervisor reads the worker's ``sys.path`` as a line of JSON,
-    and then commands. To stdout, the supervisor writes the fork's process id at the start. At the end, the supervisor
-    writes the fork's exit code, and a 1 if NEXT may follow, otherwise a 0. The exit code is negative if a signal killed
-    the fork. When the fork has exited, KILL is received, or the worker has died, the supervisor kills the process group
-    and, on Linux, all remaining descendants. The supervisor then waits for NEXT, and forks a process for another task.
+    the function ``run`` of `module` with the socket. The supervisor reads the worker's ``sys.path`` from stdin as a
+    line of JSON, and then reads commands. After the fork, the supervisor writes the fork's process id to stdout. When
+    the fork has exited, KILL is received, or the worker has died, the supervisor kills the process group and, on Linux,
+    all remaining descendants. The supervisor then writes two numbers to stdout: the fork's exit code, which is negative
+    if a signal killed the fork, and 1 if NEXT may follow, otherwise 0. The supervisor then waits for NEXT, and forks a
+    process for another task.
 
     A fork takes milliseconds, but importing `module` takes a hundred times as long. Therefore, on Linux, the supervisor
     imports `module` before the first fork. The handler's code is imported only in the forks. NEXT may follow only if

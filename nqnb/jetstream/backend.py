@@ -173,7 +173,7 @@ class Backend:
         return self.connection.connected
 
     def lost_for(self) -> float:
-        """Return for how many seconds the connection has been lost, or 0 if it is up or closed for good."""
+        """Return how many seconds ago the connection was lost, or 0 if it is up or closed for good."""
         return self.connection.lost_for()
 
     @property
@@ -188,7 +188,7 @@ class Backend:
 
     @property
     def outage(self) -> Outage:
-        """The log of the connection's outages. Callers report every error that may be the result of an outage."""
+        """The log of the connection's outages. Callers report each error that an outage may have caused."""
         return self.connection.outage
 
     @property
@@ -287,7 +287,7 @@ class Backend:
         return self.now()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before the next attempt."""
+        """Sleep for ``seconds`` before the next attempt."""
         await asyncio.sleep(seconds)
 
     # Buckets and retries.
@@ -327,11 +327,11 @@ class Backend:
             self._has_limits = True
 
     async def ensure_recurring(self) -> None:
-        """Create the bucket of the schedules if it does not exist. Few servers need this bucket."""
+        """Create the bucket of the recurring schedules if it does not exist, before the first schedule is stored."""
         await ensure_bucket(self.connection, self.connection.settings.schedule_bucket)
 
     async def recurring_position(self) -> tuple[int, str]:
-        """Return the revision of the last change to a schedule, and the creation time of the bucket.
+        """Return the revision of the last change to a recurring schedule, and the creation time of the bucket.
 
         The result is 0 and an empty string if the bucket does not exist.
         """
@@ -462,7 +462,7 @@ class Backend:
         await self.ensure_queue(queue)
 
     async def recreate_consumer(self, queue: str) -> None:
-        """Create the consumer that all workers of a queue share, unless it exists. Use the same options as a worker."""
+        """Create the consumer that all workers of a queue share, unless it exists, just as a worker would."""
         paused = await self.pauses.get(queue) is not None
         await ensure_consumer(self.connection, await self.ensure_queue(queue), paused=paused)
 
@@ -478,7 +478,7 @@ class Backend:
         return await place_of(self.connection, queue, sequence)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the additional subjects of a queue's streams.
+        """Return the subjects of a queue's streams that do not belong to the queue.
 
         See `nqnb.jetstream.queue_streams.foreign_subjects`.
         """
@@ -486,7 +486,7 @@ class Backend:
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
         """Pause a queue, so that no more tasks are delivered. ``note`` records the client that paused the queue."""
-        # Few servers need this bucket, so it is not created earlier. If it is missing, no queue is paused.
+        # The bucket is created only when a queue is first paused. If the bucket is missing, no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
         # The note is written first, because workers read the note when they recreate the consumer.
         full = None
@@ -540,12 +540,12 @@ class Backend:
             await delete_message(self.connection, streams.tasks, sequence)
 
     async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, dict[int, bytes]]:
-        """See `nqnb.jetstream.messages.oldest_messages`."""
+        """Return the oldest messages of a queue's stream; see `nqnb.jetstream.messages.oldest_messages`."""
         streams = await self.ensure_queue(queue)
         return await oldest_messages(self.connection, streams.tasks, sequences)
 
     async def remove_oldest_messages(self, queue: str, sequence: int, created: str) -> bool:
-        """See `nqnb.jetstream.messages.remove_oldest`."""
+        """Delete the oldest messages of a queue's stream; see `nqnb.jetstream.messages.remove_oldest`."""
         streams = await self.ensure_queue(queue)
         return await remove_oldest(self.connection, streams.tasks, sequence, created)
 
@@ -631,7 +631,8 @@ class Backend:
 
         Args:
             queue, task_id, data, at, message_id: see `nqnb.jetstream.schedules.publish_schedule`.
-            carried: the additional headers of the message that is moved, or None for a new task.
+            carried: the additional headers of an existing message that is moved into the schedule, or None for a new
+                task.
 
         Returns:
             The server's confirmation, or None if the server refused the schedule and the task must wait in its queue.

@@ -71,7 +71,7 @@ class KeyValueStore:
 
         Raises:
             Unconfirmed: an earlier write to the key is still in progress, and the key has no value yet. The earlier
-                write may be a request of this client whose reply was lost. A leader without a quorum refuses the new
+                write may be a request from this client whose reply was lost. A leader without a quorum refuses the new
                 write with "wrong last sequence", although the earlier write may never be stored.
         """
         revision = 0
@@ -127,7 +127,7 @@ class KeyValueStore:
         return Entry(key, stored.data, stored.seq, parse_time(stored.time))
 
     async def is_deleted(self, key: str) -> bool:
-        """Return whether a client has deleted the key, and the tombstone is still stored. An expired key is not."""
+        """Return whether a client has deleted the key and the tombstone is still stored. Expired keys do not count."""
         stored = await self._last(key)
         return stored is not None and _is_tombstone(stored.hdrs)
 
@@ -191,7 +191,7 @@ class KeyValueStore:
             await self._connection.find(f"STREAM.PURGE.{self._stream}", {"seq": revision + 1})
 
     async def retire(self, key: str, revision: int) -> None:
-        """Replace exactly this revision of a key with a tombstone.
+        """Replace a key with a tombstone if ``revision`` is its current revision.
 
         Unlike `delete`, this method requires only the permission to write.
 
@@ -344,13 +344,13 @@ async def ensure_bucket(
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        max_age: seconds after which each key expires, or 0 for never. Do not set this if a guarantee depends on a key.
-        expires: whether to allow a TTL for each write (NATS ADR-43, server >= 2.11). An existing bucket is updated.
+        max_age: seconds after which each key expires, or 0 for never. Leave this at 0 if a guarantee depends on a key.
+        expires: whether each write may have a TTL (NATS ADR-43, server >= 2.11). An existing bucket is updated.
         memory: whether to create the bucket in the server's memory, if there is enough memory.
 
     Returns:
-        Whether a write can have a TTL. In a bucket with a longer history, TTLs are never allowed, because an older
-        state would reappear after a newer state has expired.
+        Whether a write can have a TTL. A bucket that keeps several values per key never allows TTLs, because an older
+        value would reappear when a newer value expires.
     """
     name = names.bucket_stream(bucket)
     body = {
@@ -416,7 +416,7 @@ class _Hint:
 
 
 class _Unsubscribe:
-    """A callable that ends a subscription."""
+    """A callable that ends a subscription to a key."""
 
     __slots__ = ("_subscription",)
 

@@ -59,7 +59,7 @@ class Page:
         entries: the entries in the order in which they were written. The same key may occur several times.
         gone: the keys that were deleted.
         complete: whether every entry that was in the bucket at the start has arrived.
-        lost: whether the connection is down. If so, the page is empty.
+        lost: whether the connection is down. If so, the page has no entries and no deletions.
         anew: whether the bucket was recreated. If so, all earlier pages are invalid.
     """
 
@@ -109,8 +109,8 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
 class BucketFeed:
     """A feed of a bucket: every entry and then every change, in the order in which the server stored them.
 
-    If the bucket is large, the newest entries are yielded first, because the user usually wants to see them first.
-    Later, they are yielded again in their proper order.
+    If the bucket is large, the newest entries are yielded first, because the user usually wants to see these entries
+    first. Later, they are yielded again, in order with the other entries.
     """
 
     def __init__(self, connection: Connection, bucket: str) -> None:
@@ -214,9 +214,9 @@ class BucketFeed:
         return Page(entries or [], gone or [], self._complete, anew=recreated)
 
     async def _newest(self, last: int) -> list[Entry]:
-        """Return the newest entries.
+        """Return the newest entries of the bucket.
 
-        If the server does not send all of them in time, return those that have arrived.
+        If the server does not send all of them in time, return only the entries that have arrived.
         """
         async with await _BucketConsumer.create(
             self._connection, self._bucket, outlives=LISTING_OUTLIVES_SECONDS, after=last - NEWEST
@@ -422,7 +422,7 @@ class _BucketConsumer:
         return self._connection.losses != self._losses or self._connection.closed.is_set()
 
     async def pull(self, request: dict[str, object], page: int = 1) -> None:
-        """Request messages. The event `ready` will be set once ``page`` messages have arrived."""
+        """Request messages. The event `ready` is set once ``page`` messages have arrived."""
         self._page = page
         await self._connection.send(
             f"$JS.API.CONSUMER.MSG.NEXT.{self._name}", msgspec.json.encode(request), reply=self._inbox

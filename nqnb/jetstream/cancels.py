@@ -1,9 +1,10 @@
 """Publish cancel messages, and receive them in a worker.
 
 Each worker has a consumer on the cancel stream of each of its queues, and receives every cancel message. A client
-publishes a cancel message only after the server has stored the cancel request. Workers also listen to the writes of
-cancel requests, because a write arrives sooner than the cancel message. A worker stops the task even if the server has
-not stored the request yet. This is safe, because the client retries the write until the request is stored.
+publishes a cancel message only after the server has stored the cancel request. Workers also subscribe to the writes of
+cancel requests, because a write arrives sooner than the cancel message. On such a write, a worker stops the task even
+if the server has not stored the request yet. This is safe, because the client retries the write until the request is
+stored.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class CancelListener:
         connection: the connection.
         intents: the bucket of the cancel requests.
         worker: the worker's id, which is also the name of the worker's consumers.
-        on_cancel: called on the event loop with the task id, the known details of the cancel, and whether the client
-            also writes a cancel request. The function may be called several times for the same cancel.
-        on_early_cancel: called on the event loop with the task id and the early cancel.
+        on_cancel: a function that is called on the event loop with the task id, the known details of the cancel, and
+            whether the client also writes a cancel request. It may be called several times for the same cancel.
+        on_early_cancel: a function that is called on the event loop with the task id and the early cancel.
     """
 
     def __init__(

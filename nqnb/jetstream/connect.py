@@ -63,7 +63,7 @@ L = TypeVar("L", bound=Listener)
 
 
 async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple[L, asyncio.Future[Exception]]:
-    """Connect to the first server that accepts a connection. Wait at most ``settings.connect_timeout``.
+    """Connect to the first server that accepts a connection within ``settings.connect_timeout`` seconds.
 
     Args:
         settings: the addresses and the credentials.

@@ -139,7 +139,7 @@ class Connection:
         return bool(self.client.is_connected)
 
     def lost_for(self) -> float:
-        """Return for how many seconds the connection has been lost, or 0 if it is up or closed for good."""
+        """Return how many seconds ago the connection was lost, or 0 if it is up or closed for good."""
         lost_at = self._lost_at
         return elapsed() - lost_at if lost_at and not self.closed.is_set() else 0.0
 
@@ -174,7 +174,7 @@ class Connection:
             await self._send(subject, data, reply)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
-        """Send a message without awaiting, and return whether this was possible. If not, use `send`.
+        """Send a message without awaiting. Return False if this is not possible; then use `send` instead.
 
         ``block`` contains the headers, as `header_block` returns them.
         """
@@ -318,7 +318,7 @@ class Connection:
             ) from None
         if "error" in decoded:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
-        # Servers before 2.10 send no time stamp.
+        # Servers before 2.10 send no timestamp.
         self.clock.observe(parse_time(str(decoded.get("ts", ""))), asked, answered)
         return decoded
 
@@ -343,8 +343,8 @@ class Connection:
 
         Args:
             ask: an async function that sends an idempotent request.
-            retry_for: the number of seconds. The default is the setting ``retry_for``.
-            mend: an async function, which must not raise. It is called before a retry if the subject has no responders.
+            retry_for: how long to retry, in seconds. The default is the setting ``retry_for``.
+            mend: an async function, which is called before a retry if the subject has no responders. It must not raise.
             await_room: whether to retry if a storage limit has been reached.
 
         Raises:
@@ -635,7 +635,8 @@ class _Replies:
     def _expire(self) -> None:
         # This is a timer rather than a task, because requests must time out even if all tasks are cancelled.
         now, checked = time.monotonic(), self._checked
-        # Two checks in a row are never skipped, because requests must time out even if the loop is often blocked.
+        # A late check is skipped, because replies may not have been read yet. Two checks in a row are never skipped,
+        # because requests must time out even if the loop is often blocked.
         self._late = now - checked >= _LATE_TIMER_SECONDS and not self._late
         if not self._late:
             for pending in list(self._pending.values()):
@@ -685,7 +686,7 @@ class Outage:
         return self._since > 0
 
     def began(self, why: str) -> None:
-        """Report that the server is unavailable. This is logged when the outage begins, and then once a minute."""
+        """Report that the server is unavailable. A line is logged when the outage begins, and then once a minute."""
         now = self._noticed = time.monotonic()
         if self._closed:
             return

@@ -1,6 +1,6 @@
 """Count the tasks that are not due yet, but whose messages the server does not count as scheduled.
 
-Before the delivery, the server counts the message of such a task as pending. If a worker receives a task before the
+The server counts the message of such a task as pending until it is delivered. If a worker receives a task before the
 task's start time or before its retry is due, the worker naks the message with a delay. Until the delay is over, the
 server counts the message as leased.
 """
@@ -26,7 +26,7 @@ _CONCURRENT_READS = 32
 async def count_early_tasks(
     connection: Connection, states: StateStore, queue: str, stream: str, first: int, last: int, count: int
 ) -> int:
-    """Return how many of a queue's messages, in a part of the stream, belong to tasks that are not due yet.
+    """Return how many messages of a queue, in one part of the stream, belong to tasks that are not due yet.
 
     If there are more than 512 messages, the result is an estimate. If the messages cannot be read, for example because
     the user has no permission, the result is 0.

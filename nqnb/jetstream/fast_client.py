@@ -93,7 +93,7 @@ Dispatch = Callable[[int, bytes, bytes, bytes, "bytes | None"], bool]
 
 
 class _Unused:
-    """The parts of nats-py's subscriptions that `FastClient.listen` does not use. All subscriptions share them."""
+    """Placeholders for the parts of nats-py's subscriptions that `FastClient.listen` does not use."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[Msg] = asyncio.Queue()
@@ -258,7 +258,7 @@ class FastClient(NatsClient):
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
-        """Wait for the messages in transit, then remove the subscription. If the wait fails, remove it anyway."""
+        """Wait for the messages in transit, then remove the subscription. It is also removed if the wait fails."""
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:

@@ -70,7 +70,7 @@ class Presence:
         """The last entry that this object wrote."""
 
     async def announce(self, info: WorkerInfo) -> None:
-        """Write or refresh a worker's entry. The write is not retried, because the list of tasks would be outdated.
+        """Write or refresh a worker's entry. A failed write is not retried, because its task list is soon outdated.
 
         Args:
             info: the worker, with all its running tasks. Pass a `PresenceEntry` if the worker's queues have different
@@ -212,7 +212,7 @@ class Presence:
         try:
             info = await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
         except ServerRefused as error:
-            # A worker will recreate the bucket in a moment.
+            # A worker is about to recreate the bucket.
             return seconds if error.err_code in NOT_FOUND else 0.0
         await self._read_clock_quietly()
         return min(seconds, max(0.0, seconds - self._age(parse_time(str(info["created"])), asked)))

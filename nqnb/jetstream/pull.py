@@ -45,9 +45,9 @@ class PullLoop:
     Args:
         connection: the connection.
         queue: the queue's name.
-        on_delivery: called on the event loop with each delivery.
-        wake: called when the worker should request tasks or call `check`.
-        arrived: returns the time at which the current message arrived, in `elapsed` seconds.
+        on_delivery: a function that is called on the event loop with each delivery.
+        wake: a function that is called when the worker should request tasks or call `check`.
+        arrived: a function that returns the time at which the current message arrived, in `elapsed` seconds.
     """
 
     def __init__(
@@ -138,9 +138,10 @@ class PullLoop:
         self._end_probe()
 
     async def check(self) -> None:
-        """Enable new requests after the consumer was deleted or the server dropped a pull.
+        """Restore the queue's streams and consumer, if necessary, so that tasks can be requested again.
 
-        Call this method often. If a repair fails, the error is logged, and the next call tries again.
+        This is necessary after the consumer was deleted or the server dropped a pull. Call this method often. If the
+        attempt fails, the error is logged, and the next call tries again.
         """
         self._check_pause()
         silent = self.asked and time.monotonic() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS

@@ -153,7 +153,7 @@ class OverdueSchedules:
             self._next_sweep = elapsed() + self._pause(full_at)
 
     def _pause(self, full_at: float) -> float:
-        """Return the seconds until the next sweep. ``full_at`` is the time at which storage was last full."""
+        """Return the number of seconds until the next sweep. ``full_at`` is the time at which storage was last full."""
         pause = _SWEEP_SECONDS if self._read < _SCHEDULES_PER_LOOK else _LONG_SWEEP_SECONDS
         if full_at and elapsed() - full_at < _FULL_FOR_SECONDS:
             pause = 0.0

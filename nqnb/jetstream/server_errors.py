@@ -247,7 +247,7 @@ def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
 
 
 def _without_secrets(text: str, settings: Settings) -> str:
-    """Remove the secrets of the settings from a message, because the message of another library may contain them."""
+    """Remove the secrets of the settings from a message. The messages of other libraries may contain secrets."""
     for secret in (settings.password, settings.token, settings.nkey):
         if secret:
             text = text.replace(str(secret), "…")

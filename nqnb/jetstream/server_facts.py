@@ -17,7 +17,7 @@ from nqnb.settings import BUCKETS
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """A limit, and how much of it is used. ``unit`` is "bytes" or the name of the things that are counted."""
+    """A limit, and how much of it is used. ``unit`` names what is counted, such as "bytes" or "messages"."""
 
     used: int
     limit: int
@@ -36,7 +36,7 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFacts:
-    """The consumer that all workers of a queue share. ``unacked`` is the number of unacked messages, and the limit."""
+    """The consumer that all workers of a queue share. ``unacked`` is the number of unacked messages, and its limit."""
 
     ack_wait: float
     """The ack wait in seconds."""
@@ -65,7 +65,8 @@ class ServerFacts:
         buckets: the streams of nqnb's buckets.
         queues: the queues by name.
         account: the limits of the account.
-        clocks: the minimum and maximum of each server's time minus this machine's time, in seconds, by server name.
+        clocks: how many seconds each server's clock is ahead of this machine's clock, by server name: the lower and the
+            upper bound.
     """
 
     version: tuple[int, int] | None

@@ -73,7 +73,7 @@ class Attempt:
         self.why: Stop | None = None
         """The reason for stopping the run, or None."""
         self.unrun = ""
-        """The receipt's explanation of why a cancelled task was claimed but not run."""
+        """An explanation, for the receipt, of why a cancelled task was claimed but not run."""
         self.beat = delivery.received
         """The time at which the last answered heartbeat was sent, in `elapsed` seconds."""
         self.gap = False
@@ -88,7 +88,7 @@ class Attempt:
 
     @property
     def how(self) -> str:
-        """The receipt's description of how a cancelled task was stopped."""
+        """A description, for the receipt, of how a cancelled task was stopped."""
         return self.unrun
 
     def adopt(self, delivery: TaskDelivery) -> None:
@@ -100,7 +100,7 @@ class Attempt:
     def flag(self, record: CancelRecord, worker: str) -> None:
         """Record a cancel, and begin to stop the run.
 
-        Only the first cancel is recorded. If its sender and time are unknown, a later cancel supplies them.
+        Only the first cancel is recorded. If its sender and time are unknown, they are taken from a later cancel.
         """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)

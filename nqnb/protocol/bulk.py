@@ -73,26 +73,26 @@ async def seen_entries(backend: QueueBackend) -> AsyncGenerator[tuple[Entry, Tas
     backend.skips.tell(skipped)
 
 
-async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Await ``work(thing)`` for each thing in a list, as `each_of` does for an asynchronous iterator."""
-    left = iter(things)
+async def each_in(items: list[T], work: Callable[[T], Awaitable[object]]) -> None:
+    """Await ``work(item)`` for each item of a list, as `each_of` does for an asynchronous iterator."""
+    left = iter(items)
     failed: Exception | None = None
 
     async def work_through() -> None:
         nonlocal failed
-        for thing in left:
+        for item in left:
             try:
-                await work(thing)
+                await work(item)
             except Exception as error:  # noqa: BLE001  raised below
                 failed = failed or error
 
-    await asyncio.gather(*(work_through() for _ in range(min(AT_ONCE, len(things)))))
+    await asyncio.gather(*(work_through() for _ in range(min(AT_ONCE, len(items)))))
     if failed is not None:
         raise failed
 
 
-async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Await ``work(thing)`` for each thing, with at most `AT_ONCE` calls at a time.
+async def each_of(items: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
+    """Await ``work(item)`` for each item, with at most `AT_ONCE` calls at a time.
 
     If any call fails, one of the errors is raised after all calls have ended.
     """
@@ -100,9 +100,9 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
 
     async def work_through() -> None:
         failed: Exception | None = None
-        while (thing := await queue.get()) is not None:
+        while (item := await queue.get()) is not None:
             try:
-                await work(thing)
+                await work(item)
             except Exception as error:  # noqa: BLE001  raised below
                 failed = failed or error
         if failed is not None:
@@ -110,8 +110,8 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
 
     async def feed() -> None:
         try:
-            async for thing in things:
-                await queue.put(thing)
+            async for item in items:
+                await queue.put(item)
         finally:
             for _ in range(AT_ONCE):
                 await queue.put(None)
@@ -127,21 +127,21 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
             raise end
 
 
-async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
-    """Await ``work(thing)`` for each thing, with at most ``at_once`` calls at a time.
+async def outcomes_of(items: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
+    """Await ``work(item)`` for each item, with at most ``at_once`` calls at a time.
 
-    Each thing is taken from the iterable immediately before its call.
+    Each item is taken from the iterable immediately before its call.
 
     Returns:
-        One item for each thing, in order: the return value of the call, or the `NqnbError` that the call raised.
+        The outcome for each item, in order: the return value of the call, or the `NqnbError` that the call raised.
     """
     outcomes: dict[int, R | NqnbError] = {}
-    numbered = enumerate(things)
+    numbered = enumerate(items)
 
     async def work_through() -> None:
-        for index, thing in numbered:
+        for index, item in numbered:
             try:
-                outcomes[index] = await work(thing)
+                outcomes[index] = await work(item)
             except NqnbError as error:
                 outcomes[index] = error
 

@@ -150,7 +150,7 @@ async def owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, task_id
         attempt: an attempt at a task of the same queue.
         owner: the id of the worker.
         task_id: the task.
-        written: the time at which the worker wrote that it runs the task, in Unix seconds on the server's clock.
+        written: the time at which the worker wrote its claim on the task, in Unix seconds on the server's clock.
     """
     lease = PRESENCE_SHARE * attempt.ack_wait
     rest = await backend.presence.rest(owner, attempt.message.Queue, task_id, written, lease)

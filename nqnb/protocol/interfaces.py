@@ -257,7 +257,8 @@ class TaskBackend(Protocol):
     ) -> Acknowledgement | None:
         """Schedule a task message to be published once. Return None if the server refuses the schedule.
 
-        ``carried`` are the additional headers of a message that is moved into the schedule; None means a new task.
+        ``carried`` contains the additional headers of an existing message that is moved into the schedule. None means
+        that the task is new.
         """
         ...
 

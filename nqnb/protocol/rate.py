@@ -39,7 +39,7 @@ _rate_decoder = msgspec.json.Decoder(RateRecord)
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """Consecutive starts that a worker has reserved, or the time to wait if no start is near.
+    """Consecutive starts that a worker may reserve. If ``count`` is 0, the next free start is too far in the future.
 
     Attributes:
         first: the time of the first start, in Unix seconds on the server's clock.
@@ -67,7 +67,7 @@ def next_starts(at: float, *, now: float, rate: float, wanted: int, ahead: float
     Args:
         at: the time of the next free start according to the record, in Unix seconds.
         now: the current server time, in Unix seconds.
-        rate: the number of starts in a second.
+        rate: the number of starts per second.
         wanted: the maximum number of starts to reserve.
         ahead: how far in the future a start may be, in seconds.
     """

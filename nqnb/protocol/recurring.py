@@ -2,8 +2,8 @@
 
 A firing is the submission of one task for one scheduled time. All workers of the schedule's queue look for due
 schedules, and each may try the same firing. The id of the task consists of the schedule's name and the scheduled time,
-so that only one task is created. Then the entry is changed, by compare-and-set, to the next scheduled time. If the
-worker dies in between, another worker repeats the firing, and finds that the task exists.
+so that only one task is created. Then the worker advances the entry to the next scheduled time by compare-and-set. If
+the worker dies before this write, another worker repeats the firing, and finds that the task exists.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def starting(self, now: float) -> ScheduleEntry:
-        """Return a copy of a new definition that begins now. An interval begins at the next whole second."""
+        """Return a copy of a new definition whose times begin now. An interval begins at the next whole second."""
         when = msgspec.structs.replace(self.when, anchor=math.ceil(now)) if self.when.interval else self.when
         return msgspec.structs.replace(self, when=when, next=when.next_after(now), written=now)
 
@@ -151,7 +151,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return options[0] == options[1] and len(payloads) == 1 and self.when.same_times(other.when)
 
     def due(self, now: float) -> list[float]:
-        """Return the scheduled times to submit now. The entry's next time must have passed."""
+        """Return the scheduled times for which a task must be submitted now. The time ``next`` must have passed."""
         found = self.when.due(self.next, now, MOST_MISSED)
         if self.missed != "all":
             in_time = [each for each in found if now - each <= MISSED_AFTER_SECONDS]
@@ -162,7 +162,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return found
 
     def message(self, task_id: str, at: float) -> TaskMessage:
-        """Return the task of the firing at a time. The schedule's name is the name of the tasks' group."""
+        """Return the task to submit for the scheduled time ``at``. The group of the task is the schedule's name."""
         label = msgspec.json.encode(datetime.fromtimestamp(int(at), timezone.utc))
         return TaskMessage(
             ID=task_id,
@@ -212,7 +212,7 @@ def make_schedule(
     serial: object,
     client: str,
 ) -> ScheduleEntry:
-    """Return the definition of a schedule for the arguments of `nqnb.Client.every`.
+    """Return the definition of a schedule from the arguments of `nqnb.Client.every`.
 
     Raises:
         BadInput: an argument is invalid.
@@ -251,7 +251,7 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
         replace: whether to replace another definition with the same name.
 
     Raises:
-        ScheduleExists: another definition has the name.
+        ScheduleExists: a schedule with this name has another definition, and ``replace`` is False.
         MalformedMessage: the stored entry cannot be decoded, and ``replace`` is False.
         PayloadTooLarge: the payload is too large for the server.
     """
@@ -308,7 +308,7 @@ async def change_schedule(
 
 
 async def remove_schedule(backend: RecurringBackend, name: str) -> None:
-    """Remove a schedule. Its tasks are not changed. An entry that cannot be decoded can also be removed.
+    """Remove a schedule, even if its entry cannot be decoded. The tasks that it has submitted are not changed.
 
     Raises:
         UnknownSchedule: there is no schedule with this name.

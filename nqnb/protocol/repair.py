@@ -21,7 +21,7 @@ async def end_task_without_message(backend: QueueBackend, task_id: str, by: str)
 
     Args:
         backend: the backend to use.
-        task_id: the task. The caller has searched the whole stream for the task's message.
+        task_id: the task. The caller must have searched the whole stream for the task's message.
         by: the name of the user who ends the task, for the receipt.
 
     Returns:

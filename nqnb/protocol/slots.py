@@ -85,14 +85,14 @@ class _Watched:
 
 
 class HolderWatch:
-    """The memory with which a worker decides whether the run of another holder is over.
+    """A worker's observations of other holders, which show whether the runs of these holders are over.
 
     A run is over in each of these cases:
 
     - Its worker has removed its presence, which a worker does only after all its runs have ended.
-    - Its worker has not written its presence for the TTL, measured from the first time at which this worker saw the
-      holder. The code of a worker that cannot write its presence is stopped earlier.
-    - Its worker has twice written its presence without the task since this worker saw the holder.
+    - Its worker has not written its presence for the length of the TTL since this worker first saw the holder. A worker
+      that cannot write its presence stops its running code earlier than that.
+    - Its worker has twice written its presence without the task since this worker first saw the holder.
     - It is a run of this worker, and is not registered.
 
     Args:
@@ -156,7 +156,7 @@ class HolderWatch:
 
 
 def _next_seen(before: _Seen | None, sight: PresenceSight, task_id: str) -> _Seen:
-    """Return what is known of a holder after another look at the presence of its worker."""
+    """Return what is known of a holder after its worker's presence has been read again."""
     now = elapsed()
     if before is None:
         return _Seen(sight.revision, now)

@@ -47,7 +47,7 @@ def make_message(
     process_at: Moment = None,
     now: float | None = None,
 ) -> TaskMessage:
-    """Return a task message for the arguments of `Client.submit`.
+    """Return a task message from the arguments of `Client.submit`.
 
     A timedelta is relative to ``now``, the server time in Unix seconds. If ``now`` is None, a timedelta is relative to
     the local time.
@@ -98,7 +98,7 @@ async def submit(
         PayloadTooLarge: the message is too large for the server.
         Unconfirmed: the server's answers were lost, so the task may or may not have been accepted.
     """
-    # The message also contains the Meta, because a worker that is faster than us writes the entry from the message.
+    # The message also contains the Meta, because a worker may create the entry from the message before this client.
     meta = msgspec.structs.replace(message.meta, client=client, submitted_at=backend.now())
     given, message = message, msgspec.structs.replace(message, Meta=meta)
     data = message.encode()
