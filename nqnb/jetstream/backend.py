@@ -31,6 +31,7 @@ from nqnb.jetstream.lost_messages import LostMessages
 from nqnb.jetstream.messages import (
     StreamMessage,
     delete_message,
+    first_messages,
     oldest_messages,
     read_all_messages,
     read_message,
@@ -538,6 +539,11 @@ class Backend:
         if sequence:
             streams = await self.ensure_queue(queue)
             await delete_message(self.connection, streams.tasks, sequence)
+
+    async def first_messages(self, queue: str, count: int) -> list[bytes]:
+        """Return the data of a queue's oldest messages; see `nqnb.jetstream.messages.first_messages`."""
+        stream = await self.find_queue(queue)
+        return [] if stream is None else await first_messages(self.connection, stream, count)
 
     async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, dict[int, bytes]]:
         """Return the oldest messages of a queue's stream; see `nqnb.jetstream.messages.oldest_messages`."""

@@ -111,6 +111,36 @@ async def scan_messages(connection: Connection, stream: str) -> AsyncGenerator[S
             yield message
 
 
+async def first_messages(connection: Connection, stream: str, count: int) -> list[bytes]:
+    """Return the data of the oldest messages of a stream, including schedules.
+
+    If the server is older than 2.11 or the stream does not allow direct reads, the messages are read one by one.
+    Otherwise, a single request reads all of them.
+
+    Args:
+        connection: the connection.
+        stream: the stream.
+        count: the maximum number of messages.
+
+    Raises:
+        ServerRefused: the user has no permission to read the messages.
+        Unconfirmed: no reply arrived.
+    """
+    info = await connection.find(f"STREAM.INFO.{stream}")
+    if info is None:
+        return []
+    if info["config"].get("allow_direct") and not connection.server_before(2, 11):
+        batch = await _read_batch(connection, stream, int(info["state"]["first_seq"]), count)
+        return [message.data for message in batch]
+    found: list[bytes] = []
+    async with contextlib.aclosing(read_messages(connection, stream)) as messages:
+        async for message in messages:
+            found.append(message.data)
+            if len(found) == count:
+                break
+    return found
+
+
 async def oldest_messages(
     connection: Connection, stream: str, sequences: Collection[int]
 ) -> tuple[str, dict[int, bytes]]:

@@ -31,7 +31,7 @@ class TableFeed(TaskFeed):
         from nqnb.widgets.table import TaskTable
 
         def attach() -> None:
-            LOOP.soon(self.attach, table, wanted, rows.ids or ())
+            LOOP.soon(self.attach, table, wanted, rows.ids or (), rows.queue)
 
         def detach() -> None:
             LOOP.soon(self.detach, table)

@@ -174,7 +174,7 @@ class TopApp(App[None]):
         return self._views[self._tab]
 
     def _follow(self) -> None:
-        self._feed.attach(self._tasks, lambda task: self._queue in (None, task.queue))
+        self._feed.attach(self._tasks, lambda task: self._queue in (None, task.queue), queue=self._queue)
 
     def _tick(self) -> None:
         now = time.monotonic()

@@ -232,7 +232,9 @@ class TaskTable(anywidget.AnyWidget):
         """Queue a batch of changes, which another thread applies."""
         self._received += len(batch.tasks)
         ids = self._rows.ids
-        if batch.complete or batch.lost or self._received >= min(ENOUGH_ROWS, ENOUGH_ROWS if ids is None else len(ids)):
+        # The feed sends the first tasks of a queue together.
+        some = len(ids) if ids is not None else 1 if self._rows.queue else ENOUGH_ROWS
+        if batch.complete or batch.lost or self._received >= min(ENOUGH_ROWS, some):
             self._enough.set()
         if batch.complete or batch.lost:
             self._loaded.set()
@@ -550,6 +552,7 @@ class TaskTable(anywidget.AnyWidget):
             "title": self._title,
             "state": self._state,
             "loaded": self._complete,
+            "all": self._rows.ids is None,
             "since": self._since,
             "snapshot": f"nq-{self._display_id}",
         }

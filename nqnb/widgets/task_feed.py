@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,9 +15,9 @@ import msgspec
 
 from nqnb.client import Client
 from nqnb.concurrency import spawn
-from nqnb.errors import ConnectionFailed, NoRoom, NotCancellable, NqnbError, Unconfirmed
+from nqnb.errors import ConnectionFailed, MalformedMessage, NoRoom, NotCancellable, NqnbError, Unconfirmed
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
-from nqnb.protocol.wire import Status
+from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
 
 log = logging.getLogger("nqnb.feed")
@@ -31,6 +32,8 @@ _BATCH_TASKS = 2000
 """The maximum number of tasks in each batch when known tasks are sent to a new table."""
 _MAX_FIRST_TASKS = 1000
 """The maximum number of tasks that are read by their ids for a new table."""
+_ENOUGH_TASKS = 100
+"""The number of known tasks of a queue from which a new table of the queue need not read others by their ids."""
 
 Wanted = Callable[[TaskInfo], bool]
 
@@ -62,12 +65,14 @@ class CancelOutcomes(FeedListener, Protocol):
 class _Subscriber:
     """A table, the filter for its tasks, and the last watch state that was sent to the table.
 
-    ``ids`` contains the ids of the tasks if the table shows only certain tasks.
+    ``ids`` contains the ids of the tasks if the table shows only certain tasks. ``queue`` is the queue of the tasks if
+    the table shows only one queue.
     """
 
     table: FeedListener
     wanted: Wanted
     ids: tuple[str, ...] = ()
+    queue: str | None = None
     last_state: tuple[bool, bool] = (False, False)
 
 
@@ -174,6 +179,8 @@ class TaskFeed:
         self._subscribers: list[_Subscriber] = []
         self._tasks = _KnownTasks()
         self._complete = self._lost = False
+        self._began = asyncio.Event()
+        """An event that is set when the first batch of the watch has arrived, or the watch has stopped."""
         self._watch: asyncio.Task[Any] | None = None
         self._check: asyncio.Task[Any] | None = None
         self._worker_names: dict[str, str] = {}
@@ -192,16 +199,19 @@ class TaskFeed:
         """Whether the watch has failed. The next call of `attach` starts a new watch."""
         return self._watch is not None and self._watch.done()
 
-    def attach(self, listener: FeedListener, wanted: Wanted, ids: Collection[str] = ()) -> None:
+    def attach(
+        self, listener: FeedListener, wanted: Wanted, ids: Collection[str] = (), queue: str | None = None
+    ) -> None:
         """Send the tasks that ``wanted`` accepts, and then their changes, to a listener.
 
-        ``ids`` are the ids of the tasks, if only these are wanted. They are then read first.
+        Some tasks are read first, because the watch may take seconds to reach them: ``ids``, if only these tasks are
+        wanted, or the tasks that have not ended in ``queue``, if only the tasks of this queue are wanted.
         """
         if self._closed:
             return
         if self._watch is None or self._watch.done():
             self._restart_watch()
-        subscriber = _Subscriber(listener, wanted, tuple(ids))
+        subscriber = _Subscriber(listener, wanted, tuple(ids), queue)
         known = [task for task in self._tasks.known.values() if wanted(task)]
         self._subscribers.append(subscriber)
         subscriber.table.show_workers(self._silent, self._unserved, self._worker_names)
@@ -212,7 +222,7 @@ class TaskFeed:
             )
         if not known or self._lost:
             self._send(subscriber, TaskBatch(complete=self._complete, lost=self._lost))
-        if subscriber.ids and not self._complete:
+        if (subscriber.ids or queue) and not self._complete:
             spawn(self._read_first(subscriber))
 
     def detach(self, listener: FeedListener) -> None:
@@ -266,10 +276,30 @@ class TaskFeed:
     async def _read_first(self, subscriber: _Subscriber) -> None:
         """Read the tasks of a table by their ids, because the watch may take seconds to reach them."""
         watch = self._watch
-        found = await outcomes_of(subscriber.ids[:_MAX_FIRST_TASKS], self._client.fetch, IN_FLIGHT)
-        tasks = [task for task in found if isinstance(task, TaskInfo) and task.id not in self._tasks.known]
+        ids = subscriber.ids or await self._unended_ids(subscriber.queue or "")
+        found = await outcomes_of(ids[:_MAX_FIRST_TASKS], self._client.fetch, IN_FLIGHT)
+        read = [task for task in found if isinstance(task, TaskInfo) and subscriber.wanted(task)]
+        tasks = [task for task in read if task.id not in self._tasks.known]
         if self._watch is watch and subscriber in self._subscribers and not self._complete:
             self._send(subscriber, TaskBatch(tasks=tasks, lost=self._lost))
+
+    async def _unended_ids(self, queue: str) -> Sequence[str]:
+        """Return the ids of the tasks whose messages are in a queue, unless the watch delivers the queue's tasks soon.
+
+        A message stays in the queue until its task has ended.
+        """
+        await self._began.wait()
+        known = sum(task.queue == queue for task in self._tasks.known.values())
+        if self._complete or known >= _ENOUGH_TASKS:
+            return ()
+        ids: dict[str, None] = {}
+        try:
+            for data in await self._client.backend.first_messages(queue, _MAX_FIRST_TASKS):
+                with contextlib.suppress(MalformedMessage):
+                    ids[TaskMessage.decode(data).ID] = None
+        except NqnbError as error:
+            log.debug("cannot read the messages of queue %s; its tasks arrive with the watch: %s", queue, error)
+        return list(ids)
 
     def _restart_watch(self) -> None:
         """Start a new watch. Discard all tasks from the previous watch, because they may no longer exist."""
@@ -286,6 +316,8 @@ class TaskFeed:
         self._silent, self._unserved = {}, frozenset()
         self._tasks = _KnownTasks()
         self._complete = self._lost = False
+        self._began.set()  # a table that waits for the watch must not wait longer
+        self._began = asyncio.Event()
 
     async def _follow(self) -> None:
         try:
@@ -344,6 +376,7 @@ class TaskFeed:
         for task_id in batch.gone:
             self._tasks.drop(task_id)
         self._complete, self._lost = batch.complete, batch.lost
+        self._began.set()
         for subscriber in list(self._subscribers):
             tasks = [task for task in changed if subscriber.wanted(task)]
             if tasks or batch.gone or batch.anew or subscriber.last_state != (batch.complete, batch.lost):

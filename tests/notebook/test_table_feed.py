@@ -15,6 +15,7 @@ import pytest
 from helpers.waiting import until
 
 import nqnb
+from nqnb.jetstream import bucket_reader
 from nqnb.notebook.session import Session
 from nqnb.records import TaskBatch
 from nqnb.widgets.table import TaskTable
@@ -204,3 +205,47 @@ def test_a_table_of_some_tasks_does_not_wait_for_the_other_tasks(
         assert table._state == "loading"
         shown = {row["id"] for row in table._page.body()["rows"]}
     assert shown == {task.id for task in tasks}
+
+
+def test_a_table_of_a_queue_shows_its_unended_tasks_before_the_tasks_of_other_queues_are_read(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @session.handler("old", concurrency=1)
+    def old(job: nqnb.Job) -> None:
+        job.wait(600)
+
+    running = session.submit("old")
+    until(lambda: running.status() is nqnb.Status.PROCESSING)
+    ended, *waiting = session.map("old", range(4))
+    ended.cancel()
+    scheduled = session.submit("old", process_at=timedelta(hours=1))
+    until(lambda: ended.status().terminal)
+    session.map("other", range(30))
+    monkeypatch.setattr(bucket_reader, "NEWEST", 10)
+    watch, go_on = session.client.watch, threading.Event()
+
+    async def slow() -> AsyncGenerator[TaskBatch, None]:
+        async for batch in watch():
+            yield batch
+            while not go_on.is_set():
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(session.client, "watch", slow)
+    monkeypatch.setattr("nqnb.widgets.jupyter_compat.has_front_end", lambda: True)
+    monkeypatch.setattr("nqnb.widgets.table.SHOW_SECONDS", 20)
+    start = time.monotonic()
+    table, other = session.watch("old"), session.watch("other")
+    assert time.monotonic() - start < 10, "the tables are shown with their first rows"
+
+    def shown(of: TaskTable) -> dict[str, str]:
+        with of._lock:
+            of._drain()
+            return {row["id"]: row["status"] for row in of._page.body()["rows"]}
+
+    unended = {running.id: "processing", **{task.id: "pending" for task in waiting}, scheduled.id: "scheduled"}
+    until(lambda: shown(table) == unended)
+    until(lambda: len(other._rows) == 30 and shown(other))
+    assert (table._state, other._state) == ("loading", "loading")
+    go_on.set()
+    until(lambda: shown(table) == {**unended, ended.id: "deleted"})
+    until(lambda: table._state == "live")

@@ -19,7 +19,7 @@
  *   columns: Offer[], filters: Record<string, string>, sort: string, down: boolean, queues: boolean, behind: boolean,
  *   requeueable: boolean, requeues: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost"|"frozen", since: number, rate: ?number, left: ?number, now: number,
- *   loaded: boolean, snapshot: string, polled: boolean}} Rows  snapshot is the id of the element with the snapshot of the
+ *   loaded: boolean, all: boolean, snapshot: string, polled: boolean}} Rows  all is whether the table is not limited to listed tasks, snapshot is the id of the element with the snapshot of the
  *   table, and polled is whether the message answers a poll
  */
 
@@ -912,7 +912,7 @@ function render({ model, el }) {
     if (restarted) text = "kernel restarted: run the cell again";
     else if (over) text = "disconnected; the rows no longer change";
     else if (!last && Date.now() - receivedAt > KERNEL_ANSWER_SECONDS * 1000) text = "the kernel is busy: the rows appear when it answers";
-    else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
+    else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}${last.all ? " so far; older and ended tasks are still being counted" : ""}` : "loading…";
     else if (last.state === "frozen") text = last.open ? "frozen; the rows no longer change" : "";
     else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state at that time`;
     const idle = text === "" && last !== null && last.unserved.length > 0;
