@@ -42,6 +42,12 @@ _RETURNED = {
 """Classes that are not names of the package itself, but whose methods users call, and functions of modules, by the file
 name of their page."""
 
+_ABOUT_EXAMPLES = (
+    "The examples run in a notebook or in `python -m asyncio`, after `import asyncio, nqnb`, "
+    "`from datetime import timedelta` and `nq = await nqnb.connect()`. "
+    "A worker serves the queue `resize`: it returns the path and the width of the image, and fails for text files."
+)
+
 
 @event_priority(100)  # before the plugin that reads notebooks
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -98,7 +104,9 @@ def api_pages() -> dict[str, str]:
         for name in names:
             del left[name.rpartition(".")[2]]
         names += _RETURNED.get(file, ())
-        pages[f"reference/{file}.md"] = "\n\n".join([f"# {heading}", *(f"::: {name}" for name in names)])
+        pages[f"reference/{file}.md"] = "\n\n".join(
+            [f"# {heading}", _ABOUT_EXAMPLES, *(f"::: {name}" for name in names)]
+        )
     if left:
         raise ValueError(f"no page documents {sorted(left)}; add their modules to _AREAS")
     return pages

@@ -97,12 +97,26 @@ def connect(
 
     Raises:
         BadInput: a setting or the store is invalid.
+
+    Examples:
+        >>> async with nqnb.connect(connect_timeout=2) as nq:
+        ...     task = await nq.submit("resize", {"path": "a.png"})
+        ...     print(await task)
+        {'path': 'a.png', 'width': 800}
     """
     return Client(Settings.of(settings, **options), store)
 
 
 class Client:
-    """A client of a NATS server, for all operations on tasks and queues. Create a client with `connect`."""
+    """A client of a NATS server, for all operations on tasks and queues. Create a client with `connect`.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"}, retry=2, timeout=600)
+        >>> await task.result(timeout=30)
+        {'path': 'a.png', 'width': 800}
+        >>> await nq.purge_queue("resize")
+        <PurgeReceipt resize: 0 deleted, 0 cancelled, 0 left>
+    """
 
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
         if not isinstance(settings, Settings):
@@ -972,6 +986,13 @@ class Task:
         queue: the queue of the task, if known.
         attached: whether a task with the same key already existed. If so, no new task was created.
         submitted: the trace context of the call that submitted the task, or None if the call was not traced.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"})
+        >>> await task
+        {'path': 'a.png', 'width': 800}
+        >>> await task.status()
+        <Status.COMPLETED: 3>
     """
 
     def __init__(

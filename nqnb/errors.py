@@ -53,15 +53,39 @@ _NOTE_LINE_CHARACTERS = 500
 
 
 class NqnbError(Exception):
-    """The base class of every error that nqnb raises."""
+    """The base class of every error that nqnb raises.
+
+    Examples:
+        >>> try:
+        ...     await nq.fetch("no-such-task")
+        ... except nqnb.NqnbError as error:  # any error of nqnb
+        ...     print(error)
+        task 'no-such-task' is unknown: this server has no task with that id. Check the id and the server, or run
+        `nqnb task list` to see the existing tasks.
+    """
 
 
 class BadInput(NqnbError, ValueError):
-    """The caller passed an invalid value; nothing was sent to the server."""
+    """The caller passed an invalid value; nothing was sent to the server.
+
+    Examples:
+        >>> await nq.submit("resize", timeout=-1)
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.BadInput: timeout=-1 is invalid: must be above 0. Pass seconds or a timedelta.
+    """
 
 
 class InvalidQueueName(BadInput):
-    """NQ or NATS does not allow the queue name; ``.queue`` is the name."""
+    """NQ or NATS does not allow the queue name; ``.queue`` is the name.
+
+    Examples:
+        >>> await nq.submit("re size")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.InvalidQueueName: queue name 're size' is invalid: expected 1 to 200 letters (A-Z, a-z), digits,
+        hyphens and underscores.
+    """
 
     def __init__(self, message: str, queue: object) -> None:
         super().__init__(message)
@@ -69,7 +93,15 @@ class InvalidQueueName(BadInput):
 
 
 class InvalidTaskId(BadInput):
-    """The task id cannot be used as a key in the state bucket; ``.task_id`` is the id."""
+    """The task id cannot be used as a key in the state bucket; ``.task_id`` is the id.
+
+    Examples:
+        >>> await nq.fetch("a b")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.InvalidTaskId: task id 'a b' is invalid: expected 1 to 200 characters, each a letter (A-Z, a-z),
+        digit, dot, hyphen, slash, underscore or equals sign.
+    """
 
     def __init__(self, message: str, task_id: object) -> None:
         super().__init__(message)
@@ -77,11 +109,28 @@ class InvalidTaskId(BadInput):
 
 
 class InvalidHandler(BadInput):
-    """The function cannot be used as a handler, or an option is invalid for this handler."""
+    """The function cannot be used as a handler, or an option is invalid for this handler.
+
+    Examples:
+        >>> @nqnb.Worker().handler("resize")
+        ... def resize(path, width, height): ...
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.InvalidHandler: resize(path, width, height) cannot handle tasks: its parameters must be (job),
+        (payload) or (job, payload).
+    """
 
 
 class UnencodableValue(BadInput):
-    """Part of a value cannot be encoded as JSON; ``.part`` names that part, for example ``payload["rows"][3]``."""
+    """Part of a value cannot be encoded as JSON; ``.part`` names that part, for example ``payload["rows"][3]``.
+
+    Examples:
+        >>> try:
+        ...     await nq.submit("resize", {"rows": [1, 2, open]})
+        ... except nqnb.UnencodableValue as error:
+        ...     print(error.part)
+        payload['rows'][2]
+    """
 
     def __init__(self, message: str, part: str) -> None:
         super().__init__(message)
@@ -89,7 +138,15 @@ class UnencodableValue(BadInput):
 
 
 class PayloadTooLarge(BadInput):
-    """The message exceeds the server's size limit; ``.size`` and ``.limit`` are in bytes."""
+    """The message exceeds the server's size limit; ``.size`` and ``.limit`` are in bytes.
+
+    Examples:
+        >>> try:
+        ...     await nq.submit("resize", bytes(2_000_000))
+        ... except nqnb.PayloadTooLarge as error:
+        ...     print(error.size > error.limit, error.limit)
+        True 1048576
+    """
 
     def __init__(self, message: str, size: int, limit: int) -> None:
         super().__init__(message)
@@ -98,11 +155,27 @@ class PayloadTooLarge(BadInput):
 
 
 class ConnectionFailed(NqnbError, ConnectionError):
-    """The server cannot be used at the moment."""
+    """The server cannot be used at the moment.
+
+    Examples:
+        >>> try:
+        ...     await nqnb.connect("nats://127.0.0.1:1", connect_timeout=1)
+        ... except nqnb.ConnectionFailed as error:  # also a ConnectionError
+        ...     print(type(error).__name__)
+        NoServer
+    """
 
 
 class NoServer(ConnectionFailed):
-    """No server at the address accepted the connection; ``.url`` is the address, without secrets."""
+    """No server at the address accepted the connection; ``.url`` is the address, without secrets.
+
+    Examples:
+        >>> await nqnb.connect("nats://127.0.0.1:1", connect_timeout=1)
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.NoServer: cannot connect to a NATS server at nats://127.0.0.1:1: the connection was refused; start a
+        server with `nqnb up --detach`, or set another address with --url or NATS_URL
+    """
 
     def __init__(self, message: str, url: str) -> None:
         super().__init__(message)
@@ -110,11 +183,30 @@ class NoServer(ConnectionFailed):
 
 
 class NoJetStream(ConnectionFailed):
-    """The server accepted the connection, but JetStream is not enabled."""
+    """The server accepted the connection, but JetStream is not enabled.
+
+    Examples:
+        >>> with nqnb.DevServer(jetstream=False) as server:
+        ...     await nqnb.connect(server.url)
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.NoJetStream: cannot use the server at nats://...: JetStream is not enabled. Restart the server with
+        `-js`, or start another server with `nqnb up`.
+    """
 
 
 class NoResponders(ConnectionFailed):
-    """Nothing is listening on the subject at the moment, so nothing was stored; ``.subject`` is the subject."""
+    """Nothing is listening on the subject at the moment, so nothing was stored; ``.subject`` is the subject.
+
+    Examples:
+        >>> async def submit(payload):
+        ...     try:
+        ...         return await nq.submit("resize", payload, key=payload["path"])
+        ...     except nqnb.NoResponders as error:
+        ...         print("nothing was stored:", error)
+        >>> await (await submit({"path": "c.png"}))
+        {'path': 'c.png', 'width': 800}
+    """
 
     def __init__(self, message: str, subject: str) -> None:
         super().__init__(message)
@@ -126,6 +218,15 @@ class Unavailable(NoResponders):
 
     The usual cause is a cluster without a leader or without a quorum. ``.code``, ``.err_code`` and ``.description``
     come from JetStream, as in `ServerRefused`. ``.subject`` is the subject of the request.
+
+    Examples:
+        >>> async def submit(payload):
+        ...     try:
+        ...         return await nq.submit("resize", payload, key=payload["path"])
+        ...     except nqnb.Unavailable as error:
+        ...         print("try again later:", error.err_code)
+        >>> await (await submit({"path": "d.png"}))
+        {'path': 'd.png', 'width': 800}
     """
 
     def __init__(self, message: str, subject: str, code: int, err_code: int, description: str) -> None:
@@ -136,11 +237,31 @@ class Unavailable(NoResponders):
 
 
 class NoRoom(Unavailable):
-    """A storage limit of the server, the account or a stream was reached. The message explains how to free space."""
+    """A storage limit of the server, the account or a stream was reached. The message explains how to free space.
+
+    Examples:
+        >>> async def submit(payload):
+        ...     try:
+        ...         return await nq.submit("resize", payload, key=payload["path"])
+        ...     except nqnb.NoRoom as error:
+        ...         print("free space, then submit again:", error)
+        >>> await (await submit({"path": "g.png"}))
+        {'path': 'g.png', 'width': 800}
+    """
 
 
 class Unconfirmed(NqnbError):
-    """The server's answer was lost, so the request may have taken effect; ``.task_id`` is the task's id, if known."""
+    """The server's answer was lost, so the request may have taken effect; ``.task_id`` is the task's id, if known.
+
+    Examples:
+        >>> async def submit(payload):
+        ...     try:
+        ...         return await nq.submit("resize", payload, key=payload["path"])
+        ...     except nqnb.Unconfirmed as error:
+        ...         print("read the state of task", error.task_id)
+        >>> await (await submit({"path": "e.png"}))
+        {'path': 'e.png', 'width': 800}
+    """
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -151,6 +272,15 @@ class ServerRefused(NqnbError):
     """The server refused a request; ``.err_code`` and ``.description`` are JetStream's error code and description.
 
     If the user does not have the required permission, ``.code`` is 403 and ``.err_code`` is 0.
+
+    Examples:
+        >>> async def submit(payload):
+        ...     try:
+        ...         return await nq.submit("resize", payload, key=payload["path"])
+        ...     except nqnb.ServerRefused as error:
+        ...         print(error.code, error.description)
+        >>> await (await submit({"path": "f.png"}))
+        {'path': 'f.png', 'width': 800}
     """
 
     def __init__(self, message: str, code: int, err_code: int, description: str) -> None:
@@ -161,7 +291,17 @@ class ServerRefused(NqnbError):
 
 
 class RevisionConflict(NqnbError):
-    """A compare-and-set failed because the key has a newer revision; ``.key`` is the key."""
+    """A compare-and-set failed because the key has a newer revision; ``.key`` is the key.
+
+    Examples:
+        >>> store = nqnb.MemoryStore()
+        >>> revision = await store.create("task", b"pending")
+        >>> await store.create("task", b"pending")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.RevisionConflict: writing the entry 'task' failed: another client or worker has changed the entry.
+        Read the entry again, and retry.
+    """
 
     def __init__(self, key: str) -> None:
         super().__init__(
@@ -172,7 +312,15 @@ class RevisionConflict(NqnbError):
 
 
 class MalformedMessage(NqnbError):
-    """Bytes from the server are not a valid NQ message or entry; ``.data`` contains these bytes."""
+    """Bytes from the server are not a valid NQ message or entry; ``.data`` contains these bytes.
+
+    Examples:
+        >>> nqnb.TaskMessage.decode(b"[]")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.MalformedMessage: cannot decode an NQ message: not an object (b'[]'). Check which program wrote
+        these bytes.
+    """
 
     def __init__(self, message: str, data: bytes) -> None:
         super().__init__(message)
@@ -180,7 +328,15 @@ class MalformedMessage(NqnbError):
 
 
 class UnknownQueue(NqnbError):
-    """The server has no stream for the queue; ``.queue`` is the name of the queue."""
+    """The server has no stream for the queue; ``.queue`` is the name of the queue.
+
+    Examples:
+        >>> await nq.pause("no-such-queue")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.UnknownQueue: queue 'no-such-queue' does not exist: a queue is created when its first task is
+        submitted. Run `nqnb queue list` to see the existing queues.
+    """
 
     def __init__(self, message: str, queue: str) -> None:
         super().__init__(message)
@@ -192,6 +348,13 @@ class QueueInUse(NqnbError):
 
     ``.queue`` is the name of the queue. ``.pending``, ``.processing`` and ``.workers`` are the numbers of waiting
     tasks, running tasks and live workers.
+
+    Examples:
+        >>> try:
+        ...     await nq.delete_queue("resize")
+        ... except nqnb.QueueInUse as error:
+        ...     print(error.queue, error.workers)
+        resize 1
     """
 
     def __init__(self, message: str, queue: str, pending: int = 0, processing: int = 0, workers: int = 0) -> None:
@@ -203,7 +366,15 @@ class QueueInUse(NqnbError):
 
 
 class UnknownSchedule(NqnbError):
-    """The server has no schedule with this name; ``.name`` is the name."""
+    """The server has no schedule with this name; ``.name`` is the name.
+
+    Examples:
+        >>> await nq.run_schedule("no-such-schedule")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.UnknownSchedule: schedule 'no-such-schedule' is unknown: the server has no schedule with this name.
+        Run `nqnb schedule list` to see the existing schedules.
+    """
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
@@ -211,7 +382,17 @@ class UnknownSchedule(NqnbError):
 
 
 class ScheduleExists(NqnbError):
-    """A schedule with this name has another definition; ``.name`` is the name."""
+    """A schedule with this name has another definition; ``.name`` is the name.
+
+    Examples:
+        >>> await nq.every(minutes=5, queue="resize", payload={"path": "a.png"}, name="poll")
+        <ScheduleInfo poll: every 5 minutes, queue resize, next ...>
+        >>> await nq.every(minutes=9, queue="resize", payload={"path": "a.png"}, name="poll")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.ScheduleExists: schedule 'poll' cannot be created: it already exists with another definition (every
+        5 minutes, queue 'resize'). Choose another name, or replace the schedule (replace=True, or --replace).
+    """
 
     def __init__(self, message: str, name: str) -> None:
         super().__init__(message)
@@ -219,7 +400,15 @@ class ScheduleExists(NqnbError):
 
 
 class TaskError(NqnbError):
-    """An error that concerns one task; ``.task_id`` is the task's id, and ``.status`` is its state, if known."""
+    """An error that concerns one task; ``.task_id`` is the task's id, and ``.status`` is its state, if known.
+
+    Examples:
+        >>> try:
+        ...     await nq.result("no-such-task")
+        ... except nqnb.TaskError as error:
+        ...     print(type(error).__name__, error.task_id)
+        UnknownTask no-such-task
+    """
 
     def __init__(self, message: str, task_id: str, status: Status | None = None) -> None:
         super().__init__(message)
@@ -228,25 +417,70 @@ class TaskError(NqnbError):
 
 
 class UnknownTask(TaskError):
-    """The state bucket has no task with this id."""
+    """The state bucket has no task with this id.
+
+    Examples:
+        >>> await nq.fetch("no-such-task")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.UnknownTask: task 'no-such-task' is unknown: this server has no task with that id. Check the id and
+        the server, or run `nqnb task list` to see the existing tasks.
+    """
 
 
 class TaskExists(TaskError):
-    """Another task already has the id that the caller chose."""
+    """Another task already has the id that the caller chose.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"}, id="taken")
+        >>> await nq.submit("resize", {"path": "b.png"}, id="taken")
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.TaskExists: task id 'taken' is taken: another task has this id. Choose another id, or omit it to get
+        a random id.
+    """
 
 
 class NotCancellable(TaskError):
-    """The task completed or failed before it could be cancelled; ``.status`` is its state."""
+    """The task completed or failed before it could be cancelled; ``.status`` is its state.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"})
+        >>> await task.wait()
+        <Status.COMPLETED: 3>
+        >>> try:
+        ...     await task.cancel()
+        ... except nqnb.NotCancellable as error:
+        ...     print(error.status)
+        completed
+    """
 
 
 class NotRequeueable(TaskError):
-    """The task cannot be requeued: it has not ended, or its payload is no longer stored; ``.status`` is its state."""
+    """The task cannot be requeued: it has not ended, or its payload is no longer stored; ``.status`` is its state.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"}, process_at=timedelta(hours=1))
+        >>> try:
+        ...     await task.requeue()
+        ... except nqnb.NotRequeueable as error:
+        ...     print(error.status)
+        pending
+    """
 
 
 class TaskFailed(TaskError):
     """The task failed; ``.error_type`` and ``.traceback`` are strings that describe the handler's exception.
 
     Notebooks, and Python 3.11 and later, print the handler's traceback as a note below the message.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "notes.txt"})
+        >>> try:
+        ...     await task
+        ... except nqnb.TaskFailed as error:
+        ...     print(error.error_type, error.traceback.splitlines()[-1])
+        ValueError ValueError: cannot open 'notes.txt'
     """
 
     def __init__(
@@ -276,11 +510,31 @@ def _note(traceback: str) -> str:
 
 
 class TaskCancelled(TaskError):
-    """The task was cancelled (or deleted before it started), so it has no result."""
+    """The task was cancelled (or deleted before it started), so it has no result.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"}, process_at=timedelta(hours=1))
+        >>> await task.cancel()
+        <CancelReceipt ...: deleted before it started>
+        >>> await task
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.TaskCancelled: task '...' has no result: it was cancelled by ... before it started (NQ calls this
+        deleted). Requeue the task to run it again.
+    """
 
 
 class WaitTimeout(TaskError, TimeoutError):
-    """The task did not end within the timeout. The task itself is not affected."""
+    """The task did not end within the timeout. The task itself is not affected.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"}, id="tomorrow", process_at=timedelta(days=1))
+        >>> await task.result(timeout=0.1)
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.WaitTimeout: task 'tomorrow' did not finish within 0.1 s: the task is still pending, due at ....
+        Wait longer, or cancel the task.
+    """
 
 
 class NotSubmitted(NqnbError):
@@ -288,6 +542,15 @@ class NotSubmitted(NqnbError):
 
     ``.tasks`` has an item for each payload, in the same order: a `Task`, or None for a failed payload. ``.errors`` maps
     the index of each failed payload to the error.
+
+    Examples:
+        >>> try:
+        ...     await nq.submit_many("resize", [{"path": "a.png"}, bytes(2_000_000)])
+        ... except nqnb.NotSubmitted as error:
+        ...     print(error.tasks)
+        ...     print(error.errors[1])
+        [<Task ... in resize>, None]
+        the payload of 2,000,000 bytes is too large: ...
     """
 
     def __init__(self, message: str, tasks: Sequence[Any], errors: Mapping[int, NqnbError]) -> None:
@@ -297,20 +560,68 @@ class NotSubmitted(NqnbError):
 
 
 class DevServerError(NqnbError):
-    """The bundled nats-server cannot be found, did not start, or stopped unexpectedly."""
+    """The bundled nats-server cannot be found, did not start, or stopped unexpectedly.
+
+    Examples:
+        >>> try:
+        ...     nqnb.DevServer(config="no_such_option: 1").start()
+        ... except nqnb.DevServerError as error:
+        ...     print(error)
+        nats-server with store '...' failed: it exited with code 1; the end of its log:
+        nats-server: ... unknown field "no_such_option"
+    """
 
 
 class MetricsUnavailable(NqnbError):
-    """The metrics cannot be served: prometheus-client is not installed, or the address cannot be used."""
+    """The metrics cannot be served: prometheus-client is not installed, or the address cannot be used.
+
+    Examples:
+        >>> worker = nqnb.Worker(metrics="192.0.2.1:9464")  # no address of this machine
+        >>> @worker.handler("thumbnail")
+        ... def thumbnail(payload: dict) -> None: ...
+        >>> await worker.start()
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.MetricsUnavailable: metrics cannot be served on 192.0.2.1:9464: ... Choose another port or host.
+    """
 
 
 class HealthUnavailable(NqnbError):
-    """The health checks cannot be served, because the address cannot be used."""
+    """The health checks cannot be served, because the address cannot be used.
+
+    Examples:
+        >>> worker = nqnb.Worker(health="192.0.2.1:8080")  # no address of this machine
+        >>> @worker.handler("thumbnail")
+        ... def thumbnail(payload: dict) -> None: ...
+        >>> await worker.start()
+        Traceback (most recent call last):
+            ...
+        nqnb.errors.HealthUnavailable: health cannot be served on 192.0.2.1:8080: ... Choose another port or host.
+    """
 
 
 class TracingUnavailable(NqnbError):
-    """Tasks cannot be traced: opentelemetry-api is not installed."""
+    """Tasks cannot be traced: opentelemetry-api is not installed.
+
+    Examples:
+        >>> from nqnb import tracing
+        >>> try:
+        ...     tracing.instrument()
+        ... except nqnb.TracingUnavailable as error:
+        ...     print(error)
+        ... finally:
+        ...     tracing.uninstrument()
+    """
 
 
 class JobCancelled(BaseException):
-    """The exception that nqnb raises inside a handler to stop the handler. Handlers must not suppress it."""
+    """The exception that nqnb raises inside a handler to stop the handler. Handlers must not suppress it.
+
+    Examples:
+        >>> from nqnb.testing import job
+        >>> try:
+        ...     job(cancelled=True).progress(1, 2)
+        ... except nqnb.JobCancelled:
+        ...     print("clean up, then raise it again")
+        clean up, then raise it again
+    """

@@ -54,6 +54,16 @@ class FailureGroup(Struct, frozen=True, kw_only=True):
         last_at: the time at which the last of these tasks failed, or None if it is unknown.
         example: the id of the most recently changed task.
         traceback: the traceback of the example.
+
+    Examples:
+        >>> tasks = await nq.submit_many("resize", [{"path": "a/7.txt"}, {"path": "b/8.txt"}])
+        >>> for task in tasks:
+        ...     print(await task.wait())
+        failed
+        failed
+        >>> [group] = await nq.failures("resize")
+        >>> group.error, group.count >= 2
+        ('ValueError: cannot open <text>', True)
     """
 
     id: str

@@ -27,6 +27,12 @@ class CancelReceipt(Struct, frozen=True, kw_only=True, gc=False):
 
     ``stopping`` is True if the task's code is still running. In that case, ``status`` is not final. ``how`` describes
     how the code was stopped, or why no worker is stopping it. All times are according to the server's clock.
+
+    Examples:
+        >>> task = await nq.submit("train", process_at=timedelta(hours=1))
+        >>> receipt = await task.cancel()
+        >>> receipt.status, receipt.stopping, receipt.how
+        (<Status.DELETED: 5>, False, 'deleted before it started')
     """
 
     task_id: str
@@ -86,6 +92,16 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
 
     ``attempt`` is the number of the last run, counted from 1. It is 0 before the first run. ``timeout`` is in seconds;
     0 means no timeout. ``revision`` is the revision of the task's entry in the bucket.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"}, id="a1")
+        >>> await task.wait()
+        <Status.COMPLETED: 3>
+        >>> info = await task.fetch()
+        >>> info
+        <TaskInfo a1 in resize: completed, attempt 1 of 1>
+        >>> info.result
+        b'{"path":"a.png","width":800}'
     """
 
     id: str
@@ -222,6 +238,13 @@ class LogLine(Struct, frozen=True, kw_only=True):
         worker: the id of the worker.
         missing: the number of lines immediately before this line that were not stored, for example because the
             task wrote lines too quickly.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"})
+        >>> await task.wait()
+        <Status.COMPLETED: 3>
+        >>> [line async for line in task.logs()]
+        [<LogLine 1: opened a.png>]
     """
 
     number: int
@@ -248,6 +271,12 @@ class TaskBatch(Struct, frozen=True, kw_only=True):
     True while the connection is down. After a reconnect, the next batch continues where the last batch ended. ``anew``
     is True if the server has lost its store. In that case, all earlier batches are invalid, and the watch starts again
     with this batch.
+
+    Examples:
+        >>> async for batch in nq.watch():
+        ...     print(len(batch.tasks) > 0)
+        ...     break
+        True
     """
 
     tasks: list[TaskInfo] = []
@@ -284,6 +313,12 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         rate_limit: the maximum number of tasks that start per second across all nqnb workers, or 0 for no limit.
         concurrency_limit: the maximum number of tasks that run at the same time across all nqnb workers, or 0 for no
             limit.
+
+    Examples:
+        >>> for queue in await nq.queues():
+        ...     if queue.name == "resize":
+        ...         print(queue.pending, queue.workers, queue.paused)
+        0 1 False
     """
 
     name: str
@@ -341,6 +376,11 @@ class ScheduleInfo(Struct, frozen=True, kw_only=True):
         last_at: the scheduled time of the last task, or None if there has been no task.
         client: the name of the client that wrote the definition.
         written_at: the time at which the definition was written.
+
+    Examples:
+        >>> payload = {"path": "a.png"}
+        >>> await nq.every("0 7 * * mon-fri", "resize", payload, name="mornings", timezone="Europe/Berlin")
+        <ScheduleInfo mornings: 0 7 * * mon-fri Europe/Berlin, queue resize, next ...>
     """
 
     name: str
@@ -372,6 +412,12 @@ class PurgeReceipt(Struct, frozen=True, kw_only=True):
     tasks that were cancelled: those waiting for a retry and, if the queue was deleted, the running tasks. ``left`` is
     the number of messages that remain in the queue, because their tasks are running or were submitted during the call.
     ``seconds`` is the duration of the call.
+
+    Examples:
+        >>> task = await nq.submit("newsletter", {"to": "a@example.org"})
+        >>> receipt = await nq.purge_queue("newsletter")
+        >>> receipt
+        <PurgeReceipt newsletter: 1 deleted, 0 cancelled, 0 left>
     """
 
     queue: str
@@ -391,6 +437,10 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
     ``entries`` is the number of entries of ended tasks. ``results`` and ``intents`` are the numbers of results and
     cancel requests of these tasks, and of tasks without an entry. ``kept`` is the number of entries that were old
     enough but were not removed, because the messages of these tasks are still in the queues.
+
+    Examples:
+        >>> await nq.prune(older_than=7 * 24 * 3600, dry_run=True)
+        <PruneReceipt: 0 states, 0 results, 0 cancel requests would be removed, 0 kept>
     """
 
     entries: int
@@ -423,6 +473,11 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
     ``running`` lists the ids of the tasks that the worker is running. If there are thousands of tasks, only the first
     are listed, and ``unlisted`` is the number of the others.
+
+    Examples:
+        >>> [worker] = await nq.workers()
+        >>> worker.queues, worker.running_count
+        (['resize', 'train'], 0)
     """
 
     id: str

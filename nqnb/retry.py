@@ -22,6 +22,11 @@ class Backoff:
 
     Raises:
         BadInput: a value is not a duration, or ``most`` is less than ``first``.
+
+    Examples:
+        >>> backoff = nqnb.Backoff(first=1, most=60)
+        >>> [backoff.delay(retry, draw=1) for retry in (1, 2, 3, 10)]
+        [1.0, 2.0, 4.0, 60.0]
     """
 
     first: Duration = 1.0

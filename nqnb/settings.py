@@ -162,6 +162,11 @@ class Settings:
 
     Raises:
         BadInput: an address, a number, a name, a file or a context is invalid.
+
+    Examples:
+        >>> settings = nqnb.Settings("nats://127.0.0.1:4222", token="secret", retention=3600)
+        >>> nqnb.connect(settings, ack_wait=10)
+        <Client nats://127.0.0.1:4222, closed>
     """
 
     url: str | Sequence[str] = ""

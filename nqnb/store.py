@@ -15,7 +15,15 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """The value of a key at one revision. ``created`` is the Unix time of the write, by the store's clock."""
+    """The value of a key at one revision. ``created`` is the Unix time of the write, by the store's clock.
+
+    Examples:
+        >>> store = nqnb.MemoryStore()
+        >>> revision = await store.put("task", b"pending")
+        >>> entry = await store.get("task")
+        >>> entry.value, entry.revision == revision
+        (b'pending', True)
+    """
 
     key: str
     value: bytes
@@ -33,6 +41,13 @@ class StateStore(Protocol):
 
     The ``ttl`` of a write is the minimum number of seconds for which the store keeps the value, unless the value is
     overwritten. None keeps the value indefinitely. A store that never deletes values may ignore ``ttl``.
+
+    Examples:
+        >>> store: nqnb.StateStore = nqnb.MemoryStore()
+        >>> async with nqnb.connect(store=store) as nq:
+        ...     task = await nq.submit("mail", {"to": "a@example.org"})
+        ...     print(await task.status())
+        pending
     """
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
@@ -117,7 +132,15 @@ def _has(store: object, method: str) -> bool:
 
 
 class MemoryStore:
-    """A `StateStore` in this process's memory, for tests and experiments."""
+    """A `StateStore` in this process's memory, for tests and experiments.
+
+    Examples:
+        >>> store = nqnb.MemoryStore()
+        >>> revision = await store.create("task", b"pending")
+        >>> revision = await store.update("task", b"processing", revision)
+        >>> (await store.get("task")).value
+        b'processing'
+    """
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}

@@ -45,6 +45,14 @@ class Finding(Struct, frozen=True, kw_only=True):
         remedy: what to do, usually with a command to copy.
         queue: the queue, or an empty string if the finding concerns the whole server.
         ids: the ids of all tasks concerned, or the names of the entries, streams or workers. The list may be empty.
+
+    Examples:
+        >>> task = await nq.submit("mail", {"to": "a@example.org"})
+        >>> [finding] = (await nq.doctor("mail")).findings
+        >>> finding
+        <Finding no-worker in mail: 1 task is waiting, but no worker is serving the queue.>
+        >>> print(finding.remedy)
+        Start a worker with `nqnb worker MODULE:WORKER`. ...
     """
 
     code: str
@@ -100,6 +108,13 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         findings: the findings, with the errors first. The list is empty if no problem was found.
         fixed: the findings that were repaired before this examination.
         errors: an error for each repair that failed.
+
+    Examples:
+        >>> diagnosis = await nq.doctor("resize")
+        >>> diagnosis.ok
+        True
+        >>> print(diagnosis)
+        no findings in 1 queue, ... tasks, 0 messages on nats-server 2...
     """
 
     server: str

@@ -18,7 +18,13 @@ _RECORDS = {
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Add the magics, their completion and the display of records, without connecting. This function is idempotent."""
+    """Add the magics, their completion and the display of records, without connecting. This function is idempotent.
+
+    Examples:
+        >>> nqnb.load_ipython_extension(get_ipython())  # `%load_ext nqnb` calls this function
+        >>> get_ipython().find_line_magic("nq") is not None
+        True
+    """
     from nqnb.notebook.magics import completion
     from nqnb.notebook.magics.handler_cell import unfold
     from nqnb.notebook.magics.nq_magic import magic
@@ -35,6 +41,9 @@ def unload_ipython_extension(shell: Any) -> None:
     """Remove the magics, their completion and the display of records, and close all sessions.
 
     Afterwards, no session, live table, handler or thread of nqnb remains.
+
+    Examples:
+        >>> nqnb.unload_ipython_extension(get_ipython())  # `%unload_ext nqnb` calls this function
     """
     unload_from(shell)
     registry = sys.modules.get("nqnb.notebook.session_registry")

@@ -296,6 +296,12 @@ def nest() -> None:
 
     Raises:
         BadInput: no event loop is running in this thread.
+
+    Examples:
+        >>> nqnb.nest()
+        asyncio.run(...) now works in cells, until the kernel restarts. ...
+        >>> asyncio.run(asyncio.sleep(0, "slept"))
+        'slept'
     """
     try:
         loop = asyncio.get_running_loop()

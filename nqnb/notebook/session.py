@@ -98,6 +98,12 @@ class Session:
         local: the handlers that run in this kernel; see `Local`.
         cancel_on_interrupt: whether an interrupted wait cancels the tasks that it was waiting for. If False, the tasks
             continue, and a message reports their states. Each call that waits can override this attribute.
+
+    Examples:
+        >>> nq = nqnb.session()
+        >>> task = nq.submit("resize", {"path": "a.png"})
+        >>> nq.result(task.id, timeout=30)
+        {'path': 'a.png', 'width': 800}
     """
 
     def __init__(

@@ -49,6 +49,12 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
         NoServer, NoJetStream: see `nqnb.Client.open`.
         BadInput: a setting is invalid, or a session for this server is already open with other settings.
         DevServerError: the user's detached server did not start.
+
+    Examples:
+        >>> nq = nqnb.session()
+        >>> tasks = nq.map("resize", [{"path": "a.png"}, {"path": "b.png"}])
+        >>> tasks.results(30)
+        [{'path': 'a.png', 'width': 800}, {'path': 'b.png', 'width': 800}]
     """
     _latest[:] = [find_or_open(url, store=store, **options)]
     return _latest[0]

@@ -104,6 +104,13 @@ class SessionTask:
         queue: the queue of the task, or an empty string if the queue is unknown.
         row: the position of the task's payload among the payloads of the call or group, or -1 if unknown.
         attached: whether the task already existed when its key was submitted.
+
+    Examples:
+        >>> task = nqnb.session().submit("resize", {"path": "a.png"})
+        >>> task.result(30)
+        {'path': 'a.png', 'width': 800}
+        >>> task.status()
+        <Status.COMPLETED: 3>
     """
 
     # A list can contain a million tasks.
@@ -267,6 +274,13 @@ class TaskList(list[SessionTask]):
         tasks: the tasks.
         index: the index of the DataFrame whose rows are the payloads, or None. The ``row`` of a task is a position
             in this index.
+
+    Examples:
+        >>> tasks = nqnb.session().map("resize", [{"path": "a.png"}, {"path": "b.png"}])
+        >>> tasks.results(30)
+        [{'path': 'a.png', 'width': 800}, {'path': 'b.png', 'width': 800}]
+        >>> tasks.df["status"].tolist()
+        ['completed', 'completed']
     """
 
     def __init__(self, session: _TaskCalls, tasks: Iterable[SessionTask] = (), index: Any = None) -> None:

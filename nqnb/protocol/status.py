@@ -9,7 +9,14 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """A task state. The numeric values are the same as in NQ."""
+    """A task state. The numeric values are the same as in NQ.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"})
+        >>> status = await task.wait()
+        >>> status == nqnb.Status.COMPLETED, status.terminal, status.label
+        (True, True, 'completed')
+    """
 
     PENDING = 0
     PROCESSING = 1

@@ -29,7 +29,15 @@ T = TypeVar("T", bound=Struct)
 
 
 class ErrorInfo(Struct, omit_defaults=True, gc=False):
-    """The type, message and traceback of the exception that caused a task to fail."""
+    """The type, message and traceback of the exception that caused a task to fail.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "notes.txt"})
+        >>> await task.wait()
+        <Status.FAILED: 2>
+        >>> (await task.fetch()).error
+        <ErrorInfo ValueError: cannot open 'notes.txt'>
+    """
 
     type: str = ""
     message: str = ""
@@ -43,6 +51,13 @@ class Progress(Struct, omit_defaults=True, gc=False):
     """The progress that a handler reports: ``done`` out of ``total``, with a description.
 
     If ``total`` is 0, the total is unknown.
+
+    Examples:
+        >>> task = await nq.submit("resize", {"path": "a.png"})
+        >>> await task.wait()
+        <Status.COMPLETED: 3>
+        >>> (await task.fetch()).progress
+        Progress(done=1.0, total=2.0, text='thumbnails')
     """
 
     done: float = 0
@@ -51,7 +66,13 @@ class Progress(Struct, omit_defaults=True, gc=False):
 
 
 class CancelRecord(Struct, omit_defaults=True, gc=False):
-    """The history of a cancel. Times are in Unix seconds on the server's clock, or 0 if not set."""
+    """The history of a cancel. Times are in Unix seconds on the server's clock, or 0 if not set.
+
+    Examples:
+        >>> record = nqnb.CancelRecord.of_intent(b'{"by": "ada@lab", "requested_at": 1767225600}')
+        >>> record.by, record.requested_at
+        ('ada@lab', 1767225600.0)
+    """
 
     by: str = ""
     requested_at: Moment = 0
@@ -144,7 +165,13 @@ _Meta = Meta  # inside TaskMessage the name Meta is the field
 
 
 class TaskMessage(Struct, gc=False):
-    """A task, as published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
+    """A task, as published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``.
+
+    Examples:
+        >>> message = nqnb.TaskMessage(ID="7", StreamName="resize", Queue="resize", Payload=b"{}")
+        >>> nqnb.TaskMessage.decode(message.encode()) == message
+        True
+    """
 
     Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
     ID: str = ""
@@ -249,7 +276,12 @@ class TaskMessage(Struct, gc=False):
 
 
 class CancelMessage(Struct, gc=False):
-    """A cancel message, as published on ``<q>.cancel``."""
+    """A cancel message, as published on ``<q>.cancel``.
+
+    Examples:
+        >>> nqnb.CancelMessage(ID="7", StreamName="resize").encode()
+        b'{"ID":"7","StreamName":"resize"}'
+    """
 
     ID: str = ""
     StreamName: str = ""

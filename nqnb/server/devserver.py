@@ -65,6 +65,12 @@ class DevServer:
     Raises:
         BadInput: an argument has the wrong type, or the port is out of range.
         InvalidQueueName: a name in `go_queues` is invalid.
+
+    Examples:
+        >>> with nqnb.DevServer() as server:
+        ...     async with nqnb.connect(server.url) as nq:
+        ...         print(await nq.queues())
+        []
     """
 
     def __init__(

@@ -34,6 +34,12 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
     Raises:
         TracingUnavailable: opentelemetry-api is not installed.
+
+    Examples:
+        >>> from nqnb import tracing
+        >>> tracing.instrument()
+        >>> task = await nq.submit("resize", {"path": "a.png"})  # creates a span
+        >>> tracing.uninstrument()
     """
     global active
     try:
@@ -47,7 +53,12 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
 
 def uninstrument() -> None:
-    """Stop creating spans. Spans that have already started are still completed."""
+    """Stop creating spans. Spans that have already started are still completed.
+
+    Examples:
+        >>> from nqnb import tracing
+        >>> tracing.uninstrument()
+    """
     global active
     active = None
 

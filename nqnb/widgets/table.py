@@ -86,6 +86,15 @@ class TaskTable(anywidget.AnyWidget):
             table.
         size: the number of rows per page: 10, 20, 50 or 100.
         freeze: whether to freeze the table automatically once all tasks in ``rows.ids`` have ended.
+
+    Examples:
+        >>> tasks = nqnb.session().map("resize", [{"path": "a.png"}, {"path": "b.png"}])
+        >>> table = tasks.watch()  # the last line of a cell shows the table
+        >>> tasks.wait(30)
+        [<Status.COMPLETED: 3>, <Status.COMPLETED: 3>]
+        >>> len(table.df)
+        2
+        >>> table.close()
     """
 
     _esm = _STATIC / "table.js"

@@ -93,6 +93,19 @@ class Job:
         max_retry: the maximum number of retries.
         deadline: the time at which the timeout or deadline stops the attempt (UTC, on this machine's clock), or None.
         state: the state that the worker shares with the job. Handlers must not use this attribute.
+
+    Examples:
+        >>> from nqnb.testing import job
+        >>> def resize(job: nqnb.Job, payload: dict) -> str:
+        ...     job.progress(1, 2, "thumbnails")
+        ...     job.log(f"attempt {job.attempt}")
+        ...     return payload["path"]
+        >>> made = job(attempt=2)  # without a server, for a test
+        >>> resize(made, {"path": "a.png"})
+        'a.png'
+        >>> progress, log = made.said
+        >>> progress
+        Progress(done=1.0, total=2.0, text='thumbnails')
     """
 
     def __init__(

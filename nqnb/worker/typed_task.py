@@ -32,6 +32,16 @@ class TypedTask(Task, Generic[R]):
         client: the client to use.
         task: the task.
         kind: the type to which the result is converted, or Any.
+
+    Examples:
+        >>> worker = nqnb.Worker()
+        >>> @worker.task("half")
+        ... def half(payload: int) -> float:
+        ...     return payload / 2
+        >>> async with worker:
+        ...     task = await half.submit(nq, 3)
+        ...     print(await task.result(timeout=30))
+        1.5
     """
 
     def __init__(self, client: Client, task: Task, kind: Any) -> None:
@@ -72,6 +82,17 @@ class TaskFunction(Generic[Arguments, Returned, P, R]):
     Args:
         queue: the queue.
         function: the decorated function.
+
+    Examples:
+        >>> worker = nqnb.Worker()
+        >>> @worker.task("double")
+        ... def double(payload: int) -> int:
+        ...     return 2 * payload
+        >>> double(21)
+        42
+        >>> async with worker:
+        ...     print(await (await double.submit(nq, 21)))
+        42
     """
 
     def __init__(self, queue: str, function: Callable[Arguments, Returned]) -> None:

@@ -91,6 +91,16 @@ class Worker:
 
     Raises:
         BadInput: a setting or an argument is invalid.
+
+    Examples:
+        >>> worker = nqnb.Worker(concurrency=8)
+        >>> @worker.handler("thumbnail", backoff=nqnb.Backoff(1, 60))
+        ... async def thumbnail(job: nqnb.Job, payload: dict) -> str:
+        ...     return payload["path"]
+        >>> async with worker:
+        ...     task = await nq.submit("thumbnail", {"path": "a.png"}, retry=3)
+        ...     print(await task)
+        a.png
     """
 
     def __init__(
