@@ -100,10 +100,8 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     text = exact_text(value) if isinstance(value, str) else None
     if text in known:
         return text
-    listed = " or ".join(map(repr, known))
-    raise BadInput(
-        f"{name}={shown(value)} is invalid: it is not one of the valid values. {hint(text, known)}Pass {listed}."
-    )
+    listed = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+    raise BadInput(f"{name}={shown(value)} is invalid: must be {listed}. {hint(text, known)}".rstrip())
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
@@ -230,7 +228,7 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
     except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a foreign time zone that fails
         seconds = math.nan
     if not 0 <= seconds < MOMENT_LIMIT_SECONDS:
-        raise BadInput(f"{name}={shown_moment(value)} is invalid: the year must be from 1970 to 2261.")
+        raise BadInput(f"{name}={shown_moment(value)} is invalid: the year must be between 1970 and 2261.")
     return seconds
 
 

@@ -98,7 +98,7 @@ def check_rate(rate: object) -> float:
         number = float(rate)  # type: ignore[arg-type]  # a number of NumPy
     instead = "Pass a rate such as '100/s', '30/m' or '500/h', or a number of tasks per second."
     if number is None:
-        what = "it is not a rate" if isinstance(rate, str) else f"expected a rate, got {kind_of(rate)}"
+        what = "it cannot be parsed" if isinstance(rate, str) else f"expected a rate, got {kind_of(rate)}"
         raise BadInput(f"rate={shown(rate)} is invalid: {what}. {instead}")
     if not LEAST_RATE <= number <= MOST_RATE:
         raise BadInput(f"rate={shown(rate)} is invalid: must be from 1/d to {MOST_RATE:,.0f}/s. {instead}")

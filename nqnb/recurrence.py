@@ -179,10 +179,10 @@ def _times(cron: str, start: datetime) -> Iterator[datetime]:
 
 
 def _check_text(name: str, value: object, most: int) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > most:
-        raise BadInput(
-            f"{name}={shown(value)} is invalid: expected a string of 1 to {most} characters, got {kind_of(value)}."
-        )
+    if not isinstance(value, str):
+        raise BadInput(f"{name}={shown(value)} is invalid: expected a string, got {kind_of(value)}.")
+    if not value.strip() or len(value) > most:
+        raise BadInput(f"{name}={shown(value)} is invalid: must be a string of 1 to {most} characters.")
     return " ".join(exact_text(value).split())
 
 
@@ -197,11 +197,7 @@ def _check_interval(units: dict[str, object]) -> int:
     total = 0.0
     for unit, count in units.items():
         if not isinstance(count, numbers.Real) or isinstance(count, bool) or count < 0 or not count < math.inf:
-            raise BadInput(
-                f"{unit}={shown(count)} is invalid: expected a number that is at least 0, got {kind_of(count)}. "
-                f"Pass a number such "
-                "as 5."
-            )
+            raise BadInput(f"{unit}={shown(count)} is invalid: must be a finite number of at least 0, such as 5.")
         # A whole number may be too large for a float.
         total += (float(count) if count <= LONGEST_SECONDS else math.inf) * _UNIT_SECONDS[unit]
     if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:

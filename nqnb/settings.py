@@ -270,8 +270,8 @@ class Settings:
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
                 raise BadInput(
-                    f"{name}={shown(bucket)} is invalid: it is not a valid bucket name. "
-                    "Use 1 to 200 characters: letters A-Z and a-z, digits, hyphens and underscores."
+                    f"{name}={shown(bucket)} is invalid: expected 1 to 200 characters, each a letter (A-Z, a-z), "
+                    "digit, hyphen or underscore."
                 )
             object.__setattr__(self, name, bucket := exact_text(bucket))
             if bucket in buckets:
@@ -403,7 +403,7 @@ def _read_context(name: str) -> _Source:
             raise ValueError("it is not a JSON object")
     except FileNotFoundError:
         raise BadInput(
-            f"{where} is invalid: there is no such context. List your contexts with `nats context ls`, or set an "
+            f"{where} is unknown: there is no such context. List your contexts with `nats context ls`, or set an "
             "address."
         ) from None
     except (OSError, ValueError) as error:

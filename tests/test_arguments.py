@@ -181,7 +181,7 @@ class TestMoments:
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
     @pytest.mark.parametrize("moment", BAD, ids=str)
     async def test_beyond_the_servers_range_are_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
-        with pytest.raises(BadInput, match=f"{name}=.* the year must be from 1970 to 2261") as caught:
+        with pytest.raises(BadInput, match=f"{name}=.* the year must be between 1970 and 2261") as caught:
             await nq.submit("moments", **{name: moment})
         refused(caught.value, name)
 

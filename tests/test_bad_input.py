@@ -251,7 +251,7 @@ class TestOptions:
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
     async def test_a_moment_beyond_the_calendar_is_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
         await refusal(
-            BadInput, nq.submit("q", **{name: moment}), f"{name}={moment}", "the year must be from 1970 to 2261"
+            BadInput, nq.submit("q", **{name: moment}), f"{name}={moment}", "the year must be between 1970 and 2261"
         )
 
     async def test_a_refused_option_sends_nothing(self, nq: nqnb.Client) -> None:

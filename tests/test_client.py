@@ -310,7 +310,7 @@ async def test_moments_outside_the_range_of_nats_are_refused(
     nq: nqnb.Client, name: str, moment: datetime | timedelta
 ) -> None:
     options: dict[str, Any] = {name: moment}
-    with pytest.raises(nqnb.BadInput, match=f"{name}=.* the year must be from 1970 to 2261"):
+    with pytest.raises(nqnb.BadInput, match=f"{name}=.* the year must be between 1970 and 2261"):
         await nq.submit("later", **options)
     assert await nq.queues() == []
 

@@ -135,7 +135,7 @@ def log_format_option(function: F) -> F:
         type=click.Choice(("text", "json")),
         default="text",
         show_default=True,
-        help="json writes one JSON object a line, with the task, queue, worker and attempt",
+        help="json writes one JSON object per line, with the task, queue, worker and attempt",
     )(function)
 
 

@@ -71,7 +71,9 @@ class Workers(list[WorkerInfo]):
         if self.ok:
             return []
         return [
-            NqnbError(f"too few workers are alive: expected {self.least:,}, found {len(self):,}. Start more workers.")
+            NqnbError(
+                f"too few workers are alive: expected at least {self.least:,}, found {len(self):,}. Start more workers."
+            )
         ]
 
 

@@ -63,7 +63,7 @@ Examples:
     type=click.Choice(("skip", "once", "all")),
     default="once",
     show_default=True,
-    help="After times that were missed by more than a minute: submit no task, one task, or all (at most 100)",
+    help="What to submit for times missed by more than a minute: no task, one task, or all tasks (at most 100)",
 )
 @click.option("--retry", type=AtLeast(0), default=0, metavar="N", help="Retry a task up to N times if it fails  [0]")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for each run (90, 10m, 2h)  [no limit]")
@@ -91,7 +91,9 @@ def schedule_add(
     the same definition, nothing changes. The nqnb workers of the queue submit the tasks.
     """
     if (options["cron"] is None) == (every is None):
-        raise click.UsageError("the schedule needs its times: expected one of --cron and --every. Use one of them")
+        raise click.UsageError(
+            "the schedule's times are invalid: expected either --cron or --every. Use exactly one of them"
+        )
     if payload is not None and file is not None:
         raise click.UsageError("too many payloads: PAYLOAD and --file cannot be combined. Use only one")
     exclusive_flag(text=text, raw=raw)

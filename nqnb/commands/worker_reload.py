@@ -75,7 +75,7 @@ class Reloader:
                         continue
                     if process.code == 0:
                         return 0
-                    log.error("%s; waiting for a change of a Python file", process.end_text())
+                    log.error("%s; waiting for a Python file to change", process.end_text())
                     await self._first(watching, self._changed.wait(), self._stop.wait())
                     if self._stop.is_set():
                         return exit_code(process.code)

@@ -266,8 +266,8 @@ class KeyValueStore:
     def _publish(self, key: str, value: bytes, headers: str, ttl: float | None, *, once: bool) -> Awaitable[int]:
         if not names.is_key(key):
             raise BadInput(
-                f"key {quoted(key)} is invalid: expected 1 to 1000 characters. Use letters A-Z and a-z, digits, "
-                "hyphens, underscores, slashes and equals signs, with single dots as separators."
+                f"key {quoted(key)} is invalid: expected 1 to 1,000 characters, each a letter (A-Z, a-z), digit, "
+                "hyphen, underscore, slash or equals sign, with single dots as separators."
             )
         if ttl is not None and self.expires:
             return self._publish_with_ttl(key, value, headers, ttl, once)

@@ -259,7 +259,7 @@ def _tls(settings: Settings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=settings.tls_ca)
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"tls_ca {str(settings.tls_ca)!r} is invalid: reading a certificate from this file failed ({_why(error)}). "
+            f"tls_ca {str(settings.tls_ca)!r} is invalid: no certificate can be read from this file ({_why(error)}). "
             "Set tls_ca to the PEM file of the authority that signed the server's certificate."
         ) from None
     if settings.tls_cert:

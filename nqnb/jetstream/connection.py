@@ -456,7 +456,7 @@ class Connection:
             size = len(data) + len(block)
             raise PayloadTooLarge(
                 f"message on {subject!r} is too large: it has {size:,} bytes including its headers, and the server's "
-                f"limit is {self.max_payload:,}. Send a path or key to the data instead, or raise max_payload on the "
+                f"limit is {self.max_payload:,}. Send the path or key of the data instead, or raise max_payload on the "
                 "server.",
                 size,
                 self.max_payload,

@@ -161,7 +161,7 @@ class Exporter:
             ),
             gauge(
                 "nqnb_bucket_messages",
-                "The number of messages in a bucket: entries, and marks of deleted entries.",
+                "The number of messages in a bucket: entries and delete markers.",
                 {(bucket,): count for bucket, (count, _) in reading.buckets.items()},
                 "bucket",
             ),

@@ -317,7 +317,7 @@ def nest() -> None:
 
 _NESTED_MESSAGE = (
     "asyncio.run(...) now works in cells, until the kernel restarts. A NATS client on the kernel's loop loses about a "
-    "third of its throughput. nqnb's own loop is unchanged: sessions, handlers and tables do not need this."
+    "third of its throughput. nqnb's own loop is unchanged: sessions, handlers and tables do not need a reentrant loop."
 )
 
 

@@ -47,7 +47,7 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
 
     Raises:
         NoServer, NoJetStream: see `nqnb.Client.open`.
-        BadInput: a setting is invalid, or a session for this server is already open with other settings.
+        BadInput: a setting is invalid, or a session for this server is already open with different settings.
         DevServerError: the user's detached server did not start.
 
     Examples:
@@ -75,7 +75,7 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
         if theirs != mine or known.store is not store:
             raise BadInput(
                 f"cannot open a session with {', '.join(mine.urls)}: a session for this server is already open with "
-                "other settings. Close that session first, with `%nq down` or its `down()` method."
+                "different settings. Close that session first, with `%nq down` or its `down()` method."
             )
         return known
     why = f"{choice.source}{', started now' + _other() if started else ''}"

@@ -437,8 +437,8 @@ class TaskList(list[SessionTask]):
             raise BadInput(f"df={shown(df)} is invalid: expected a DataFrame, got {kind_of(df)}.")
         if labels is None:
             raise BadInput(
-                "the tasks cannot be joined: their payloads are not the rows of a DataFrame. Pass a DataFrame to "
-                "`map`, or use `results(errors='return')`, which keeps the order of the tasks."
+                "the tasks cannot be joined with df: their payloads are not the rows of a DataFrame. Pass a DataFrame "
+                "to `map`, or use `results(errors='return')`, which keeps the order of the tasks."
             )
         found = self._session.call(self._latest())
         infos = {info.id: info for info in found if isinstance(info, TaskInfo)}

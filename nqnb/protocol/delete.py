@@ -171,8 +171,12 @@ async def _refuse_if_in_use(backend: QueueBackend, queue: str, stream: str) -> N
     counts[Status.PENDING] += len(unwritten)
     workers = sum([queue in worker.queues async for worker in backend.presence.live()])
     if any(counts.values()) or workers:
-        parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
-        parts += [f"{workers:,} workers are serving it"] if workers else []
+        parts = [
+            f"{count:,} {'task is' if count == 1 else 'tasks are'} {status.label}"
+            for status, count in counts.items()
+            if count
+        ]
+        parts += [f"{workers:,} {'worker is' if workers == 1 else 'workers are'} serving it"] if workers else []
         raise QueueInUse(
             f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait for its tasks to finish, then stop its "
             "workers; or pass force=True to cancel its tasks.",

@@ -45,8 +45,8 @@ def check_queue(queue: object) -> str:
     """
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise InvalidQueueName(
-            f"queue name {shown(queue)} is invalid: expected 1 to 200 letters (A-Z, a-z), digits, hyphens and "
-            "underscores.",
+            f"queue name {shown(queue)} is invalid: expected 1 to 200 characters, each a letter (A-Z, a-z), digit, "
+            "hyphen or underscore.",
             queue,
         )
     if queue.endswith("_cancel"):

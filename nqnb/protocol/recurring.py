@@ -194,8 +194,8 @@ def check_schedule_name(name: object) -> str:
     """Return the name of a schedule. Raise `BadInput` if the name is invalid."""
     if not isinstance(name, str) or not is_schedule_name(name):
         raise BadInput(
-            f"name={shown(name)} is invalid: expected 1 to 100 letters (A-Z, a-z), digits, hyphens and underscores. "
-            "Pass a name such as 'nightly-report'."
+            f"name={shown(name)} is invalid: expected 1 to 100 characters, each a letter (A-Z, a-z), digit, hyphen or "
+            "underscore. Pass a name such as 'nightly-report'."
         )
     return exact_text(name)
 

@@ -54,8 +54,8 @@ def test_a_schedule_from_its_definition_to_its_removal(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("add", "a", "report"), "expected one of --cron and --every"),
-        (("add", "a", "report", "--cron", "@daily", "--every", "5m"), "expected one of --cron and --every"),
+        (("add", "a", "report"), "expected either --cron or --every"),
+        (("add", "a", "report", "--cron", "@daily", "--every", "5m"), "expected either --cron or --every"),
         (("add", "a", "report", "--cron", "soon"), "wrong number of fields"),
         (("add", "a", "report", "--cron", "@daily", "--timezone", "Mars"), "no such time zone"),
         (("add", "a", "report", "--every", "5m", "--timezone", "UTC"), "an interval has no time zone"),

@@ -57,7 +57,7 @@ def test_a_change_restarts_the_worker_after_its_running_tasks(url: str, folder: 
 
     (folder / "shop" / "prices.py").write_text("PRICE = ")
     until_said(parent, "SyntaxError: invalid syntax")
-    until_said(parent, "exited with code 1; waiting for a change of a Python file")
+    until_said(parent, "exited with code 1; waiting for a Python file to change")
     (folder / "shop" / "prices.py").write_text("PRICE = 3")
     starts(parent)
     assert run("submit", "price", "0", "--wait").out == "3\n"
@@ -72,7 +72,7 @@ def test_a_change_restarts_the_worker_after_its_running_tasks(url: str, folder: 
 def test_a_worker_that_waits_for_a_change_stops_on_a_signal(folder: Path, start: Start) -> None:
     (folder / "shop" / "prices.py").write_text("PRICE = ")
     parent = start("worker", "shop.jobs:worker", "--reload", cwd=folder)
-    until_said(parent, "waiting for a change of a Python file")
+    until_said(parent, "waiting for a Python file to change")
     parent.send_signal(signal.SIGTERM)
     assert ended(parent).code == 1
 

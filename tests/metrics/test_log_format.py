@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, with the task, queue, worker and attempt."""
+"""Structured logs: one JSON object per line, with the task, queue, worker and attempt."""
 
 from __future__ import annotations
 

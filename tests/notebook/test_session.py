@@ -135,7 +135,7 @@ class TestOneSessionPerServer:
         assert nqnb.session(session.settings.urls[0], ack_wait=1.0, retry_for=5.0) is session
 
     def test_other_settings_for_the_same_server_are_refused(self, session: Session) -> None:
-        with pytest.raises(nqnb.BadInput, match="is already open with other settings"):
+        with pytest.raises(nqnb.BadInput, match="is already open with different settings"):
             nqnb.session(session.settings.urls[0], replicas=3)
 
     def test_the_session_that_was_requested_last_is_the_default(self, session: Session) -> None:

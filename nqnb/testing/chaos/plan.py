@@ -86,9 +86,7 @@ class ChaosOptions:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.faults) - set(FAULTS))
         if unknown:
-            raise BadInput(
-                f"faults are invalid: {unknown[0]!r} is not a kind of fault. Use one or more of {', '.join(FAULTS)}."
-            )
+            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use one or more of {', '.join(FAULTS)}.")
         if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
             raise BadInput(
                 "the attack's options are invalid: tasks must be at least 1, workers must be at least 2, "
