@@ -98,7 +98,7 @@ _MEANING = {
 
 @singledispatch
 def render(record: Any) -> RenderableType:
-    """Convert a record to printable output. A ``str`` must be printed unchanged, without line wrapping."""
+    """Convert a record to printable output. If the output is a ``str``, print it unchanged, without line wrapping."""
     return clean(str(record))
 
 
@@ -366,7 +366,7 @@ def _result(task: TaskInfo) -> str:
 
 
 def _unmarked(traceback: str) -> str:
-    """Remove the lines of ``^^^^`` from a traceback. They would be misaligned if long lines were wrapped."""
+    """Remove the ``^^^^`` lines of a traceback, which would be misaligned if long lines were wrapped."""
     return "\n".join(each for each in traceback.rstrip().split("\n") if each.strip(" ~^") or not each)
 
 
@@ -570,7 +570,7 @@ def _(record: Diagnosis) -> RenderableType:
 
 
 def _requeues(task: TaskInfo) -> list[str]:
-    """Return ``from ID`` if the task is a requeue of another task, and ``as ID`` if this task was requeued."""
+    """Return ``from ID`` if the task was created by requeuing another task, and ``as ID`` if the task was requeued."""
     return [f"{word} {other}" for word, other in (("from", task.origin), ("as", task.requeued_as)) if other]
 
 

@@ -123,5 +123,5 @@ def queue_state(queue: QueueInfo) -> Text:
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column for numbers of scheduled tasks. This column is the first to be dropped if it has no numbers."""
+    """Return the column for numbers of scheduled tasks. A column without numbers is the first to be left out."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)

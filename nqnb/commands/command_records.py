@@ -184,7 +184,7 @@ class RequeuedAll(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether no task was refused."""
+        """Whether every task was requeued."""
         return not self.refused
 
     @property

@@ -116,7 +116,7 @@ def chaos(
 
     Tasks are submitted, and are cancelled at various stages of their lives. Meanwhile, workers are killed and
     suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the clocks
-    of one worker and one client are wrong by an hour. With the fault `cluster`, the test runs on a cluster of three
+    of one worker and one client are off by an hour. With the fault `cluster`, the test runs on a cluster of three
     servers, which loses its leaders and its quorum. The command starts these servers and workers itself.
 
     With -u, the command tests your server instead, after you confirm. The test is then limited to load, cancels,

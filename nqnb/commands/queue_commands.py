@@ -109,8 +109,9 @@ Examples:
 def queue_limit(ctx: click.Context, queue: str, rate: float | None, concurrency: int | None, remove: bool) -> QueueInfo:
     """Limit the rate and the concurrency of a queue.
 
-    The limits apply to all nqnb workers together. They are stored on the server, and replace earlier limits.
-    Workers apply them within a second. Go workers ignore them. Without an option, the limits are shown.
+    The limits apply to all nqnb workers together. They are stored on the server, and replace any earlier limits.
+    Workers apply new limits within a second. Go workers ignore the limits. Without an option, the current limits are
+    shown.
     """
     given = rate is not None or concurrency is not None
     if remove and given:
@@ -153,8 +154,8 @@ Examples:
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
     """Delete a queue from the server, after a preview.
 
-    Without --force, the queue must be empty and no worker may be serving it. The states of the queue's tasks are still
-    kept for the usual time. The queue is recreated if a task is submitted to it or a worker is still serving it.
+    Without --force, the queue must be empty and no worker may be serving it. The states of the queue's tasks are kept
+    until they expire. The queue is recreated if a task is submitted to it or a worker is still serving it.
     """
     if wait is not None and not force:
         raise click.UsageError(

@@ -328,13 +328,14 @@ def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo
     "logs", epilog="\b\nExamples:\n  nqnb task logs mic7JrVU1b6ZQ167o6RivY\n  nqnb task logs -f mic7JrVU1b6ZQ167o6RivY"
 )
 @_id_argument_or_option
-@click.option("--follow", "-f", is_flag=True, help="Continue with new lines until the task has ended")
+@click.option("--follow", "-f", is_flag=True, help="Wait for new lines until the task has ended")
 @click.pass_context
 def task_logs(ctx: click.Context, id: str | None, named: str | None, follow: bool) -> TaskLog | None:
-    """Print what a task has printed and logged.
+    """Show the log of a task: the lines that the handler printed and logged.
 
-    The worker of the task must store task logs (`nqnb worker --task-logs`). Otherwise, the last 20 lines that the
-    handler passed to job.log are printed. With --follow and --json, one line of JSON is printed for each line.
+    The log is complete only if the task's worker stores task logs (`nqnb worker --task-logs`). Otherwise, the last 20
+    lines that the handler passed to job.log are shown. With --follow and --json, one JSON object is printed for each
+    line of the log.
     """
     chosen = _chosen_id(id, named)
 

@@ -230,7 +230,7 @@ class WorkerProcess:
         return self.code
 
     def end_text(self) -> str:
-        """Return how the process has ended, such as "worker process 5 exited with code 1"."""
+        """Return how the process ended, such as "worker process 5 exited with code 1"."""
         if self.code >= 0:
             return f"worker process {self.pid} exited with code {self.code}"
         try:
@@ -239,7 +239,10 @@ class WorkerProcess:
             return f"worker process {self.pid} was killed by signal {-self.code}"
 
     def leave(self) -> None:
-        """Make the process stop as if it had received a signal, at most `EXTRA_STOP_SECONDS` after its timeout."""
+        """Make the process stop as if it had received a signal.
+
+        The process exits at most `EXTRA_STOP_SECONDS` after its shutdown timeout.
+        """
         if self._serves:
             self._socket.close()
         else:

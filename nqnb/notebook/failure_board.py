@@ -1,6 +1,6 @@
 """The live card of tasks: progress by state, rate and time left, and groups of failures that can be requeued.
 
-The card uses the same watch as the live tables. The cost of a change does not depend on the number of tasks.
+The card uses the same watch as the live tables. The time to process a change does not depend on the number of tasks.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ class _Tasks:
     async def act(self, key: str, action: str, upto: int, show: Callable[[str], None]) -> str:
         """Requeue failed tasks, or cancel all tasks that have not ended.
 
-        Only the tasks that the question covered are changed. ``upto`` is the highest number among these tasks.
+        Only tasks that the confirmation question counted are changed: those numbered up to ``upto``.
         """
         await self._load()
         if action == "cancel":
@@ -339,7 +339,7 @@ class _Tasks:
 
 
 async def _known(client: Client, ids: Collection[str]) -> list[TaskInfo]:
-    """Return the records of a few tasks, if the server answers quickly."""
+    """Return the records of a few tasks, or an empty list if the server does not answer quickly."""
     with contextlib.suppress(NqnbError, asyncio.TimeoutError):
         infos = await asyncio.wait_for(outcomes_of(ids, client.fetch, IN_FLIGHT), _KNOWN_SECONDS)
         return [info for info in infos if isinstance(info, TaskInfo)]

@@ -85,7 +85,7 @@ class Call(Generic[T]):
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Await the coroutine on another loop. The await wakes up regularly, so that the loop can detect interrupts.
+        """Await the coroutine on another loop. The waiting task wakes regularly, so its loop can detect interrupts.
 
         Cancelling the awaiting task also cancels the coroutine.
         """

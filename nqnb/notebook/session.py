@@ -371,7 +371,7 @@ class Session:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Only
+            serial: the serial key of all tasks, a function that returns the serial key for a payload, or None. At most
                 one task of the queue with a given serial key runs at a time.
             group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
                 later, even after a kernel restart or in another notebook.
@@ -465,7 +465,7 @@ class Session:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, or a function that returns the serial key of a payload, or None. Only
+            serial: the serial key of all tasks, a function that returns the serial key for a payload, or None. At most
                 one task of the queue with a given serial key runs at a time.
             group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
                 later, even after a kernel restart or in another notebook.
@@ -543,8 +543,8 @@ class Session:
     def logs(self, id: str, follow: bool = False) -> list[LogLine]:
         """Return the lines that a task has printed and logged, oldest first.
 
-        The lines are stored by workers with ``task_logs=True``. Without them, the last 20 lines that the handler passed
-        to ``job.log`` are returned.
+        The lines are stored by workers with ``task_logs=True``. If no lines are stored, the last 20 lines that the
+        handler passed to ``job.log`` are returned.
 
         Args:
             id: the id of the task.
@@ -725,7 +725,8 @@ class Session:
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = "raise") -> Any:
         """Submit ended tasks again as new tasks.
 
-        Each new task has the same queue, payload, retries and timeout. The states of the ended tasks do not change.
+        Each new task has the same queue, payload, retries and timeout as the original task. The states of the original
+        tasks do not change.
 
         If you pass several tasks, tasks that have already been requeued are skipped, and a message reports their
         number. You can therefore repeat the call without requeuing a task twice.
@@ -994,8 +995,7 @@ class Session:
     def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
         """End all waiting tasks of a queue.
 
-        Tasks that were never started are marked as deleted, and the others are marked as cancelled.
-
+        Tasks that never started are marked as deleted, and tasks that are waiting for a retry are marked as cancelled.
         Running tasks continue. Tasks that are submitted during the purge may remain in the queue.
 
         Args:
@@ -1135,7 +1135,7 @@ class Session:
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
             serial: a serial key, such as the name of the schedule. Only one task of the queue with this serial key runs
-                at a time, so that a long task delays the next one.
+                at a time, so a long task delays the next task.
             replace: whether to replace an existing schedule that has another definition. A paused schedule stays
                 paused.
 

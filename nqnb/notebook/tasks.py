@@ -146,8 +146,8 @@ class SessionTask:
     def logs(self, follow: bool = False) -> list[LogLine]:
         """Return the lines that the task has printed and logged, oldest first.
 
-        The lines are stored by workers with ``task_logs=True``. Without them, the last 20 lines that the handler passed
-        to ``job.log`` are returned.
+        The lines are stored by workers with ``task_logs=True``. If no lines are stored, the last 20 lines that the
+        handler passed to ``job.log`` are returned.
 
         Args:
             follow: whether to wait until the task has ended.

@@ -300,7 +300,7 @@ class TopApp(App[None]):
     # Rows
 
     def action_mark(self) -> None:
-        """Mark the row of the cursor, or remove its mark, and move to the next row."""
+        """Mark the row at the cursor, or remove its mark, and move to the next row."""
         view = self._view
         if view.current is None:
             self._choose_first()
@@ -313,7 +313,7 @@ class TopApp(App[None]):
             self._draw()
 
     def on_line_view_opened(self) -> None:
-        """Open the row of the cursor."""
+        """Open the row at the cursor."""
         self.action_open()
 
     def action_open(self) -> None:
@@ -365,7 +365,7 @@ class TopApp(App[None]):
         screen.show(self._text([Cell(screen.task_id), *shown]), rows.detail(screen.task_id), note)
 
     def _chosen(self) -> tuple[list[str], str]:
-        """Return the ids of the tasks to act on, and a word for them: ``open``, ``marked`` or ``current``."""
+        """Return the ids of the tasks to act on, and how they were chosen: ``open``, ``marked`` or ``current``."""
         if isinstance(self.screen, TaskScreen):
             return [self.screen.task_id], "open"
         view = self._view
@@ -383,7 +383,7 @@ class TopApp(App[None]):
     # Changes
 
     def action_cancel(self) -> None:
-        """Cancel the chosen tasks, or the tasks of a queue. Ask first, unless it is the task of the cursor."""
+        """Cancel the chosen tasks, or the tasks of a queue. Marked tasks and queues require confirmation."""
         if self._tab == "queues":
             self._act("cancel")
             return
@@ -489,7 +489,7 @@ class TopApp(App[None]):
     # The rest
 
     def action_toggle_theme(self) -> None:
-        """Change between a dark and a light background."""
+        """Switch between a dark and a light background."""
         self.theme = "textual-light" if self.theme == "textual-dark" else "textual-dark"
         self._draw()
 

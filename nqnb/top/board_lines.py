@@ -36,7 +36,7 @@ class BoardLines:
             self.trouble = f"{as_of}{line(str(error), 200)}"
 
     def action(self, key: str, *names: str) -> Action | None:
-        """Return the first of the named actions that a row has now."""
+        """Return the first of the named actions that a row currently offers, or None."""
         for row in self._content.rows:
             if row.key == key:
                 return next((each for each in row.actions if each.name in names), None)

@@ -42,7 +42,7 @@ class Question(ModalScreen[bool]):
         self._question = question
 
     def compose(self) -> ComposeResult:
-        """Create the widgets, with the focus on the button "No"."""
+        """Create the widgets. The button "No" has the focus."""
         with Vertical():
             yield Static(Text(clean(self._question)))
             with Horizontal():
@@ -50,11 +50,11 @@ class Question(ModalScreen[bool]):
                 yield Button("Yes (y)", id="yes", variant="warning", compact=True)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Answer with the pressed button."""
+        """Close the question with the answer of the pressed button."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, yes: bool) -> None:
-        """Answer with a key."""
+        """Close the question with the answer of the pressed key."""
         self.dismiss(yes)
 
 
@@ -90,7 +90,7 @@ class Help(ModalScreen[None]):
 
 
 class TaskScreen(Screen[None]):
-    """One task: its state, error, traceback, attempts, payload and log. The application keeps it up to date."""
+    """One task: its state, error, traceback, attempts, payload and log. The application keeps the screen up to date."""
 
     DEFAULT_CSS = """
     TaskScreen > #head { height: 1; padding: 0 1; text-style: bold; }

@@ -112,7 +112,7 @@ class LineView(ScrollView, can_focus=True):
         return [each.key for each in self._lines]
 
     def redraw(self, *, reset: bool = False) -> None:
-        """Draw the rows again. If ``reset`` is true, other rows are shown, and the view starts at the first row."""
+        """Draw the rows again. If ``reset`` is true, remove the cursor and start at the first row."""
         if reset:
             self._longest.clear()
             self._lines = []
@@ -130,7 +130,7 @@ class LineView(ScrollView, can_focus=True):
         self.refresh()
 
     def tone(self, name: str) -> Style:
-        """Return the style of a tone. An empty name is the style of plain text."""
+        """Return the style of a tone. An empty name stands for plain text."""
         return self.get_component_rich_style(f"lines--{name}") if name else self.rich_style
 
     # Keys

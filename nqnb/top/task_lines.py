@@ -84,7 +84,7 @@ class TaskLines:
     # What the keys call
 
     def press(self, ids: Sequence[str]) -> list[str]:
-        """Record that the user cancels tasks, and return the ids of those that have not ended."""
+        """Record that the user has requested cancels, and return the ids of the tasks that have not ended."""
         at = time.time()
         self.rows.note_late_presses(ids, at)
         open_ids = [task_id for task_id in ids if self.rows.is_open(task_id)]
@@ -97,7 +97,7 @@ class TaskLines:
         return [task_id for task_id in ids if not self.why_not(task_id)]
 
     def why_not(self, task_id: str) -> str:
-        """Return why a task cannot be requeued, or an empty string."""
+        """Return why a task cannot be requeued, or an empty string if it can be requeued."""
         if task_id not in self.rows:
             return "the task is no longer stored"
         task = self.rows.task(task_id)
@@ -109,7 +109,7 @@ class TaskLines:
         return "" if task.status.terminal else "the task has not ended"
 
     def press_requeue(self, ids: Sequence[str]) -> list[str]:
-        """Record that the user requeues tasks, and return the ids of those that can still be requeued."""
+        """Record that the user has requested requeues, and return the ids of the tasks that can still be requeued."""
         ids = self.requeueable(ids)
         self.rows.pending_requeues.press(ids)
         self.changed = True
@@ -128,9 +128,8 @@ class TaskLines:
     def find(self, text: str) -> None:
         """Show only the tasks that match a filter.
 
-        ``text`` is a list of words. ``status:failed`` selects a state, or several that are separated by commas.
-        ``column:value`` filters a column, such as ``run:>2m``, ``queue:=resize`` or a field of the payload. Other words
-        are searched for; see `Rows.find`.
+        ``text`` is a list of words. ``status:failed,cancelled`` selects states. ``column:value`` filters a column or a
+        field of the payload, as in ``run:>2m`` or ``queue:=resize``. All other words are searched for; see `Rows.find`.
         """
         words, filters, states = [], dict[str, str](), []
         known = {column.key for column in self.rows.available_columns()}

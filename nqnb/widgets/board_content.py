@@ -17,7 +17,8 @@ class Cell(NamedTuple):
 class Action:
     """A button. A click shows the question, and the action is performed only if the user confirms.
 
-    The page returns ``upto`` with the action, so that the action matches the question that the user confirmed.
+    The page returns ``upto`` when the user confirms. ``upto`` identifies the tasks that the question counted, so that
+    the action does not include tasks that arrived later.
     """
 
     name: str

@@ -47,7 +47,7 @@ class BoardSource(Protocol):
 
 
 def queue_hints(info: QueueInfo, lost: Iterable[str], *, unserved: bool) -> list[str]:
-    """Return a hint about each problem of a queue.
+    """Return hints about the problems of a queue.
 
     Args:
         info: the queue.

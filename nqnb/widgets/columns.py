@@ -151,7 +151,7 @@ class Columns:
         return found if self.chosen is None else self._with_chosen(found, self.chosen)
 
     def texts(self, keys: Iterable[str], task: TaskInfo) -> dict[str, str]:
-        """Return the texts of the given columns. A payload or result that is entirely valid is decoded only once."""
+        """Return the texts of the given columns. Each valid payload or result is decoded only once."""
         objects: dict[str, dict[str, Any] | None] = {}
         found = {}
         for key in keys:
@@ -508,7 +508,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    """Return a decoded value as text: strings as they are, and other values as JSON."""
+    """Return a decoded value as text: strings unchanged, and other values as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):

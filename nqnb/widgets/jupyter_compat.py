@@ -1,4 +1,4 @@
-"""Compatibility code for front ends and Jupyter kernels, to handle clicks during a cell and to replace outputs.
+"""Compatibility code for front ends and kernels: clicks while a cell is running, and replaced outputs.
 
 A front end accepts an update of an output at any time. Programs that run a notebook without a front end, such as
 nbclient, nbconvert and papermill, accept an update only while a cell is running.
@@ -114,7 +114,7 @@ def is_closed(comm: Any) -> bool:
 def has_front_end() -> bool:
     """Return whether the current cell was run by a front end, as opposed to a program such as nbconvert or papermill.
 
-    Front ends can ask the user for input; such programs cannot.
+    A front end can ask the user for input, and a program cannot.
     """
     if not in_a_kernel():
         return False

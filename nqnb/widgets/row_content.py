@@ -56,7 +56,7 @@ def example(task: TaskInfo) -> str:
 
 
 def compact(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without its empty fields, which make up half of its size. The page fills in the omitted fields."""
+    """Return a row without empty fields, which make up half of a row's size. The page fills in the omitted fields."""
     return {name: value for name, value in row.items() if value not in (None, "", {}) and value is not False}
 
 

@@ -226,7 +226,7 @@ class Rows:
 
     @property
     def any_failed(self) -> bool:
-        """Whether any task, matching or not, has failed and its requeue has not been accepted."""
+        """Whether any task, including tasks that do not match, has failed and has no accepted requeue."""
         return any(not self.pending_requeues.is_accepted(task_id) for task_id in self._failed)
 
     def any_requeueable(self) -> bool:
@@ -522,8 +522,8 @@ class PendingCancels:
 class PendingRequeues:
     """The requeues that the user requested with the buttons of a table.
 
-    A request is stored until the server has answered. The id of the new task is stored for good, because the failed
-    task may be received without it.
+    A request is stored until the server has answered. The id of the new task is stored permanently, because later
+    updates of the failed task may not contain the id.
     """
 
     def __init__(self) -> None:

@@ -78,7 +78,7 @@ class TaskTable(anywidget.AnyWidget):
         cancel: a callback that receives the ids of the tasks to cancel. The callback may be called from any thread, and
             must not block. Report the outcome of each cancel with `cancel_outcome`, or as a change with `update`.
         requeue: a callback that receives the ids of failed tasks to requeue, like ``cancel``. Report each outcome with
-            `requeue_outcome`. If it is None, the table has no buttons to requeue tasks.
+            `requeue_outcome`. If ``requeue`` is None, the table has no buttons to requeue tasks.
         on_close: a callback that is called when the table is closed or frozen, or when its output is removed. The table
             then needs no more changes.
         on_open: a callback that is called when the table is displayed again after its output was removed. The table is

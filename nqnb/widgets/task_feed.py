@@ -204,8 +204,9 @@ class TaskFeed:
     ) -> None:
         """Send the tasks that ``wanted`` accepts, and then their changes, to a listener.
 
-        Some tasks are read first, because the watch may take seconds to reach them: ``ids``, if only these tasks are
-        wanted, or the tasks that have not ended in ``queue``, if only the tasks of this queue are wanted.
+        If only certain tasks are wanted, pass their ``ids``. If only the tasks of one queue are wanted, pass ``queue``.
+        The listed tasks, or the unfinished tasks of the queue, are then read first, because the watch may take seconds
+        to reach them.
         """
         if self._closed:
             return

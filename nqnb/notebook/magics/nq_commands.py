@@ -208,7 +208,7 @@ def nest() -> None:
     """Allow cells to call asyncio.run(...).
 
     The command makes the kernel's event loop reentrant with nest_asyncio2, until the kernel restarts. nqnb itself does
-    not need this. A NATS client on that loop loses about a third of its throughput.
+    not need a reentrant loop. A NATS client on a reentrant loop loses about a third of its throughput.
     """
     from nqnb.notebook.loop import nest
 
@@ -219,7 +219,7 @@ def nest() -> None:
 
 
 def short_help() -> str:
-    """Return a short help text: the list of commands, and only a few of the shared options."""
+    """Return a short version of the help: the list of commands, and only a few of the shared options."""
     short = copy.copy(tree)
     short.params = [param for param in tree.params if param.name in ("into", "quiet", "as_json")]
     return short.get_help(click.Context(short, info_name="%nq", max_content_width=100))
