@@ -118,7 +118,7 @@ class Reloader:
             watching.result()
 
     async def _watch(self) -> None:
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it logs every change
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)  # watchfiles logs every change
         python = self._watchfiles.PythonFilter()
         try:
             async for changes in self._watchfiles.awatch(*self._folders, watch_filter=python):

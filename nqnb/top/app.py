@@ -486,7 +486,7 @@ class TopApp(App[None]):
     def _ask(self, question: str, then: Callable[[], Any]) -> None:
         self.push_screen(Question(question), lambda yes: then() if yes else None)
 
-    # The rest
+    # Other actions
 
     def action_toggle_theme(self) -> None:
         """Switch between a dark and a light background."""

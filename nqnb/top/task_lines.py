@@ -45,7 +45,7 @@ class TaskLines:
         """The time of the last change of ``state``, in Unix seconds."""
         self._complete = False
 
-    # What the feed calls
+    # Methods that the feed calls
 
     def update(self, batch: TaskBatch) -> None:
         """Apply a batch of changes."""
@@ -81,7 +81,7 @@ class TaskLines:
         self.rows.pending_cancels.come_too_late(task_id, status, time.time())
         self.changed = True
 
-    # What the keys call
+    # Methods that key presses call
 
     def press(self, ids: Sequence[str]) -> list[str]:
         """Record that the user has requested cancels, and return the ids of the tasks that have not ended."""
@@ -154,7 +154,7 @@ class TaskLines:
         self.rows.only(states)
         self.changed = True
 
-    # What the view calls
+    # Methods that the view calls
 
     def __len__(self) -> int:
         return len(self.rows.order)
@@ -233,7 +233,7 @@ class TaskLines:
             text = f"{text} {task.progress.text}".strip()
         return Cell(text, "bad" if task.status is Status.FAILED else "")
 
-    # What the lines above the table show
+    # The lines above the table
 
     def connection(self, where: str) -> Cell:
         """Return the state of the connection to the server at ``where``."""

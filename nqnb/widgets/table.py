@@ -469,7 +469,7 @@ class TaskTable(anywidget.AnyWidget):
     def _press_requeue(self, ids: Iterable[str]) -> None:
         if self._requeue is None:
             return
-        with self._lock:  # at once, so that a second press does not requeue the tasks again
+        with self._lock:  # immediately, so that a second press does not requeue the tasks again
             self._drain()
             ids = [task_id for task_id in dict.fromkeys(ids) if self._rows.can_requeue(task_id)]
             self._rows.pending_requeues.press(ids)
