@@ -118,7 +118,7 @@ def check_store(store: StateStore | None) -> StateStore | None:
     missing = [name for name in required if not _has(store, name)]
     if missing:
         raise BadInput(
-            f"store is invalid: type {type(store).__name__} has no {', '.join(missing)}. "
+            f"store is invalid: type {type(store).__name__} does not implement {', '.join(missing)}. "
             "Pass an object with all methods of nqnb.StateStore."
         )
     return store

@@ -530,7 +530,7 @@ def _workers(record: Workers) -> RenderableType:
 
 
 def _preview(record: Preview) -> RenderableType:
-    """Return a table with the numbers of tasks that the command would end, and the ids of some of these tasks."""
+    """Return a table with the numbers of tasks that the command would cancel or delete, and the ids of some tasks."""
     if not record.ids:
         return "no tasks to end"
     columns = [

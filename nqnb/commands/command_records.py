@@ -134,7 +134,7 @@ class Failures(list[FailureGroup]):
     """Groups of failed tasks, with the largest group first."""
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the number of tasks and the other fields of each group."""
+        """Return the fields of each group, starting with its number of tasks."""
         return [{"count": each.count, **structs.asdict(each)} for each in self]
 
 

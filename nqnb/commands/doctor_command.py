@@ -23,7 +23,7 @@ Examples:
 """,
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
-@click.option("--fix", is_flag=True, help="Repair the findings for which this is safe, after you confirm")
+@click.option("--fix", is_flag=True, help="Repair the findings that are safe to repair, after asking for confirmation")
 @click.option(
     "--ignore",
     type=click.Choice(list(CODES)),
@@ -41,8 +41,8 @@ def doctor(ctx: click.Context, queue: str | None, fix: bool, ignore: tuple[str, 
     examination to one queue and the server. The exit code is 0 without findings, and 1 with findings. For a monitor,
     use `nqnb check`, which is faster and prints one line.
 
-    --fix shows the findings, asks for confirmation, repairs what is safe, and examines the server again. No repair
-    removes a task that can still run.
+    --fix shows the findings, asks for confirmation, makes the repairs that are safe, and examines the server again. No
+    repair removes a task that can still run.
     """
     if yes and not fix:
         raise click.UsageError("--yes has no effect without --fix. Add --fix, or remove --yes")

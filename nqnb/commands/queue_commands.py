@@ -196,7 +196,7 @@ async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
 
 
 async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
-    """Return the tasks that deleting the queue would end. Raise QueueInUse if the queue cannot be deleted."""
+    """Return the tasks that would be cancelled or deleted with the queue. Raise QueueInUse if it cannot be deleted."""
     info, preview = await _find(nq, name), Preview.of(await nq.tasks(name, OPEN_STATES))
     if force or not (preview.ids or info.workers):
         return preview
@@ -210,7 +210,7 @@ async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
         reasons.append("1 worker is serving it" if info.workers == 1 else f"{info.workers:,} workers are serving it")
     raise QueueInUse(
         f"queue {name!r} cannot be deleted: {', '.join(reasons)}. Wait for its tasks to finish, then stop its "
-        "workers. Or add --force, which ends its waiting tasks and cancels its running tasks.",
+        "workers. Or add --force, which removes its waiting tasks and cancels its running tasks.",
         name,
         counts[Status.PENDING],
         counts[Status.PROCESSING],

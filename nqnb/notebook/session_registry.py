@@ -61,7 +61,7 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
 
 
 def find_or_open(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
-    """Return the session for a server, as `session` does, without changing the most recently requested session."""
+    """Return the session for a server, as `session` does, but do not make it the most recently requested session."""
     tracebacks.begin()
     if url is None and not options and store is None and (known := current()) is not None:
         return known

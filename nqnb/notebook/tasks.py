@@ -558,7 +558,7 @@ class TaskList(list[SessionTask]):
     def card(self) -> Board:
         """Return a live card of the tasks, as `Session.watch_failures` does.
 
-        A notebook displays a list as this card.
+        A notebook displays a task list as this card.
         """
         return self._session.watch_failures(self)
 

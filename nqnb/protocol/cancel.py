@@ -241,7 +241,7 @@ class EndWaiting(Retry):
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
             f"task {task.ID!r} {self._left}, but its state may be missing, because the store is full: {clause(error)}. "
-            f"Free up space, then purge queue {task.Queue!r} to end the remaining tasks.",
+            f"Free up space, then purge queue {task.Queue!r} to remove the remaining tasks.",
             task.ID,
         )
 

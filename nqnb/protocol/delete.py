@@ -152,8 +152,8 @@ async def _stop_all(
     if running:
         done = "was only partly deleted" if deleted else "was not deleted"
         raise QueueInUse(
-            f"queue {queue!r} {done}: the code of {running:,} cancelled tasks is still running after {wait:g} s. "
-            "The cancels remain in effect. Stop the workers, or retry the deletion later.",
+            f"queue {queue!r} {done}: the code of {running:,} cancelled {'task' if running == 1 else 'tasks'} is still "
+            f"running after {wait:g} s. The cancels remain in effect. Stop the workers, or retry the deletion later.",
             queue,
             processing=running,
         )

@@ -164,7 +164,7 @@ class TopApp(App[None]):
 
     @property
     def tasks(self) -> TaskLines:
-        """The tasks."""
+        """The tasks that the application has received."""
         return self._tasks
 
     # Drawing

@@ -425,7 +425,7 @@ class Rows:
         return all(matches(task) for matches in self._matchers)
 
     def _refreshed(self) -> Order:
-        """Apply all changes to the order, and return the order."""
+        """Apply all pending changes to the order, and return the order."""
         self._pass_due_times()
         by_run_time = self._order.column == "run" or "run" in self.filters
         if by_run_time and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes

@@ -580,9 +580,9 @@ class TestAStoreOfOnesOwn:
             (MemoryStore, "store=MemoryStore is invalid: expected a store, got a class"),
             (
                 "redis://me:secret@host",
-                "type str has no create, update, put, get, delete, entries",
+                "type str does not implement create, update, put, get, delete, entries",
             ),
-            ({}, "type dict has no create, put, delete, entries, subscribe"),
+            ({}, "type dict does not implement create, put, delete, entries, subscribe"),
         ],
     )
     def test_an_invalid_store_is_refused(self, store: Any, words: str) -> None:
