@@ -127,7 +127,7 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self.serving = Serving(lambda: self.backend)
-        """A background check that finds queues without workers, among the queues that this client uses."""
+        """A background check that detects queues without workers among the queues that this client uses."""
         self.name = _user_and_host()
         """The name of this client, ``user@host``, which is stored with its tasks and cancel requests."""
 
@@ -763,8 +763,8 @@ class Client:
     ) -> QueueInfo:
         """Limit how many tasks of a queue start per second or run at the same time, across all nqnb workers.
 
-        The limits are stored on the server, and replace the earlier limits of the queue. Without arguments, the limits
-        are removed. Workers apply a change within a second. Go workers ignore the limits.
+        The limits are stored on the server, and replace the earlier limits of the queue. If neither limit is passed,
+        the limits are removed. Workers apply a change within a second. Go workers ignore the limits.
 
         Args:
             queue: the queue.

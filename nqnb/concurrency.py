@@ -26,7 +26,7 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 def start_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Run a coroutine as a task. From Python 3.12 on, the first step runs before this function returns."""
+    """Run a coroutine as a task. From Python 3.12 on, its first step runs before this function returns."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop())

@@ -12,7 +12,7 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     try:
         text = repr(value)
         text = " ".join(text.split()) if "\n" in text else text
-    except Exception:  # noqa: BLE001  the repr of a foreign value may raise anything
+    except Exception:  # noqa: BLE001  the repr of a custom value may raise anything
         return f"<{type(value).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 

@@ -29,7 +29,7 @@ _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
 """A point in time: a datetime, or a timedelta relative to now. A datetime without a time zone is in local time."""
 Past = float | str | datetime | timedelta | None
-"""A time in the past, as a datetime or as an age (a number of seconds, a timedelta, or a string like ``"10m"``)."""
+"""A time in the past, as a datetime or as an age (a number of seconds, a timedelta, or a string such as ``"10m"``)."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
 """The start of 2262 in Unix seconds. NATS counts time in nanoseconds, which overflow in that year."""
 State = Status | Waiting
@@ -75,7 +75,7 @@ def check_count(name: str, value: object, least: int, most: int, what: str, refu
     if not isinstance(value, bool) and isinstance(value, numbers.Integral) and not is_numpy_scalar(value, "m"):
         try:
             number = operator.index(value)
-        except Exception:  # noqa: BLE001  a foreign number may raise any error
+        except Exception:  # noqa: BLE001  a custom number may raise any error
             number = None
     if number is None:
         raise refusal(
@@ -118,7 +118,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
         raise BadInput(f"{name}={shown(value)} is invalid: the value is not callable. Pass {what}, or None.")
     try:
         signature = inspect.signature(value)
-    except Exception:  # noqa: BLE001  a foreign object may raise anything when it is inspected
+    except Exception:  # noqa: BLE001  a custom object may raise anything when it is inspected
         return value
     try:
         signature.bind(*(None,) * arguments)
@@ -225,7 +225,7 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
         # A naive datetime means local time, as everywhere in Python.
         moment = _utc(now) + value if isinstance(value, timedelta) else value
         seconds = float(moment.timestamp())
-    except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a foreign time zone that fails
+    except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a custom time zone that fails
         seconds = math.nan
     if not 0 <= seconds < MOMENT_LIMIT_SECONDS:
         raise BadInput(f"{name}={shown_moment(value)} is invalid: the year must be between 1970 and 2261.")
@@ -274,7 +274,7 @@ def check_status(value: object) -> State:
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and not is_numpy_scalar(value, "m"):
         try:
             return Status(int(value))
-        except Exception:  # noqa: BLE001  not one of the numbers, or a foreign number that fails
+        except Exception:  # noqa: BLE001  not one of the numbers, or a custom number that fails
             text = None
     raise BadInput(
         f"status {shown(value)} is invalid: there is no such state. {hint(text, LABELS)}"
@@ -294,7 +294,7 @@ def check_statuses(value: Any) -> frozenset[State] | None:
         return frozenset((check_status(value),))
     try:
         several = list(value)
-    except Exception:  # noqa: BLE001  a foreign iterable may raise any error
+    except Exception:  # noqa: BLE001  a custom iterable may raise any error
         raise BadInput(
             f"status={shown(value)} is invalid: expected one or more states, got {kind_of(value)}. "
             f"The states are {', '.join(LABELS)}."
@@ -320,7 +320,7 @@ def _seconds(value: Any) -> float | None:
             return float(value.total_seconds())
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
             return _as_float(value)
-    except Exception:  # noqa: BLE001  a foreign number may raise any error
+    except Exception:  # noqa: BLE001  a custom number may raise any error
         return None
     return None
 

@@ -35,7 +35,7 @@ def encode(value: object, name: str = "payload") -> bytes:
     if isinstance(value, (bytes, bytearray, memoryview)):
         try:
             return bytes(value)
-        except Exception as error:  # noqa: BLE001  a released view, or a foreign subclass
+        except Exception as error:  # noqa: BLE001  a released view, or a custom subclass
             raise UnencodableValue(
                 f"{name} cannot be read as bytes: {said(error)}. Pass bytes, or a value that JSON can represent.", name
             ) from None
@@ -46,7 +46,7 @@ def encode_json(value: object, name: str = "result") -> bytes:
     """Encode a value as JSON. Bytes inside the value are encoded as base64. The errors are those of `encode`."""
     try:
         data = _encoder.encode(value)
-    except Exception as error:  # noqa: BLE001  reading a foreign value may raise any error
+    except Exception as error:  # noqa: BLE001  reading a custom value may raise any error
         raise _refusal(value, name, error) from None
     # msgspec writes NaN and infinities as null, or as the keys "nan" and "inf", so other data needs no search.
     if any(sign in data for sign in (b"null", b'"nan"', b'inf"')):
@@ -112,7 +112,7 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
 
 
 def _beyond_json(value: Any) -> Any:
-    """Convert a value of a type that msgspec does not support. This function imports neither numpy nor pandas."""
+    """Convert a value of a type that msgspec cannot encode. This function imports neither numpy nor pandas."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, datetime):
@@ -143,7 +143,7 @@ def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
     """Return the error for the first part, in depth-first order, that cannot be encoded as JSON."""
     try:
         return _first_refusal(value, name, error)
-    except Exception as another:  # noqa: BLE001  inspecting a foreign value may raise any error, too
+    except Exception as another:  # noqa: BLE001  inspecting a custom value may raise any error, too
         return _unreadable(name, another)
 
 

@@ -64,7 +64,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def seconds(self) -> float | None:
-        """The seconds from the cancel request until the task's code stopped, or None if either time is unknown."""
+        """The seconds between the cancel request and the end of the task's code, or None if either time is unknown."""
         if self.requested_at is None or self.stopped_at is None:
             return None
         # Two machines may estimate the server's time slightly differently.
@@ -343,7 +343,7 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
 
 
 class QueueService(Struct, frozen=True, kw_only=True):
-    """Signs that workers are serving a queue.
+    """Evidence that workers are serving a queue.
 
     ``workers`` is the number of live nqnb workers of the queue. ``pulls`` is the number of pending pull requests for
     tasks of the queue, and ``leased`` is the number of tasks that were delivered but not acked. Both numbers include Go

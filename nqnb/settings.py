@@ -344,7 +344,7 @@ def _plain_url(url: object) -> str | tuple[object, ...]:
     if isinstance(url, str):
         return exact_text(url)
     if isinstance(url, Sequence) and not isinstance(url, (bytes, bytearray, memoryview, range)):
-        with contextlib.suppress(Exception):  # a foreign sequence may raise any error
+        with contextlib.suppress(Exception):  # a custom sequence may raise any error
             several = tuple(exact_text(item) if isinstance(item, str) else item for item in url)
             if several:
                 return several
@@ -357,7 +357,7 @@ def _path(name: str, value: object) -> str:
     """Return a path as a string. Errors do not show the value, which may be a secret that was passed by mistake."""
     path: object = None
     if isinstance(value, (str, os.PathLike)):
-        with contextlib.suppress(Exception):  # a foreign `__fspath__` may raise any error
+        with contextlib.suppress(Exception):  # a custom `__fspath__` may raise any error
             path = os.fspath(value)
     if not isinstance(path, str) or not path or "\0" in path:
         raise BadInput(f"{name} is invalid: expected a path to a file, got {kind_of(value)}. Pass a path, or None.")

@@ -127,7 +127,7 @@ def check_store(store: StateStore | None) -> StateStore | None:
 def _has(store: object, method: str) -> bool:
     try:
         return callable(getattr(store, method, None))
-    except Exception:  # noqa: BLE001  an attribute of a foreign object may raise any error
+    except Exception:  # noqa: BLE001  an attribute of a custom object may raise any error
         return False
 
 

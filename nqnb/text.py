@@ -194,7 +194,7 @@ def _fields(record: msgspec.Struct) -> dict[str, Any]:
 
 
 def _json(name: str, data: bytes) -> dict[str, Any]:
-    """Return the data as a field: ``<name>`` if it is JSON, or else ``<name>_text`` or ``<name>_base64``."""
+    """Return a dict with the data as ``<name>`` if it is JSON, otherwise as ``<name>_text`` or ``<name>_base64``."""
     try:
         return {name: decode_value(data) if data else None}
     except MalformedMessage:

@@ -116,12 +116,12 @@ class Backend:
         """For each queue, the object that removes the messages of ended tasks; see `nqnb.protocol.forget`."""
         self._clock = connection.clock
         self.now: Callable[[], float] = connection.clock.now
-        """Returns the server's time in Unix seconds, as estimated from the timestamps received so far."""
+        """A function that returns the server's estimated time in Unix seconds; see `ServerClock.now`."""
         seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
         self._spared_since = -math.inf
         self._has_limits = False
-        """Whether this object uses the limits bucket. Few servers need this bucket."""
+        """Whether this object uses the limits bucket, which is created only when it is needed."""
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
         """The latest repair for each queue. The key None is for repairs that recreate only buckets."""
         self._queues: dict[str, QueueStreams] = {}
@@ -131,7 +131,7 @@ class Backend:
 
     @classmethod
     async def open(cls, settings: Settings, store: StateStore | None = None) -> Backend:
-        """Connect, and create the buckets that do not exist.
+        """Connect, and create the buckets that are missing.
 
         Raises:
             NoServer, NoJetStream: see `Connection.open`.
@@ -232,7 +232,7 @@ class Backend:
     async def last_number(self, stem: str) -> int:
         """Return the highest number in the stored task ids ``<stem>.<number>``, or 0 if no such id is stored.
 
-        If the store is a custom store, all entries are read, because a custom store cannot search its keys.
+        With a custom store, all entries are read, because a custom store cannot search its keys.
         """
         if self.states is self._bucket:
             keys = await self._bucket.keys_below(stem)
@@ -294,7 +294,7 @@ class Backend:
     # Buckets and retries.
 
     async def ensure_buckets(self) -> None:
-        """Create the buckets that do not exist.
+        """Create the buckets that are missing.
 
         Raises:
             ServerRefused: the user has no permission to create a bucket.
@@ -328,7 +328,7 @@ class Backend:
             self._has_limits = True
 
     async def ensure_recurring(self) -> None:
-        """Create the bucket of the recurring schedules if it does not exist, before the first schedule is stored."""
+        """Create the bucket for recurring schedules if it does not exist."""
         await ensure_bucket(self.connection, self.connection.settings.schedule_bucket)
 
     async def recurring_position(self) -> tuple[int, str]:
@@ -454,11 +454,11 @@ class Backend:
         return await service_of(self.connection, queue, len(workers))
 
     async def server_facts(self, queue: str | None = None) -> ServerFacts:
-        """Return the facts that `nqnb.doctor` compares, about the server and about one queue or all queues."""
+        """Return the facts about the server, and about one queue or all queues, that `nqnb.doctor` compares."""
         return await read_facts(self.connection, queue)
 
     async def recreate_queue(self, queue: str) -> None:
-        """Create the streams of a queue that do not exist."""
+        """Create those streams of a queue that are missing."""
         self._queues.pop(queue, None)
         await self.ensure_queue(queue)
 
@@ -479,7 +479,7 @@ class Backend:
         return await place_of(self.connection, queue, sequence)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the subjects of a queue's streams that do not belong to the queue.
+        """Return the subjects that a queue's streams have in addition to the queue's own subjects.
 
         See `nqnb.jetstream.queue_streams.foreign_subjects`.
         """
@@ -509,7 +509,7 @@ class Backend:
         await pause_consumer(self.connection, stream, False)
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams with all their messages, the note about a pause, and the queue's limits."""
+        """Delete a queue's streams with all their messages, the note that records a pause, and the queue's limits."""
         for subject in (names.task_subject(queue), names.cancel_subject(queue)):
             stream = await find_stream(self.connection, subject)
             if stream is not None:

@@ -94,7 +94,7 @@ class KeyValueStore:
         """See `StateStore.update`."""
         if revision <= 0:
             return _conflict(key)
-        # As in `_write`. Each task calls this method twice, so it makes few calls.
+        # This does the same as `_write` with fewer function calls, because each task calls this method twice.
         return self._publish(key, value, f"{EXPECTED_REVISION}: {revision}\r\n", ttl, once=True)
 
     async def put(
@@ -191,7 +191,7 @@ class KeyValueStore:
             await self._connection.find(f"STREAM.PURGE.{self._stream}", {"seq": revision + 1})
 
     async def retire(self, key: str, revision: int) -> None:
-        """Replace a key with a tombstone if ``revision`` is its current revision.
+        """Replace the value of a key with a tombstone if ``revision`` is its current revision.
 
         Unlike `delete`, this method requires only the permission to write.
 

@@ -128,7 +128,7 @@ async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
 
 
 def _close_socket(client: FastClient) -> None:
-    """Close the client's socket. nats-py leaves the socket open if its own attempt is cancelled or fails."""
+    """Close the client's socket. nats-py leaves the socket open if the attempt to connect is cancelled or fails."""
     transport = getattr(client, "_transport", None)
     if isinstance(transport, TcpTransport):
         with contextlib.suppress(OSError, RuntimeError):  # raised for a broken socket or a closed loop
@@ -136,7 +136,7 @@ def _close_socket(client: FastClient) -> None:
 
 
 class _Refused(Exception):
-    """A failed attempt to connect. The future of the attempt contains the error."""
+    """Signals that an attempt to connect failed. The error itself is in the attempt's future."""
 
 
 class _FirstClient(FastClient):

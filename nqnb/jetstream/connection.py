@@ -226,8 +226,8 @@ class Connection:
             subject: the subject.
             data: the body.
             block: the headers, as `header_block` returns them.
-            read: called on the event loop with the reply and the request. If ``read`` raises an `NqnbError`, the
-                request fails with this error.
+            read: a function that is called on the event loop with the reply and the request. If ``read`` raises an
+                `NqnbError`, the request fails with this error.
             timeout: see `request`.
             again: see `request`.
 
@@ -268,7 +268,7 @@ class Connection:
             subject: the subject.
             data: the body.
             block: the headers, as `header_block` returns them.
-            once: whether the headers prevent the server from storing the message twice if it is resent.
+            once: whether the headers prevent the server from storing a resent message twice.
         """
         return self.ask(subject, data, block, self.read_ack, again=once)
 

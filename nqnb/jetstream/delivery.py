@@ -106,7 +106,7 @@ class Delivery(msgspec.Struct, eq=False):
             await self._answer(b"+ACK")
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Nak the message, so that the server redelivers it after ``delay`` seconds. The maximum is an hour."""
+        """Nak the message, so that the server redelivers it after ``delay`` seconds (at most an hour)."""
         delay = min(delay, LONGEST_NAK_SECONDS)
         await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")
 

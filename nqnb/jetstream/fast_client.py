@@ -162,7 +162,7 @@ class FastClient(NatsClient):
             `write`.
         """
         size = len(block) + len(data)
-        # Each task sends four messages, so this method makes few calls.
+        # This method avoids function calls, because each task sends four messages.
         if (
             not self.fast
             or (self._status != NatsClient.CONNECTED and not self.is_connected)
@@ -312,7 +312,7 @@ def read_headers(raw: bytes) -> dict[str, str]:
 def carried_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the headers that neither the server nor nqnb uses, such as a trace context.
 
-    If a message is moved, these headers are published again, so headers with control characters are omitted.
+    Headers with control characters are omitted, because the headers are published again if the message is moved.
     """
     own = ("nats-", names.CLIENT_HEADER.lower())
     return {

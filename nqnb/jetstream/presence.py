@@ -168,7 +168,7 @@ class Presence:
 
     async def seen(self) -> list[tuple[WorkerInfo, float]]:
         """Return all workers that have an entry, including dead workers, with the age of each entry in seconds."""
-        # The time is taken before the read, because on a busy loop entries may be old by the time they are read.
+        # The time is taken before the read, because on a busy loop, entries may be old by the time they are read.
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()

@@ -34,7 +34,7 @@ PULL_EXPIRES_SECONDS = 30.0
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 PAUSE_CHECK_SECONDS = 0.5
-"""Seconds between two checks for a pause of the queue, and for its limits."""
+"""Seconds between two reads of a queue's pause and limits."""
 PAUSE_AGAIN_SECONDS = 5.0
 """Seconds after which the consumer of a paused queue is paused again, in case a Go worker has recreated it."""
 

@@ -67,7 +67,7 @@ class ApiError(msgspec.Struct):
 
 
 def translated(error: nats.errors.Error, settings: Settings, subject: str) -> ConnectionFailed:
-    """Convert a nats-py error, which occurred while sending to ``subject``, to an nqnb error."""
+    """Convert a nats-py error that occurred while sending to ``subject`` to an nqnb error."""
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
             f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "

@@ -28,7 +28,7 @@ class Attempt:
         delivery: the delivery of the task.
         message: the task as stored in the stream.
         ack_wait: the consumer's ack wait, in seconds.
-        claim: the unique id of this claim, which is written to the entry.
+        claim: the unique id of this attempt's claim, which is written to the entry.
     """
 
     __slots__ = (

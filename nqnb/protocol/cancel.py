@@ -405,7 +405,7 @@ async def cancel_many(
         wait: how long to wait for the code of all tasks to stop, in seconds. If None, this function does not wait.
         outcomes: the dict in which each receipt or error is stored as soon as it is known, so that an interrupted
             caller can read the outcomes so far.
-        progress: called with the number of tasks processed so far, the total, and a label.
+        progress: a function that is called with the number of tasks processed so far, the total, and a label.
         queue: the queue of the tasks, if known.
     """
 

@@ -94,7 +94,7 @@ async def stop_task(
     late: bool,
     how: str = "cancelled with its queue, while no worker was running it",
 ) -> Status:
-    """End a cancelled task if no worker will end it, and return the task's state.
+    """Write the final state of a task unless the task's worker may still write it, and return the task's state.
 
     ``by`` is the name of the user who ends the task, and ``how`` describes how the task ended, for the receipt.
     ``late`` is True if the task's worker has had enough time to end the task.

@@ -131,7 +131,7 @@ class WorkerPresence(Protocol):
     """Information about the live workers."""
 
     async def look(self, worker: str, queue: str) -> PresenceSight:
-        """Return a worker's presence, as it applies to the tasks of a queue. The read goes through the leader."""
+        """Return a worker's presence, with the TTL for the tasks of a queue. The read goes through the leader."""
         ...
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
@@ -410,7 +410,7 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the other subjects in a queue's streams, grouped by stream name."""
+        """Return the subjects in a queue's streams that are not the queue's own, by stream name."""
         ...
 
     async def queue_created_at(self, queue: str) -> float:

@@ -75,7 +75,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the id of the other nqnb worker that, according to the entry, is running the task, or an empty string."""
+    """Return the id of another nqnb worker if the entry says that it is running the task, otherwise an empty string."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -480,7 +480,7 @@ def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float)
 
 
 class StopStep(enum.Enum):
-    """The next step for a cancelled task whose queue is being deleted."""
+    """The next step for a task that was cancelled because its queue is being deleted."""
 
     ENDED = enum.auto()
     """Do nothing, because the task has ended."""
@@ -491,7 +491,7 @@ class StopStep(enum.Enum):
 
 
 def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
-    """Choose the next step for a cancelled task whose queue is being deleted.
+    """Choose the next step for a task that was cancelled because its queue is being deleted.
 
     Args:
         entry: the task as read through the bucket's leader.

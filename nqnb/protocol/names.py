@@ -1,8 +1,8 @@
-"""Define the names of all streams, subjects and buckets, and check queue names and task ids.
+"""Define the names of streams, subjects and buckets, and check queue names and task ids.
 
 NQ defines the stream ``<q>``, the subjects ``<q>.task`` and ``<q>.cancel``, the consumer ``MONITOR`` and the bucket
-``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers``, ``nq-results`` and ``nq-limits``, and the stream
-``nq-logs``.
+``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers``, ``nq-results``, ``nq-limits``, ``nq-queues`` and
+``nq-schedules``, and the stream ``nq-logs``.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def cancel_subject(queue: str) -> str:
 
 
 def log_subject(task_id: str) -> str:
-    """Return the subject of a task's log. The subjects of a queue cannot begin with the same token."""
+    """Return the subject of a task's log. No queue has this subject, because queue names cannot contain ``$``."""
     return f"$NQNB.logs.{task_id}"
 
 

@@ -38,7 +38,7 @@ async def purge_queue(
         backend: the backend to use.
         queue: the queue.
         by: the name of the user who purges the queue, for the receipts.
-        progress: called with the number of tasks processed so far and the total.
+        progress: a function that is called with the number of tasks processed so far, and the total.
         owed: a dict to which tasks are added, by id, if their final entries do not fit into the store. The caller must
             end these tasks with `end_waiting_task` once there is room. If ``owed`` is None, `NoRoom` is raised instead.
 

@@ -33,7 +33,7 @@ class ServingBackend(Protocol):
 
 
 class Serving:
-    """Background checks for queues that no worker is serving."""
+    """Background checks that detect queues without a worker."""
 
     def __init__(self, backend: Callable[[], ServingBackend]) -> None:
         self._backend = backend

@@ -1,9 +1,10 @@
 """Limit how many tasks run at the same time across all workers: one for each serial key, or several for a queue.
 
-A record in the limits bucket names the tasks that hold a slot. A worker adds its task by compare-and-set before
-it claims the task, and removes the task after it has written the outcome. A worker may die in between. Therefore, a
-slot may be taken over if its worker is dead or is no longer running the task. `HolderWatch` decides this. It measures
-time only with the monotonic clock of its own machine, so no step of a clock makes a live worker look dead.
+A record in the limits bucket names the tasks that hold a slot. By compare-and-set, a worker adds a task before claiming
+the task, and removes the task after writing the outcome. A worker may die between these writes. Therefore, a slot may
+be taken over if its worker is dead or is no longer running the task. `HolderWatch` decides whether this is the case. It
+measures time only with the monotonic clock of its own machine, so that a clock that is set never makes a live worker
+look dead.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ EMPTY_TTL_SECONDS = 3600.0
 """How long a record without a holder is kept, in seconds, if the server supports expiry."""
 UNLISTED_SECONDS = 3.0
 """The minimum time, in seconds, between two presence entries that show that a live worker is not running a task. The
-first entry may have been encoded before the worker took the slot, and stored later. A worker corrects it in a second.
+first entry may have been encoded before the worker took the slot, and stored later. Within a second, the worker then
+writes an entry with the task.
 """
 LOOK_SECONDS = 1.0
 """The minimum time, in seconds, between two checks of the holders of the same record."""

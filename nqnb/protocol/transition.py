@@ -164,10 +164,10 @@ async def transition(
     Args:
         backend: the backend to use.
         task_id: the task.
-        decide: called with the entry that was read. It returns a `Write`, `Again.READ`, or another value that
-            ends the transition. The decision itself comes from a pure function of `nqnb.protocol.lifecycle`.
-        ours: returns whether this transition tried to write a given entry. It is called after every failed write,
-            because a write whose answer was lost may still take effect, even after a later read.
+        decide: a function that is called with the entry that was read. It returns a `Write`, `Again.READ`, or another
+            value that ends the transition. The decision itself comes from a pure function of `nqnb.protocol.lifecycle`.
+        ours: a function that returns whether this transition tried to write a given entry. It is called after every
+            failed write, because a write whose answer was lost may still take effect, even after a later read.
         retry: the policy for retries after an error.
         start: the entry, if the caller has already read it.
         insist: whether to retry the creation of an entry, and recreate a missing bucket, before reading the entry
