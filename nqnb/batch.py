@@ -137,7 +137,7 @@ class Batch:
 
         Args:
             backend: the backend to use.
-            client: the name of the client, for the entry.
+            client: the name of the client, which is stored in the task's entry.
             item: the item to submit.
         """
         message = await self._message(backend, item)

@@ -88,7 +88,7 @@ class ServerClock:
     def passed(self) -> float:
         """Return a time that the server's clock has certainly passed, even if the clocks have drifted apart.
 
-        The time is in Unix seconds, or 0 if there has been no timestamp yet.
+        The time is in Unix seconds. It is 0 until the server sends a timestamp.
         """
         bounds = self._bounds
         if bounds is None:

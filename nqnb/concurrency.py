@@ -55,7 +55,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
 
 
 async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]], limit: int) -> None:
-    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. ``work`` must not raise."""
+    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. ``work`` must not raise an exception."""
     left = iter(items)
 
     async def work_through() -> None:
@@ -80,7 +80,7 @@ class Together(Generic[T]):
         self._serving = False
 
     async def call(self, argument: T) -> None:
-        """Process an argument in the next batch, and raise the error if the processing failed."""
+        """Process an argument in the next batch. Raise the error that ``work`` returns for this argument, if any."""
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls.append((argument, served))
         if not self._serving:

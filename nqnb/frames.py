@@ -34,12 +34,12 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
     """Return a DataFrame with one row per task, indexed by task id.
 
     Columns: ``queue``, ``status``, ``payload`` and ``result`` (decoded JSON, otherwise bytes; None if missing),
-    ``error`` ("Type: message"), ``attempt`` (from 1), ``run_time`` (of the last attempt; for a running task, up to
-    ``now``), ``max_retry``, ``submitted_at``, ``started_at``, ``completed_at``, ``due_at`` (when a scheduled task or a
-    retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``log``
-    (the last line), ``result_key`` (the key of a large result that is stored separately), ``cancel_requested_at``,
-    ``source`` (notebook, execution count and first line of the cell), ``key``, ``group``, ``origin``, ``requeued_as``,
-    ``revision``.
+    ``error`` (as in "ValueError: no file"), ``attempt`` (from 1), ``run_time`` (of the last attempt; for a running
+    task, up to ``now``), ``max_retry``, ``submitted_at``, ``started_at``, ``completed_at``, ``due_at`` (when a
+    scheduled task or a retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1),
+    ``progress_text``, ``log`` (the last line), ``result_key`` (the key of a large result that is stored separately),
+    ``cancel_requested_at``, ``source`` (notebook, execution count and first line of the cell), ``key``, ``group``,
+    ``origin``, ``requeued_as``, ``revision``.
 
     The display shows the columns up to ``run_time`` that are not empty, and lists the names of the other columns.
 

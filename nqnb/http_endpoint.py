@@ -35,7 +35,7 @@ class HttpEndpoint:
     Args:
         address: the address; port 0 means any free port.
         application: the WSGI application that answers the requests, each in a separate thread.
-        serves: what the server serves, such as "metrics", for the error message.
+        serves: what the server serves, such as "metrics". Error messages begin with this text.
         error: the exception class to raise if the address cannot be used.
 
     Raises:

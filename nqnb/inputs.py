@@ -65,7 +65,7 @@ def check_count(name: str, value: object, least: int, most: int, what: str, refu
         value: the value; NumPy integers are accepted, but booleans are not.
         least: the smallest valid number.
         most: the largest valid number.
-        what: a description of the number, for the error message.
+        what: a description of the number for the error message.
         refusal: the exception class to raise.
 
     Raises:

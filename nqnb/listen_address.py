@@ -27,7 +27,7 @@ class ListenAddress(NamedTuple):
 
         Args:
             value: the port or the string.
-            serves: what the server serves, such as "metrics", for the error message.
+            serves: what the server serves, such as "metrics". Error messages contain this text.
             default_host: the host to use if the value has no host.
 
         Raises:

@@ -181,7 +181,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def failure(self) -> str:
-        """The task's error as "Type: message", or an empty string if the task has no error."""
+        """The error's type and message, as in "ValueError: no file", or an empty string if the task has no error."""
         return ": ".join(part for part in (self.error.type, self.error.message) if part) if self.error else ""
 
     @classmethod
@@ -373,7 +373,7 @@ class ScheduleInfo(Struct, frozen=True, kw_only=True):
         serial: the serial key of the tasks, or an empty string.
         paused: whether the schedule is paused.
         next_at: the scheduled time of the next task, or None if the schedule is paused.
-        last_at: the scheduled time of the last task, or None if there has been no task.
+        last_at: the scheduled time of the last task, or None before the first task.
         client: the name of the client that wrote the definition.
         written_at: the time at which the definition was written.
 

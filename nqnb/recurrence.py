@@ -1,9 +1,9 @@
-"""Compute when a recurring task is due: by a cron expression in a time zone, or at a fixed interval.
+"""Compute when a recurring task is due, from a cron expression and a time zone or from a fixed interval.
 
 All times are Unix seconds. A cron expression yields the same times on every worker, because the result depends only on
-the expression, the time zone and the moment. When clocks change, times of day are handled as in Debian's cron: a time
-that does not exist is moved to the end of the gap, and a time that occurs twice counts only once. An expression whose
-minutes or hours begin with ``*`` follows the elapsed time instead.
+the expression, the time zone and the given time. When clocks change, times of day are handled as in Debian's cron: a
+time that does not exist is moved to the end of the gap, and a time that occurs twice counts only once. An expression
+whose minutes or hours begin with ``*`` follows the elapsed time instead.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """The expression and its time zone, or the interval, such as ``0 7 * * mon-fri Europe/Berlin``."""
+        """The cron expression and its time zone, or the interval, as text such as ``0 7 * * mon-fri Europe/Berlin``."""
         if not self.interval:
             return f"{self.cron} {self.timezone}"
         parts, rest = [], self.interval

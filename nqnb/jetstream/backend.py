@@ -209,11 +209,11 @@ class Backend:
         return ("", 0) if url is None else (url.hostname or "", url.port or 0)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Register a callback that is called at every disconnect. The callback must not raise."""
+        """Register a callback that is called at every disconnect. The callback must not raise exceptions."""
         self.connection.on_disconnect(callback)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Register an async callback that is called after every reconnect. The callback must not raise."""
+        """Register an async callback that is called after every reconnect. The callback must not raise exceptions."""
         self.connection.on_reconnect(callback)
 
     async def caught_up(self) -> None:
@@ -454,7 +454,7 @@ class Backend:
         return await service_of(self.connection, queue, len(workers))
 
     async def server_facts(self, queue: str | None = None) -> ServerFacts:
-        """Return the facts about the server, and about one queue or all queues, that `nqnb.doctor` compares."""
+        """Return what `nqnb.doctor` checks about the server and about ``queue``, or about all queues if it is None."""
         return await read_facts(self.connection, queue)
 
     async def recreate_queue(self, queue: str) -> None:

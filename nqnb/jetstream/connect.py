@@ -40,7 +40,7 @@ _SEED = re.compile(rb"(?:^|\s)(S[A-Z2-7]{57})(?:\s|$)")
 
 
 class Listener(Protocol):
-    """The callbacks for the events of a connection. A callback must not raise."""
+    """The callbacks for the events of a connection. The callbacks must not raise exceptions."""
 
     async def when_disconnected(self) -> None:
         """Handle the loss of the connection."""

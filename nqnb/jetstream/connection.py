@@ -156,11 +156,11 @@ class Connection:
         return found is not None and (int(found[1]), int(found[2])) < (major, minor)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Register an async callback that is called after every reconnect. The callback must not raise."""
+        """Register an async callback that is called after every reconnect. The callback must not raise exceptions."""
         self._on_reconnect.append(callback)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Register a callback that is called at every disconnect. The callback must not raise."""
+        """Register a callback that is called at every disconnect. The callback must not raise exceptions."""
         self._on_disconnect.append(callback)
 
     async def send(self, subject: str, data: bytes = b"", reply: str = "") -> None:
@@ -174,7 +174,7 @@ class Connection:
             await self._send(subject, data, reply)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
-        """Send a message without awaiting. Return False if this is not possible; then use `send` instead.
+        """Send a message without awaiting. Return False if this is not possible; in that case, use `send`.
 
         ``block`` contains the headers, as `header_block` returns them.
         """
@@ -344,7 +344,8 @@ class Connection:
         Args:
             ask: an async function that sends an idempotent request.
             retry_for: how long to retry, in seconds. The default is the setting ``retry_for``.
-            mend: an async function, which is called before a retry if the subject has no responders. It must not raise.
+            mend: an async function, which is called before a retry if the subject has no responders. It must not raise
+                an exception.
             await_room: whether to retry if a storage limit has been reached.
 
         Raises:
@@ -554,7 +555,7 @@ class _Replies:
 
     Args:
         inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
-        resend: a function that resends a request with the same reply subject. The function must not raise.
+        resend: a function that resends a request with the same reply subject. The function must not raise exceptions.
     """
 
     def __init__(self, inbox: str, resend: Callable[[Pending[Any]], None]) -> None:

@@ -70,7 +70,7 @@ class Delivery(msgspec.Struct, eq=False):
     def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
         """Create a delivery from a message.
 
-        ``received`` is the time at which the message arrived, in `elapsed` seconds.
+        ``received`` is the time on the `elapsed` clock at which the message arrived.
         """
         facts = AckFacts.of(message.reply)
         return cls(

@@ -49,7 +49,7 @@ MIN_SILENT_SECONDS = 2.0
 
 
 class _Written(NamedTuple):
-    """A presence entry, and the two times between which the server stored the entry, in `elapsed` seconds."""
+    """A presence entry, and two times on the `elapsed` clock between which the server stored the entry."""
 
     worker: str
     revision: int

@@ -47,7 +47,7 @@ class PullLoop:
         queue: the queue's name.
         on_delivery: a function that is called on the event loop with each delivery.
         wake: a function that is called when the worker should request tasks or call `check`.
-        arrived: a function that returns the time at which the current message arrived, in `elapsed` seconds.
+        arrived: a function that returns the time on the `elapsed` clock at which the current message arrived.
     """
 
     def __init__(

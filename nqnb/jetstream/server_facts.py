@@ -1,4 +1,4 @@
-"""Read the facts that `nqnb.doctor` compares: streams, consumers, limits and clocks."""
+"""Read what `nqnb.doctor` checks on a server: the streams, consumers, limits and clocks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class QueueFacts:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What the server reports about itself.
+    """The configuration and usage of a server, as the server reports them.
 
     Attributes:
         version: the version as a tuple, such as (2, 12), or None if it is unknown.
@@ -84,7 +84,7 @@ class ServerFacts:
 
 
 async def read_facts(connection: Connection, queue: str | None = None) -> ServerFacts:
-    """Read the facts about the server and its queues.
+    """Read the configuration and usage of the server and its queues.
 
     Args:
         connection: the connection.

@@ -115,9 +115,9 @@ class Attempt:
     def lost_lease(self) -> bool:
         """Return whether the server may have redelivered the task, and record the result in ``gap``.
 
-        The lease is lost if no heartbeat was answered for most of the ack wait, and it remains lost for this delivery.
-        After that, the worker must not start the task or nak the message. A late nak would cause another redelivery of
-        a message that another worker is already processing.
+        The lease is lost if no heartbeat was answered for most of the ack wait. It then remains lost for this delivery,
+        and the worker must not start the task or nak the message. A late nak would cause another redelivery of a
+        message that another worker is already processing.
         """
         self.gap = self.gap or elapsed() > self.beat + LEASE_SHARE * self.ack_wait
         return self.gap

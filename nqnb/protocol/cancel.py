@@ -60,7 +60,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
     Args:
         backend: the backend to use.
         task_id: the id of the task.
-        by: the name of the user who cancels the task, for the receipt.
+        by: the name of the user who cancels the task, which the receipt shows.
         queue: the queue of the task, if known.
 
     Raises:

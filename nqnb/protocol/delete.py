@@ -96,7 +96,7 @@ async def stop_task(
 ) -> Status:
     """Write the final state of a task unless the task's worker may still write it, and return the task's state.
 
-    ``by`` is the name of the user who ends the task, and ``how`` describes how the task ended, for the receipt.
+    ``by`` is the name of the user who ends the task, and ``how`` describes how the task ended. The receipt shows both.
     ``late`` is True if the task's worker has had enough time to end the task.
     """
     seen = await read_entry(backend, task_id)

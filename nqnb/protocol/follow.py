@@ -88,7 +88,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         backend: the backend to use.
         task_id: the id of the task.
         timeout: the caller's timeout; see `Client.wait`. The task is read at least once, even if the timeout is 0.
-        serving: the object that determines whether a worker is serving the queue, for the error message.
+        serving: the object that determines whether a worker is serving the queue. The error message reports this.
 
     Raises:
         WaitTimeout: the task did not end in time.

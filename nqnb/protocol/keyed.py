@@ -40,7 +40,7 @@ async def submit_keyed(backend: KeyedBackend, message: TaskMessage, client: str,
     Args:
         backend: the backend to use.
         message: the task. Its id is ignored.
-        client: the name of the client, for the entry and for the receipt of a cancel.
+        client: the name of the client, which is stored in the task's entry and in the receipt of a replaced task.
         key: the key.
         if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
 

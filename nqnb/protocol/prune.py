@@ -92,7 +92,7 @@ async def prune(
 async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_kept: int, created: str) -> None:
     """Remove the entries that have not been written again since they were read.
 
-    Most of these entries are usually the oldest in the bucket. One request removes all of the oldest entries.
+    Usually, most of these entries are the oldest entries in the bucket, which a single request removes together.
 
     Args:
         backend: the backend to use.

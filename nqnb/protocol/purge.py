@@ -37,7 +37,7 @@ async def purge_queue(
     Args:
         backend: the backend to use.
         queue: the queue.
-        by: the name of the user who purges the queue, for the receipts.
+        by: the name of the user who purges the queue, which the receipts of the tasks show.
         progress: a function that is called with the number of tasks processed so far, and the total.
         owed: a dict to which tasks are added, by id, if their final entries do not fit into the store. The caller must
             end these tasks with `end_waiting_task` once there is room. If ``owed`` is None, `NoRoom` is raised instead.

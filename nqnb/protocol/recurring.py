@@ -335,7 +335,7 @@ async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEnt
     Args:
         backend: the backend to use.
         name: the name of the schedule.
-        client: the name of the worker, for the entries of the tasks.
+        client: the name of the worker, which is stored in the entries of the tasks.
 
     Returns:
         The entry, or None if there is no such schedule.

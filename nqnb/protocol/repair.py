@@ -22,7 +22,7 @@ async def end_task_without_message(backend: QueueBackend, task_id: str, by: str)
     Args:
         backend: the backend to use.
         task_id: the task. The caller must have searched the whole stream for the task's message.
-        by: the name of the user who ends the task, for the receipt.
+        by: the name of the user who ends the task, which the receipt shows.
 
     Returns:
         The final state, or None if the task has been submitted again or claimed in the meantime.

@@ -67,7 +67,7 @@ StillHeld = Callable[[Attempt, str, list[Holder]], Awaitable[list[Holder]]]
 
 
 class _Seen(NamedTuple):
-    """What a worker has seen of a holder. All times are in `elapsed` seconds."""
+    """A worker's observation of a holder. All times are on the `elapsed` clock."""
 
     revision: int
     """The revision of the presence entry of the holder's worker, or 0 if the entry was missing."""
@@ -79,7 +79,7 @@ class _Seen(NamedTuple):
 
 @dataclass
 class _Watched:
-    """What a worker has seen of the holders of a record, by claim."""
+    """A worker's observations of the holders of one record. The keys are the ids of the claims."""
 
     next_look: float = 0.0
     seen: dict[str, _Seen] = field(default_factory=dict)

@@ -85,7 +85,7 @@ async def submit(
     Args:
         backend: the backend to use.
         message: the task.
-        client: the name of the user who submits the task, for the entry.
+        client: the name of the client, which is stored in the task's entry.
         chosen: whether the caller chose the task's id. If so, `submit` checks that no other task has the same id.
         adopt: whether to adopt a message with the same id that another client has just published. If so, `submit`
             creates the entry for that message, because the other client may have died.

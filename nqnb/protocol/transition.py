@@ -2,8 +2,8 @@
 
 `transition` reads the entry, asks the operation what to write, and writes the result by compare-and-set. After a
 conflict, `transition` starts again, because the operation must consider the other writer's entry. If the server's
-answer to a write was lost, `transition` reads the entry again and checks whether the write took effect. Writing the
-same change twice could undo later changes by other writers.
+answer to a write was lost, `transition` reads the entry again and checks whether the write took effect. It does not
+simply write again, because a second write could undo later changes by other writers.
 
 No other module writes entries. `write_once`, `remove_entry` and `let_expire` write at most once and do not retry: their
 callers read the entry again anyway, or have nothing more to decide.
