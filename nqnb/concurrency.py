@@ -55,7 +55,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
 
 
 async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]], limit: int) -> None:
-    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. ``work`` must not raise an exception."""
+    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. No call may raise an exception."""
     left = iter(items)
 
     async def work_through() -> None:

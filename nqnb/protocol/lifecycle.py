@@ -75,7 +75,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the id of another nqnb worker if the entry says that it is running the task, otherwise an empty string."""
+    """Return the id of another nqnb worker that, according to the entry, is running the task, or an empty string."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker

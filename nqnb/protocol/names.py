@@ -96,7 +96,7 @@ def is_key(text: str) -> bool:
 
 
 def is_task_id(text: str) -> bool:
-    """Return whether a string is a valid task id, which is a key that is not too long."""
+    """Return whether a string is a valid task id: a valid key of at most 200 characters."""
     return len(text) <= _LONGEST_TASK_ID and is_key(text)
 
 

@@ -92,7 +92,7 @@ async def prune(
 async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_kept: int, created: str) -> None:
     """Remove the entries that have not been written again since they were read.
 
-    Usually, most of these entries are the oldest entries in the bucket, which a single request removes together.
+    The entries below ``oldest_kept`` are removed with a single request, and the others are removed one by one.
 
     Args:
         backend: the backend to use.

@@ -106,7 +106,7 @@ async def _end_waiting(
 ) -> dict[Status | None, int]:
     """End all waiting tasks of a queue, and return the number of tasks for each final state.
 
-    Tasks that a worker claimed in the meantime are counted under None.
+    Tasks that a worker claimed in the meantime are counted under the key None.
     """
     total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
     record = new_record(backend, by)
