@@ -58,7 +58,8 @@ class Batch:
         group: the name of the group of tasks, or None.
         key: a function that returns the key of a payload, or None.
         if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or ``"error"``.
-        serial: the serial key of all tasks, a function that returns the serial key of a payload (or None), or None.
+        serial: the serial key of all tasks, or a function that returns the serial key of a payload. In both cases, None
+            means that there is no serial key.
         source: the notebook and the cell that submit the tasks, or None.
         retry, timeout, deadline, process_at: the options of `nqnb.Client.submit`.
 

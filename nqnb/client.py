@@ -328,8 +328,9 @@ class Client:
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            serial: the serial key of all tasks, a function that returns the serial key for a payload, or None. At most
-                one task of the queue with a given serial key runs at a time.
+            serial: the serial key of all tasks, or a function that returns the serial key of a payload. In both cases,
+                None means that there is no serial key. At most one task of the queue with a given serial key runs at a
+                time.
             group: a name for this group of tasks, such as ``"sweep-7"``. The name is stored with each task
                 (`TaskInfo.group`).
             key: a function that returns the key for a payload: a string or a whole number. At most one task of the
@@ -1141,7 +1142,7 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
 
 
 def submitted_after(start: float | None, infos: list[TaskInfo]) -> list[TaskInfo]:
-    """Return the tasks that were submitted after ``start``, in Unix seconds. If ``start`` is None, return all tasks."""
+    """Return the tasks that were submitted after the Unix time ``start``, or all tasks if ``start`` is None."""
     return infos if start is None else [info for info in infos if is_after(start, info)]
 
 

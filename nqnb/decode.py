@@ -44,7 +44,7 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes, or raise `MalformedMessage` if they are invalid. The error message calls the data ``what``."""
+    """Decode bytes, or raise `MalformedMessage`. ``what`` names the data in the error message, such as "a schedule"."""
     try:
         return decoder.decode(data)
     except UNREADABLE as error:

@@ -25,7 +25,7 @@
     ├── ScheduleExists            a schedule with this name has another definition (see ``.name``)
     ├── TaskError                 an error that concerns one task (see ``.task_id``)
     │   ├── UnknownTask           the state bucket has no such task
-    │   ├── TaskExists            another task already has this id
+    │   ├── TaskExists            another task already has this id or key
     │   ├── NotCancellable        the task completed or failed before the cancel (see ``.status``)
     │   ├── NotRequeueable        the task has not ended, or its payload is no longer stored (see ``.status``)
     │   ├── TaskFailed            the task failed, so it has no result
@@ -429,7 +429,7 @@ class UnknownTask(TaskError):
 
 
 class TaskExists(TaskError):
-    """Another task already has the id that the caller chose.
+    """Another task already has the id or the key that the caller chose.
 
     Examples:
         >>> task = await nq.submit("resize", {"path": "a.png"}, id="taken")

@@ -356,7 +356,7 @@ def _spans(values: Iterable[timedelta | None]) -> Any:
 
 
 def _microseconds(values: Iterable[timedelta | None]) -> Any:
-    """Return durations in microseconds. NumPy converts integers several times faster than timedelta objects."""
+    """Return durations as microseconds, because NumPy converts integers several times faster than timedelta objects."""
     return np.array([_NOT_A_TIME if value is None else value // _MICROSECOND for value in values], dtype="int64")
 
 

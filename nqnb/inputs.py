@@ -95,7 +95,7 @@ def check_share(name: str, value: object) -> float:
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return one of ``choices`` as a plain ``str``, or raise `BadInput` for any other value."""
+    """Return a value that is one of ``choices`` as a plain ``str``, or raise `BadInput` for any other value."""
     known = list(choices)
     text = exact_text(value) if isinstance(value, str) else None
     if text in known:

@@ -69,7 +69,7 @@ _limits_decoder = msgspec.json.Decoder(QueueLimits)
 
 
 def check_limits(rate: object, concurrency: object) -> QueueLimits:
-    """Return the limits for the arguments of `nqnb.Client.limit_queue`.
+    """Return the limits from the arguments of `nqnb.Client.limit_queue`.
 
     Raises:
         BadInput: an argument is invalid.

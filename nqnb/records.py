@@ -471,8 +471,8 @@ class PresenceSight(NamedTuple):
 class WorkerInfo(Struct, frozen=True, kw_only=True):
     """A live worker, as described by its presence entry.
 
-    ``running`` lists the ids of the tasks that the worker is running. If there are thousands of tasks, only the first
-    are listed, and ``unlisted`` is the number of the others.
+    ``running`` lists the ids of the tasks that the worker is running. If there are thousands of tasks, only some of the
+    ids are listed, and ``unlisted`` is the number of the other tasks.
 
     Examples:
         >>> [worker] = await nq.workers()

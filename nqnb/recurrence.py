@@ -63,7 +63,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
             units: the numbers of days, hours, minutes and seconds between two times; all are 0 with ``cron``.
 
         Raises:
-            BadInput: an argument is invalid, or the expression is never due.
+            BadInput: an argument is invalid, or the expression never matches.
         """
         interval = _check_interval(units)
         if (cron is None) == (interval == 0):

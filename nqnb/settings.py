@@ -332,7 +332,7 @@ class Settings:
 
 
 def _names_login(url: object) -> bool:
-    """Return whether an address, or one of several addresses, contains a login. Other values are checked later."""
+    """Return whether an address, or one of several addresses, contains a login. Invalid values are rejected later."""
     texts = [url] if isinstance(url, str) else url if isinstance(url, (list, tuple)) else []
     return any(isinstance(text, str) and "@" in text for text in texts)
 

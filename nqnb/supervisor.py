@@ -9,7 +9,7 @@ This file is run as a script. The script supervises one child on behalf of its p
 
 In both roles, the supervisor reads one-byte commands from stdin. The supervisor stops the child when a command requests
 it, when stdin ends, or when the process PARENT has died. Stdin may stay open after the death of the parent, because
-other forks of the parent may keep the pipe open. Therefore the supervisor also checks a few times a second whether its
+other forks of the parent may keep the pipe open. Therefore, the supervisor also checks a few times a second whether its
 parent's process id is still PARENT.
 
 Imports delay the start of each process, so this file imports only fast modules of the standard library. The supervisor

@@ -18,8 +18,8 @@ from nqnb.text import line, payload_text
 def preview(payload: bytes, width: int = 80) -> str:
     """Return the start of a payload as one line of safe text, with at most ``width`` characters.
 
-    Text, including JSON, is not converted; binary data is shown in hexadecimal. If JSON of up to 4 kB has Unicode
-    escapes, they are replaced by the characters themselves. The cost does not depend on the size of the payload.
+    Text is shown unchanged, except that Unicode escapes in JSON of up to 4 kB are replaced by the characters that they
+    stand for. Binary data is shown in hexadecimal. The cost does not depend on the size of the payload.
     """
     if len(payload) <= 4096 and b"\\u" in payload:
         with contextlib.suppress(MalformedMessage):

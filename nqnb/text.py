@@ -134,7 +134,7 @@ def receipt_words(receipt: CancelReceipt) -> str:
 
 
 def absent_worker(task: TaskInfo) -> str:
-    """Return ``"worker stopped"`` or, say, ``"worker silent for 25 s"`` if this applies to a task, otherwise ``""``."""
+    """Return text such as "worker silent for 25 s" if a task's worker is silent or has stopped, otherwise ``""``."""
     if task.worker_silent_since is not None:
         return f"worker silent for {duration(seconds_since(task.worker_silent_since), gap=' ')}"
     return "worker stopped" if task.released else ""

@@ -1,4 +1,4 @@
-"""Convert errors of the server, nats-py and the socket to nqnb errors."""
+"""Convert errors from the server, nats-py and the socket to nqnb errors."""
 
 from __future__ import annotations
 

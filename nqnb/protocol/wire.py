@@ -350,8 +350,8 @@ def entry_of(data: bytes, sequence: int) -> bytes | None:
 def parse_time(text: str) -> float:
     """Convert an RFC 3339 string to Unix seconds. The string may include nanoseconds.
 
-    An invalid date is converted to 0, because NQ uses 1970 to mean "no time". A year after 9999 is converted to
-    infinity.
+    An invalid date is converted to 0, because NQ uses 1970 to mean "no time". A date after the year 9999 is converted
+    to infinity.
     """
     if sys.version_info < (3, 11):
         # This version of Python accepts only six decimals of a second, and no Z.
