@@ -104,7 +104,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
 
 
 def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace the columns of payloads and results with a column for each field."""
+    """Replace the columns ``payload`` and ``result`` with a column for each field."""
     columns: dict[str, Any] = {}
     for name in frame.columns:
         if name == "payload":

@@ -231,7 +231,8 @@ class LogLine(Struct, frozen=True, kw_only=True):
     """A line of a task's log, as a worker with ``task_logs=True`` stores it.
 
     Attributes:
-        number: the number of the line in its attempt, counted from 1. Lines that were not stored leave gaps.
+        number: the number of the line in its attempt, counted from 1. Lines that were not stored leave gaps in the
+            numbers.
         at: the time of the line, by the worker's clock.
         text: the text.
         attempt: the number of the attempt, counted from 1.

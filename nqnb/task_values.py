@@ -60,7 +60,7 @@ def share(progress: Progress | None) -> float | None:
 
 
 def _torn(data: bytes) -> int:
-    """Return the number of bytes at the end that form an incomplete UTF-8 character."""
+    """Return the number of bytes at the end of the data that form an incomplete UTF-8 character."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] >= 0xC0:
             return back

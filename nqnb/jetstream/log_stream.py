@@ -66,7 +66,7 @@ async def store_log(connection: Connection, task_id: str, part: LogPart) -> None
 
 
 async def read_log(connection: Connection, task_id: str, start: int) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
-    """Yield the parts of a task's log, starting at a sequence. Each part is paired with the sequence that follows it.
+    """Yield the parts of a task's log from a sequence on. Each part is paired with the sequence at which to continue.
 
     Parts that cannot be decoded are skipped. If the stream does not exist, nothing is yielded.
     """

@@ -84,7 +84,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Decode an entry of the bucket.
 
         Raises:
-            MalformedMessage: the entry cannot be decoded, its name is not the key, or a field is invalid.
+            MalformedMessage: the entry cannot be decoded, its name differs from the key, or a field is invalid.
         """
         entry = decode(data, _decoder, "a schedule")
         if entry.name != key or not is_schedule_name(key) or not names.is_queue(entry.queue):

@@ -217,7 +217,8 @@ class TaskMessage(Struct, gc=False):
         """Decode an entry of the state bucket.
 
         Raises:
-            MalformedMessage: the entry cannot be decoded, its id is not the key, or its id or queue name is invalid.
+            MalformedMessage: the entry cannot be decoded, its id differs from the key, or its id or queue name is
+                invalid.
         """
         task = cls.decode(data)
         if key != task.ID:
