@@ -119,7 +119,7 @@ class Batch:
             )
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield the items. If the iterable or a key function raises an error, store it in ``payloads.error``, and stop."""
+        """Yield the items. If the iterable or a key function raises, store the error in ``payloads.error`` and stop."""
         labels = itertools.repeat(None) if self.index is None else self.index
         drawn = (Item(position, *pair) for position, pair in enumerate(zip(self.payloads, labels, strict=False)))
         return drawn if self._key is None and self._serial_of is None else self._with_keys(drawn)

@@ -100,7 +100,7 @@ class Connection:
         self.losses = 0
         """The number of times that the connection has been lost."""
         self._lost_at = 0.0
-        """The time at which the connection was lost, in `elapsed` seconds, or 0 while the connection is up."""
+        """The time on the `elapsed` clock at which the connection was lost, or 0 while the connection is up."""
         self.clustered = client.clustered
         """Whether the server belongs to a cluster. If so, the server may reply even if a stream has no leader."""
         self.outage = Outage()
@@ -109,7 +109,7 @@ class Connection:
         self.clock = ServerClock()
         """An estimate of the server's clock. Most calls of `api` update the estimate."""
         self.full_at = 0.0
-        """The time at which a message was last refused because of a storage limit, in `elapsed` seconds, or 0."""
+        """The time on the `elapsed` clock at which a storage limit last caused a message to be refused, or 0."""
         self._timeout = settings.request_timeout
         self._replies = _Replies(client.new_inbox(), self._resend)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []

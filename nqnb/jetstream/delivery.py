@@ -57,7 +57,7 @@ class Delivery(msgspec.Struct, eq=False):
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float = msgspec.field(default_factory=elapsed)
-    """The time at which the delivery arrived, in `elapsed` seconds."""
+    """The time on the `elapsed` clock at which the delivery arrived."""
     stored: float = math.inf
     """The time at which the server stored the message, in Unix seconds."""
     message: Message | None = None

@@ -121,7 +121,7 @@ class OverdueSchedules:
         self._next_sequence = 1
         """The sequence at which the next call of `look` starts to read."""
         self._sweep_began = self._next_sweep = 0.0
-        """The times at which this sweep began and the next sweep will begin, in `elapsed` seconds."""
+        """The times on the `elapsed` clock at which this sweep began and the next sweep will begin."""
         self._read, self._soonest = 0, math.inf
         """The number of schedules that this sweep has read, and the seconds until the next of them is due."""
         self._allowed = True

@@ -75,7 +75,7 @@ class Attempt:
         self.unrun = ""
         """An explanation, for the receipt, of why a cancelled task was claimed but not run."""
         self.beat = delivery.received
-        """The time at which the last answered heartbeat was sent, in `elapsed` seconds."""
+        """The time on the `elapsed` clock at which the last answered heartbeat was sent."""
         self.gap = False
         """Whether `lost_lease` has found that the lease is lost."""
         self.superseded = False

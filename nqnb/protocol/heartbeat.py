@@ -39,8 +39,8 @@ A notification can arrive before the change is visible.
 async def renew(attempt: Attempt, since: float) -> bool:
     """Renew the lease on a claimed task. If the server does not answer, the next heartbeat tries again.
 
-    The new lease starts at ``since``, the time of the worker's last presence update in `nqnb.clock.elapsed` seconds.
-    The run is therefore stopped before other workers consider this worker dead.
+    The new lease starts at ``since``, which is the time of the worker's last presence update on the clock
+    `nqnb.clock.elapsed`. The run is therefore stopped before other workers consider this worker dead.
 
     Returns:
         Whether the consumer is gone. If so, the caller must recreate the consumer and renew the lease again.

@@ -69,7 +69,7 @@ class TaskDelivery(Protocol):
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float
-    """The time at which the delivery arrived, in `nqnb.clock.elapsed` seconds."""
+    """The time on the clock `nqnb.clock.elapsed` at which the delivery arrived."""
     stored: float
     """The time at which the server stored the message, in Unix seconds."""
 
