@@ -23,6 +23,7 @@ from nqnb.decode import decode
 from nqnb.errors import MalformedMessage, NqnbError, RevisionConflict
 from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
 from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.lifecycle import Stop
 from nqnb.records import PresenceSight
 from nqnb.store import Entry
 
@@ -171,7 +172,7 @@ def _next_seen(before: _Seen | None, sight: PresenceSight, task_id: str) -> _See
 async def take_slot(
     backend: TaskBackend, worker: str, attempt: Attempt, key: str, limit: int, still_held: StillHeld
 ) -> bool:
-    """Take one of the slots of a limit for an attempt that has not been claimed yet.
+    """Take one of the slots of a limit for an attempt, unless the attempt already holds one.
 
     Args:
         backend: the backend to use.
@@ -203,6 +204,22 @@ async def take_slot(
         with contextlib.suppress(RevisionConflict):
             await _write(backend, key, holders, entry)
             return True
+
+
+async def keep_slot(
+    backend: TaskBackend, worker: str, attempt: Attempt, key: str, limit: int, still_held: StillHeld
+) -> None:
+    """Check that a running attempt still holds its slot, as part of a heartbeat. For the arguments, see `take_slot`.
+
+    If the record no longer names the attempt, the slot is taken again. If all slots are taken, the run is stopped as if
+    its lease had ended, because other tasks may already run in its slot.
+
+    Raises:
+        NqnbError: the server did not answer. The next heartbeat tries again.
+    """
+    if not await take_slot(backend, worker, attempt, key, limit, still_held):
+        log.warning("task %s is being stopped: its slot of the limit %r is taken by another task", attempt.id, key)
+        attempt.stop(Stop.LEASE)
 
 
 async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:

@@ -15,6 +15,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol.heartbeat import WATCH_AFTER_SECONDS, EntryWatch, look, renew
 from nqnb.protocol.lifecycle import Stop
+from nqnb.worker.limiter import Limiter
 from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.run import Run
 
@@ -37,6 +38,7 @@ class LeaseKeeper:
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
         presence: the writer of the worker's presence. A renewed lease starts at the time of the last write.
+        limiter: the limits of the worker's queues.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class LeaseKeeper:
         runs: Mapping[str, Run],
         pulls: Sequence[PullLoop],
         presence: PresenceWriter,
+        limiter: Limiter,
     ) -> None:
         self._backend = backend
         self._worker_id = worker_id
         self._runs = runs
         self._pulls = pulls
         self._presence = presence
+        self._limiter = limiter
         self._recreating: set[str] = set()
         """The queues whose consumers are being recreated."""
 
@@ -59,7 +63,7 @@ class LeaseKeeper:
         """Send a heartbeat for each run that has had no heartbeat since ``before`` (in `elapsed` seconds)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
-        looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
+        looks = spawn(few_at_once(runs, self._look, LOOKS_AT_ONCE))
         orphans = await self._renew(runs, before)
         if orphans:
             # While all slots are taken, nothing is pulled, so nothing else would notice that the consumer is gone.
@@ -103,6 +107,10 @@ class LeaseKeeper:
 
         await few_at_once(runs, renew_one, RENEWALS_AT_ONCE)
         return gone
+
+    async def _look(self, run: Run) -> None:
+        await look(self._backend, self._worker_id, run)
+        await self._limiter.keep(run)
 
     async def _recreate_consumer(self, pull: PullLoop) -> None:
         if pull.queue in self._recreating:

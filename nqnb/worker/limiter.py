@@ -19,7 +19,7 @@ from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
 from nqnb.protocol.lifecycle import due_at
 from nqnb.protocol.rate import reserve_starts
-from nqnb.protocol.slots import HolderWatch, free_slot, take_slot
+from nqnb.protocol.slots import HolderWatch, free_slot, keep_slot, take_slot
 from nqnb.queue_limits import QueueLimits
 from nqnb.worker.run import Run
 
@@ -196,9 +196,16 @@ class Limiter:
             return await self._turn_away(run, 0.0)
         return True
 
+    async def keep(self, run: Run) -> None:
+        """Check that a running task still holds its slots; see `nqnb.protocol.slots.keep_slot`."""
+        for key, limit in tuple(run.held.items()):
+            if run.why is None and not run.finishing:
+                with contextlib.suppress(NqnbError):
+                    await keep_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
+
     async def leave(self, run: Run) -> None:
         """Release the slots of a run that is over."""
-        held, run.held = run.held, ()
+        held, run.held = run.held, {}
         for key in held:
             async with self._lock_of(key):
                 await free_slot(self._backend, run, key)
@@ -281,11 +288,11 @@ class Limiter:
 
     async def _take_slot(self, run: Run, key: str, limit: int) -> bool:
         # If the answer is lost, the slot may have been taken.
-        run.held = (*run.held, key)
+        run.held[key] = limit
         async with self._lock_of(key):
             taken = await take_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
         if not taken:
-            run.held = tuple(held for held in run.held if held != key)
+            del run.held[key]
         return taken
 
     def _lock_of(self, key: str) -> asyncio.Lock:

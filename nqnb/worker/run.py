@@ -10,6 +10,7 @@ from nqnb.clock import elapsed
 from nqnb.jetstream.delivery import Delivery
 from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
 from nqnb.protocol.heartbeat import EntryWatch
+from nqnb.protocol.interfaces import TaskDelivery
 from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.wire import TaskMessage
 from nqnb.worker.executors.executor import Executor
@@ -42,8 +43,8 @@ class Run(Attempt):
     def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float, claim: str) -> None:
         super().__init__(delivery, message, ack_wait, claim)
         self.handler = handler
-        self.held: tuple[str, ...] = ()
-        """The keys of the limits in which this run holds a slot; see `nqnb.protocol.slots`."""
+        self.held: dict[str, int] = {}
+        """The limits in which this run holds a slot: each key with the number of slots; see `nqnb.protocol.slots`."""
         self.executor: Executor | None = None
         self.job: Job | None = None
         self.watch: EntryWatch | None = None
@@ -68,6 +69,16 @@ class Run(Attempt):
     def how(self) -> str:
         """How a cancelled task was stopped, as text for the cancel receipt."""
         return self.unrun if self.executor is None else self.executor.how
+
+    def adopt(self, delivery: TaskDelivery) -> None:
+        """Switch to a newer delivery of the same message; see `Attempt.adopt`.
+
+        If the run holds a slot, its lease is not extended, because others judge the slot by the worker's presence.
+        """
+        beat = self.beat
+        super().adopt(delivery)
+        if self.held:
+            self.beat = beat
 
     def stop(self, why: Stop) -> None:
         """Begin to stop the handler. A handler that has not started yet will not be started.

@@ -133,7 +133,7 @@ class Runtime:
         self._stopping = False
         self._paused = False
         self._presence = PresenceWriter(backend, self.runs, pulls, describe)
-        self._leases = LeaseKeeper(backend, worker_id, self.runs, pulls, self._presence)
+        self._leases = LeaseKeeper(backend, worker_id, self.runs, pulls, self._presence, self._limiter)
         self._recovery = Recovery(
             backend, self.runs, pulls, self._listener, self._presence, self._leases, self._wake.set
         )
@@ -345,8 +345,8 @@ class Runtime:
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
         """Handle a redelivery of a running task. Unless the run is ending, it continues with the new delivery."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
-        # If the lease of a run ended before its code started, another worker may have taken over its slot.
-        leaving = leaving or (bool(run.held) and run.executor is None and run.lost_lease())
+        # If the lease of a run has ended, another worker may have taken over its slot.
+        leaving = leaving or (bool(run.held) and run.lost_lease())
         # Two queues may each have a message for this task with the same sequence number.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
         if same and not leaving:

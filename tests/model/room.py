@@ -28,10 +28,23 @@ from .room_processes import (
     Replacement,
     RunState,
     WorkerProcess,
+    key_of,
     replaced_functions,
 )
 from .simulated_backend import SimulatedBackend
-from .simulated_server import CLOCKS, NO_ROOM, STATES, UNCONFIRMED, Call, Lies, Raised, Server, StoredMessage, decoded
+from .simulated_server import (
+    CLOCKS,
+    LIMITS,
+    NO_ROOM,
+    STATES,
+    UNCONFIRMED,
+    Call,
+    Lies,
+    Raised,
+    Server,
+    StoredMessage,
+    decoded,
+)
 
 IDLE = -1
 NOT_BEGUN = -2
@@ -59,6 +72,8 @@ class Failure(enum.IntEnum):
     """No worker hears a cancel that is announced."""
     REDELIVERY = 10
     """The server redelivers what a live worker holds, because the consumer was recreated."""
+    SLOTS_LOST = 11
+    """The records of limits are gone, because an operator deleted them or restored an older store."""
 
 
 STORE_WRITES = frozenset(("create", "update", "put", "delete", "remove_oldest"))
@@ -180,6 +195,7 @@ class Room:
         self._scenario = scenario
         self._automaton = Automaton(self._start)
         self._backends = dict(scenario.backend)
+        self._losses_of_slots = scenario.failures.count(Failure.SLOTS_LOST)
 
     def explore(self, most: int) -> Found:
         scenario = self._scenario
@@ -304,6 +320,8 @@ class Room:
                     yield Step(f"the ack wait of message {message.sequence} ends", world._replace(server=ready))
                 elif less := spend(world, Failure.REDELIVERY):
                     yield Step("the consumer is recreated", less._replace(server=ready), True)
+        if server.limits and (less := spend(world, Failure.SLOTS_LOST)):
+            yield Step("the records of limits are lost", less._replace(server=server._replace(limits=())), True)
         waiting = any(message.schedule > CLOCKS[server.clock] for message in server.messages)
         may_pass = waiting or not self._scenario.days_of_waiting_only
         if server.clock < self._scenario.days and may_pass and not self._submitting(world):
@@ -433,15 +451,17 @@ class Room:
             return world._replace(slots=_with(world.slots, w, Slot(slot.life)))
         before, after = (self._automaton.positions[each].shared for each in (slot.position, number))
         if after.running and not before.running:
-            world = self._started(world, *call.arguments)
+            world = self._started(world, *call.arguments, holds_slot=self._holds_slot(world, slot.task_id, after))
+        elif call.operation == "run" and after.why is None and not self._holds_slot(world, slot.task_id, after):
+            world = world._replace(rule=world.rule or SLOT_NOT_KEPT)
         return world._replace(slots=_with(world.slots, w, world.slots[w]._replace(position=number, inbox=slot.inbox)))
 
-    def _started(self, world: World, task_id: str, claim: str) -> World:
+    def _started(self, world: World, task_id: str, claim: str, *, holds_slot: bool) -> World:
         rule = started_rule(world, task_id, claim)
         if self._running(world, task_id):
             rule = rule or "two runs at once"
         task = world.server.task(task_id)
-        if task is not None and task.serial and self._runs_another_of(world, task):
+        if task is not None and task.serial and holds_slot and self._runs_another_of(world, task):
             rule = rule or TWO_OF_A_KEY
         start = ("started", task_id, task.CurrentRetry if task is not None else 0)
         if start in world.facts and not self._has_lost_a_worker(world):
@@ -455,14 +475,25 @@ class Room:
         return [state for state in states if state.running]
 
     def _runs_another_of(self, world: World, task: TaskMessage) -> bool:
-        """Whether another task of the serial key of a task runs."""
+        """Whether another task of the serial key of a task runs, and holds its slot."""
         others = (other for slot in world.slots if (other := world.server.task(slot.task_id)) is not None)
         return any(
-            other.ID != task.ID and other.serial == task.serial and self._running(world, other.ID) for other in others
+            other.ID != task.ID
+            and other.serial == task.serial
+            and any(self._holds_slot(world, other.ID, run) for run in self._running(world, other.ID))
+            for other in others
         )
 
+    def _holds_slot(self, world: World, task_id: str, run: RunState) -> bool:
+        """Whether the record of a task's serial key names a run, or no record was lost."""
+        task = world.server.task(task_id)
+        if task is None or not task.serial or world.budget[Failure.SLOTS_LOST] == self._losses_of_slots:
+            return True
+        stored = world.server.key(LIMITS, key_of(task))
+        return stored is not None and run.claim.encode() in stored.value
+
     def _has_lost_a_worker(self, world: World) -> bool:
-        losses = (Failure.WORKER_CRASH, Failure.LEASE_LOST, Failure.SHUTDOWN)
+        losses = (Failure.WORKER_CRASH, Failure.LEASE_LOST, Failure.SHUTDOWN, Failure.SLOTS_LOST)
         return any(world.budget[kind] < self._scenario.failures.count(kind) for kind in losses)
 
     def _hearing(self, world: World, w: int, slot: Slot, event: str | EarlyCancelHeard) -> World:
@@ -570,6 +601,7 @@ def written(before: World, after: World, who: str) -> World:
 
 FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
 TWO_OF_A_KEY = "two tasks of a serial key ran at once"
+SLOT_NOT_KEPT = "a run goes on after a heartbeat, though its slot is gone"
 RESERVED_TWICE = "a start was reserved twice"
 CANCELLED_THOUGH_REFUSED = "a cancel was refused, and yet it cancelled a task"
 

@@ -28,7 +28,7 @@ from nqnb.protocol.rate import reserve_starts
 from nqnb.protocol.recurring import ScheduleEntry, firing_id
 from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.requeue import requeue
-from nqnb.protocol.slots import Holder, free_slot, take_slot
+from nqnb.protocol.slots import Holder, free_slot, keep_slot, take_slot
 from nqnb.protocol.submit import submit
 from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
@@ -224,6 +224,11 @@ class RunState(NamedTuple):
     rest: tuple[Any, ...]
 
 
+def key_of(task: TaskMessage) -> str:
+    """Return the key of the record of a task's serial key."""
+    return names.serial_key(QUEUE, task.serial)
+
+
 async def is_over(backend: SimulatedBackend, holder: Holder) -> bool:
     """Return whether the run of a holder is over."""
     rest: float = await backend.presence.rest(holder.worker, QUEUE, holder.task, 0.0)
@@ -247,7 +252,7 @@ class WorkerProcess:
     async def _live(self) -> str:
         if not self._attempt.message.serial:
             return await self._work()
-        key = names.serial_key(QUEUE, self._attempt.message.serial)
+        key = key_of(self._attempt.message)
         backend, attempt = as_backend(self._backend), self._attempt
         try:
             if not await take_slot(backend, self._spec.worker, attempt, key, 1, self._still_held):
@@ -260,6 +265,13 @@ class WorkerProcess:
         self._leaving = True
         await free_slot(backend, attempt, key)
         return how
+
+    async def _keep_slot(self) -> None:
+        attempt = self._attempt
+        if attempt.message.serial and attempt.why is None:
+            key = key_of(attempt.message)
+            with contextlib.suppress(NqnbError):
+                await keep_slot(as_backend(self._backend), self._spec.worker, attempt, key, 1, self._still_held)
 
     async def _still_held(self, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
         """Judge the holders at once: `nqnb.protocol.slots.HolderWatch` waits until it knows what is told here."""
@@ -278,6 +290,7 @@ class WorkerProcess:
                 self._running = True
                 while (answer := await Call("run", (attempt.id, attempt.claim))) == HEARTBEAT:
                     await look(backend, self._spec.worker, attempt)
+                    await self._keep_slot()
                 ended, self._running = answer, False
             self._finishing = True
             meta = msgspec.structs.replace(attempt.entry.meta, finished_at=backend.now(), error=None)

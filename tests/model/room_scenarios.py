@@ -22,7 +22,7 @@ from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import Entry
 
 from .coroutine_states import functions_seen
-from .room import CANCELLED_THOUGH_REFUSED, RESERVED_TWICE, TWO_OF_A_KEY, Failure, Scenario
+from .room import CANCELLED_THOUGH_REFUSED, RESERVED_TWICE, SLOT_NOT_KEPT, TWO_OF_A_KEY, Failure, Scenario
 from .room_processes import ClientSpec, Replacement, is_over
 from .simulated_backend import SimulatedBackend, SimulatedStore
 from .simulated_server import INTENTS, LIMITS, QUEUE, SCHEDULES, STATES, Call, decoded
@@ -103,6 +103,13 @@ TOGETHER = (Replacement("MANY_TASKS", 1),)
 FIRED = Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=1)
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SERIALS = Scenario((PLACED, PLACED_TOO), workers=2)
+SERIAL_LOST = Scenario(
+    (PLACED,),
+    workers=2,
+    failures=(Failure.SLOTS_LOST, Failure.WORKER_CRASH, Failure.LOST_REPLY),
+    together=2,
+    heartbeats=True,
+)
 SERIALS_CRASH = Scenario((PLACED, PLACED_TOO), failures=(Failure.WORKER_CRASH,))
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
@@ -190,6 +197,7 @@ SCENARIOS = {
     ),
     "serial against serial": SERIALS,
     "serial against serial, crash": SERIALS_CRASH,
+    "serial, slots lost": SERIAL_LOST,
     "rate against rate": Scenario(
         (RESERVE, RESERVE_TOO, RESERVE._replace(name="reserve3", number=15)),
         failures=(Failure.LOST_REPLY, Failure.LATE_WRITE, Failure.CLIENT_CRASH),
@@ -265,6 +273,7 @@ LARGE_SCENARIOS = {
         SERIALS, failures=(Failure.LOST_REPLY, Failure.LATE_WRITE)
     ),
     "serial against serial, two workers, lease lost": replace(SERIALS, failures=(Failure.LEASE_LOST,)),
+    "serial against serial, two workers, slots lost": replace(SERIALS, failures=(Failure.SLOTS_LOST,), heartbeats=True),
     "serial against serial, two workers, redelivery": replace(SERIALS, failures=(Failure.REDELIVERY,)),
     "retry in a schedule against cancel": Scenario(
         (RETRIED, after_submit(CANCEL)),
@@ -809,6 +818,9 @@ VARIANTS = {
         SERIALS_CRASH,
         STUCK,
         replacement=Replacement("is_over", _never, is_over.__module__),
+    ),
+    "heartbeat: the slot is not checked": Variant(
+        "worker", SERIAL_LOST, SLOT_NOT_KEPT, replacement=Replacement("keep_slot", _never, is_over.__module__)
     ),
     "rate: the record is written over whatever is there": Variant(
         "reserve", Scenario((RESERVE, RESERVE_TOO)), RESERVED_TWICE, PlainPutLimits

@@ -202,6 +202,35 @@ class TestConcurrency:
             await nq.submit_many("work", ["x"] * 60)
             await until_async(lambda: fleet.most > 3, 10)
 
+    async def test_tasks_of_a_go_client_wait_and_its_late_pending_does_no_harm(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        """A limit writes no state, so the entry of a Go client finds none, whenever it comes."""
+        await (await nq.submit("work", "x")).cancel()
+        await nq.limit_queue("work", rate=50, concurrency=1)
+        messages = list[TaskMessage]()
+        async with Fleet(settings, 2, 4, 60) as fleet:
+            for number in range(4):
+                message = TaskMessage(ID=f"go-{number}", Queue="work", Payload=b'"x"')
+                ack = await nq.backend.connection.publish("work.task", message.encode())
+                messages.append(msgspec.structs.replace(message, Sequence=ack.sequence))
+            # The workers have fetched and nak'ed the messages by now.
+            await asyncio.sleep(0.3)
+            assert not fleet.starts
+            for message in messages:
+                await nq.backend.states.put(message.ID, message.encode())
+                assert await nq.status(message.ID) is Status.PENDING
+            for _ in range(2):
+                await until_async(lambda: fleet.running.total() == 1)
+                states = [await nq.status(message.ID) for message in messages]
+                by_state = {state: message.ID for state, message in zip(states, messages, strict=True)}
+                assert states.count(Status.PROCESSING) == 1
+                # One task waits, and one runs. Neither cancel leaves the slot taken.
+                assert (await nq.cancel(by_state[Status.PENDING])).status is Status.DELETED
+                assert (await nq.cancel(by_state[Status.PROCESSING], wait=10)).status is Status.CANCELLED
+            await assert_queues_empty(nq, "work")
+        assert (fleet.most, len(fleet.starts)) == (1, 2)
+
     async def test_the_tasks_of_a_worker_do_not_compete_for_the_record(
         self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -340,6 +369,49 @@ class TestSerial:
         finally:
             await other.stop()
 
+    async def test_a_run_takes_its_slot_again_if_the_record_is_lost(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        key = names.serial_key("work", "a")
+
+        async def holders() -> list[Holder]:
+            entry = await nq.backend.limits.get(key)
+            return [] if entry is None else msgspec.json.decode(entry.value, type=Slots).holders
+
+        async with Fleet(settings, 2, 4, 60) as fleet:
+            await nq.submit("work", "a", serial="a")
+            await until_async(lambda: len(fleet.starts) == 1)
+            (holder,) = await holders()
+            await nq.backend.limits.delete(key)
+
+            async def is_held() -> bool:
+                return await holders() == [holder]
+
+            await until_async(is_held, settings.ack_wait)
+            await nq.submit("work", "a", serial="a")
+            await asyncio.sleep(0.3)
+            assert not fleet.overlaps
+
+    @pytest.mark.full
+    async def test_a_run_is_stopped_if_another_task_has_its_slot(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        async with Fleet(settings, 2, 4, 60) as fleet:
+            first = await nq.submit("work", "a", serial="a")
+            await until_async(lambda: len(fleet.starts) == 1)
+            second = await nq.submit("work", "a", serial="a")
+            await asyncio.sleep(0.1)
+            # The second task takes the slot before the first run has a heartbeat.
+            while len(fleet.starts) == 1:
+                await nq.backend.limits.delete(names.serial_key("work", "a"))
+                await asyncio.sleep(0.02)
+            await until_async(lambda: fleet.running["a"] == 1, settings.ack_wait)
+            assert await second.status() is Status.PROCESSING
+            await second.cancel(wait=10)
+            await until_async(lambda: len(fleet.starts) == 3)
+            assert fleet.running["a"] == 1
+            assert await first.status() is Status.PROCESSING
+
     async def test_the_key_of_a_run_that_failed_is_free_while_its_retry_waits(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
@@ -454,9 +526,19 @@ class TestHolderWatch:
         await nq.backend.presence.withdraw("w-holder")
         assert not await held()
 
-    @pytest.mark.parametrize(("held", "within"), [((), 30.0), (("work.serial.a",), 27.9)])
+    @pytest.mark.parametrize(("held", "beat"), [({}, 120.0), ({"work.serial.a": 1}, 100.0)])
+    def test_a_redelivery_does_not_extend_the_lease_of_a_holder(self, held: dict[str, int], beat: float) -> None:
+        """Others take over the slot if the worker writes no presence, whatever the server redelivers to it."""
+        handler: Any = None
+        first, second = (cast("Any", SimpleNamespace(received=received)) for received in (100.0, 120.0))
+        run = Run(first, TaskMessage(ID="task", Queue="work"), handler, 30.0, "claim")
+        run.held = held
+        run.adopt(second)
+        assert (run.delivery, run.beat) == (second, beat)
+
+    @pytest.mark.parametrize(("held", "within"), [({}, 30.0), ({"work.serial.a": 1}, 27.9)])
     def test_the_code_of_a_holder_is_stopped_before_its_slot_is_free(
-        self, monkeypatch: pytest.MonkeyPatch, held: tuple[str, ...], within: float
+        self, monkeypatch: pytest.MonkeyPatch, held: dict[str, int], within: float
     ) -> None:
         monkeypatch.setattr("nqnb.worker.run.elapsed", lambda: 100.0)
         delivery: Any = SimpleNamespace(received=100.0)
