@@ -230,15 +230,18 @@ class TestTasks:
             for key, value in (("broken", b"{"), ("alien", b'{"ID":"\\u001b[31m","Queue":"q"}')):
                 await nq.backend.states.put(key, value)
             await KeyValueStore(nq.backend.connection, nq.settings.worker_bucket).put("w-1", b"no")
+            await nq.backend.ensure_recurring()
+            await nq.backend.recurring.put("s-1", b"no")
             found = await nq.doctor(ignore=OLD)
-            assert codes(found) == ["bad-entry", "bad-entry"]
-            states, workers = found.findings
-            assert (states.ids, workers.ids) == (["broken", "alien"], ["w-1"])
+            assert codes(found) == ["bad-entry"] * 3
+            states, workers, schedules = found.findings
+            assert (states.ids, workers.ids, schedules.ids) == (["broken", "alien"], ["w-1"], ["s-1"])
             assert "`nats kv del nq-store broken`" in states.remedy
             assert "\x1b" not in str(found)
             for key in states.ids:
                 await nq.backend.states.delete(key)
             await nq.backend.presence.withdraw("w-1")
+            await nq.remove_schedule("s-1")
             assert (await nq.doctor(ignore=OLD)).ok
 
 
@@ -253,6 +256,21 @@ class TestQueues:
             assert (await nq.doctor("unserved", ignore=OLD)).ok
         await nq.submit("unserved", process_at=timedelta(hours=1))
         assert (await nq.doctor("unserved", ignore=OLD)).ok
+
+    async def test_with_a_schedule_and_without_a_worker(self, nq: nqnb.Client, shared: nqnb.DevServer) -> None:
+        for name in ("nightly", "hourly"):
+            await nq.every("0 0 1 1 *", "recurring", name=name)
+        found = await nq.doctor("recurring", ignore=OLD)
+        assert codes(found) == ["idle-schedule"]
+        assert sorted(one(found, "idle-schedule").ids) == ["hourly", "nightly"]
+        assert "2 schedules submit no tasks" in one(found, "idle-schedule").problem
+        await nq.pause_schedule("hourly")
+        assert one(await nq.doctor("recurring", ignore=OLD), "idle-schedule").ids == ["nightly"]
+        async with worker_for(shared, "recurring"):
+            assert (await nq.doctor("recurring", ignore=OLD)).ok
+        assert codes(await nq.doctor("recurring", ignore=OLD)) == ["idle-schedule"]
+        await nq.remove_schedule("nightly")
+        assert (await nq.doctor("recurring", ignore=OLD)).ok
 
     async def test_that_are_paused(self, nq: nqnb.Client) -> None:
         await nq.submit("held", process_at=timedelta(hours=1))

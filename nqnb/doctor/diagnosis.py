@@ -21,6 +21,7 @@ CODES: dict[str, Severity] = {
     "bad-entry": "error",
     "lost-worker": "warning",
     "no-worker": "error",
+    "idle-schedule": "warning",
     "paused": "note",
     "no-consumer": "error",
     "no-cancel-stream": "error",

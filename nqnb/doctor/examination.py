@@ -50,7 +50,7 @@ async def examine(backend: Backend, queue: str | None = None, ignore: Collection
     """
     started = time.monotonic()
     seen = await FirstLook.take(backend, queue)
-    if queue is not None and queue not in seen.facts.queues and not seen.count:
+    if queue is not None and queue not in seen.facts.queues and not (seen.count or seen.schedules):
         raise await unknown_queue(backend, queue)
     found = [each for each in await _Examination(backend, seen, queue).run() if each.code not in ignore]
     codes = list(CODES)
@@ -95,11 +95,12 @@ class _Examination:
         idle = [name for name in seen.facts.queues if seen.tasks.get(name) and not seen.live_workers(name)]
         services = await self._services(idle)
         unserved = [name for name in idle if findings.waiting_unserved(seen.tasks[name], services[name], backend.now())]
+        unfired = [name for name in seen.schedules if not seen.live_workers(name)]
         broken = [each for each in seen.facts.queues.values() if self._is_broken(each)]
-        if any((without_message, orphans, abandoned, bad_keys, unserved, broken)):
+        if any((without_message, orphans, abandoned, bad_keys, unserved, unfired, broken)):
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             self._facts = await backend.server_facts(self._queue)
-        services |= await self._services({*unserved, *(task.queue for task in abandoned)})
+        services |= await self._services({*unserved, *unfired, *(task.queue for task in abandoned)})
         stuck = await self._without_message(without_message)
         return [
             *(findings.no_message(queue, tasks) for queue, tasks in _by_queue(stuck)),
@@ -110,6 +111,7 @@ class _Examination:
                 for queue, tasks in _by_queue(await self._without_owner(abandoned))
             ),
             *await self._no_worker(unserved, services, {task.id for task in stuck}),
+            *(findings.idle_schedule(name, seen.schedules[name]) for name in unfired if not services[name].workers),
             *await self._paused(),
             *self._broken_queues({each.name for each in broken}),
             *self._short_ack_waits(now),
@@ -191,6 +193,9 @@ class _Examination:
         workers = self._seen.unreadable_workers if self._queue is None else {}
         if workers:
             found.append(findings.bad_entry(settings.worker_bucket, list(workers), next(iter(workers.values()))))
+        schedules = self._seen.unreadable_schedules if self._queue is None else {}
+        if schedules:
+            found.append(findings.bad_entry(settings.schedule_bucket, list(schedules), next(iter(schedules.values()))))
         return found
 
     def _lost(self, queue: str, tasks: Sequence[OpenTask], service: QueueService) -> Finding:

@@ -109,6 +109,20 @@ def no_worker(queue: str, waiting: int) -> Finding:
     )
 
 
+def idle_schedule(queue: str, schedules: Sequence[str]) -> Finding:
+    """Return the finding about schedules whose queue has no nqnb worker."""
+    them = _count(len(schedules), "schedule submits", "schedules submit")
+    return Finding(
+        code="idle-schedule",
+        queue=queue,
+        ids=list(schedules),
+        problem=f"{them} no tasks, because the nqnb workers of the queue submit them, and none is running. Go workers "
+        "do not.",
+        remedy="Start a worker with `nqnb worker MODULE:WORKER`, or pause a schedule that is not needed with "
+        f"`nqnb schedule pause {schedules[0]}`.",
+    )
+
+
 def paused(queue: str, waiting: int) -> Finding:
     """Return the finding about a paused queue that has open tasks."""
     return Finding(

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from nqnb.errors import MalformedMessage
-from nqnb.protocol import lifecycle
+from nqnb.protocol import lifecycle, names
+from nqnb.protocol.recurring import ScheduleEntry
 from nqnb.protocol.transition import SeenEntry
 from nqnb.protocol.wire import Status, TaskMessage
 
@@ -66,6 +67,8 @@ class FirstLook:
         known: the keys of all entries.
         unreadable: the error messages for the entries that cannot be decoded, by key.
         unreadable_workers: the error messages for the presence entries that cannot be decoded, by key.
+        schedules: the names of the schedules that are not paused, by queue.
+        unreadable_schedules: the error messages for the schedules that cannot be decoded, by key.
         served: the queues from which a worker has claimed at least one task.
         go_queues: the queues for which a Go worker has written an entry.
     """
@@ -78,6 +81,8 @@ class FirstLook:
     known: set[str] = field(default_factory=set)
     unreadable: dict[str, str] = field(default_factory=dict)
     unreadable_workers: dict[str, str] = field(default_factory=dict)
+    schedules: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    unreadable_schedules: dict[str, str] = field(default_factory=dict)
     served: set[str] = field(default_factory=set)
     go_queues: set[str] = field(default_factory=set)
 
@@ -108,8 +113,20 @@ class FirstLook:
                 made.unreadable[entry.key] = str(seen.malformed)
             elif queue in (None, seen.task.Queue):
                 made._add(seen.task, seen)
+        if any(each.name == names.bucket_stream(backend.settings.schedule_bucket) for each in made.facts.buckets):
+            await made._read_schedules(backend, queue)
         made.workers, made.unreadable_workers = await backend.presence.roll_call()
         return made
+
+    async def _read_schedules(self, backend: Backend, queue: str | None) -> None:
+        async for entry in backend.recurring.entries():
+            try:
+                schedule = ScheduleEntry.of_entry(entry.key, entry.value)
+            except MalformedMessage as error:
+                self.unreadable_schedules[entry.key] = str(error)
+                continue
+            if not schedule.paused and queue in (None, schedule.queue):
+                self.schedules[schedule.queue].append(schedule.name)
 
     def _add(self, task: TaskMessage, seen: SeenEntry) -> None:
         self.count += 1
