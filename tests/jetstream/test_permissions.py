@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections import defaultdict
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.scrape import exporting, scrape
 from helpers.waiting import until_async
 
 import nqnb
@@ -106,6 +108,8 @@ def make_worker(settings: nqnb.Settings) -> nqnb.Worker:
         job.progress(1, 2, "half")
         if what == "fails":
             raise ValueError("as told")
+        if what == "tells":
+            print("resizing")
         if what == "lasts":
             await asyncio.sleep(60)
         return "x" * 10_000 if what == "large" else what
@@ -269,21 +273,130 @@ def test_the_command_line_names_the_missing_permission_in_one_line(
     assert "user 'client' may not publish to '$JS.API.STREAM.CREATE.other'" in line
 
 
-def with_recurring(worker: bool) -> str:
-    """Return the configuration with the permissions for recurring tasks, for the client, and perhaps for the worker."""
-    (_, section) = PAGE.split("## Recurring tasks")
-    more = " ".join(f'"{subject}",' for subject in re.findall(r'"([^"]+)"', section))
-    first = '"$JS.API.INFO",'
-    parts: list[str] = CONFIG.split(first)
-    assert len(parts) == 3
-    return parts[0] + f"{more} {first}" + parts[1] + (f"{more} {first}" if worker else first) + parts[2]
+def more_for(user: str, title: str) -> list[str]:
+    """Return the subjects that a section of docs/permissions.md adds for a user."""
+    (section,) = re.findall(rf"^## {title}\n.*?^```conf\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    found, wanted = list[str](), True
+    for line in section.splitlines():
+        if "# a " in line:
+            wanted = f"# a {user} " in line
+        elif wanted:
+            found += re.findall(r'"([^"]+)"', line)
+    return found
+
+
+def with_more(title: str, *given: str) -> str:
+    """Return the configuration with the permissions that a section adds for some users."""
+    config: str = CONFIG
+    for user in given:
+        more = " ".join(f'"{subject}",' for subject in more_for(user, title))
+        before, after = config.split(f"\n{user} = {{\n  publish: [", 1)
+        config = f"{before}\n{user} = {{\n  publish: [ {more}{after}"
+    return config
+
+
+def assert_more_is_used(title: str, used: dict[tuple[str, str], set[str]]) -> None:
+    """Check that each user has needed what a section adds for the user."""
+    for user in (CLIENT, WORKER):
+        for subject in more_for(user, title):
+            assert any(covers(subject, each) for each in used[user, "publish"]), (user, subject)
+
+
+async def test_limits_and_serial_keys_need_the_documented_permissions(
+    used: dict[tuple[str, str], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with nqnb.DevServer(config=with_more("Limits and serial keys", CLIENT, WORKER)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with nqnb.connect(settings[OPERATOR]) as operator:
+            await operator.limit_queue(QUEUE, rate=100, concurrency=3)
+        async with nqnb.connect(settings[CLIENT]) as nq, make_worker(settings[WORKER]):
+            tasks = await nq.submit_many(QUEUE, ["small"] * 6, serial="customer-7")
+            for task in tasks:
+                assert await task.result(20) == "small"
+            assert [(info.rate_limit, info.concurrency_limit) for info in await nq.queues()] == [(100, 3)]
+    assert "may not" not in caplog.text
+    assert_more_is_used("Limits and serial keys", used)
+
+
+async def test_task_logs_need_the_documented_permissions(
+    used: dict[tuple[str, str], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with nqnb.DevServer(config=with_more("Task logs", CLIENT, WORKER)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        for user in (OPERATOR, WORKER):
+            worker = make_worker(settings[user])
+            worker.task_logs = True
+            async with worker, nqnb.connect(settings[CLIENT]) as nq:
+                if user is WORKER:
+                    task = await nq.submit(QUEUE, "tells")
+                    await task.result(20)
+                    assert [line.text async for line in task.logs()] == ["resizing"]
+    assert "may not" not in caplog.text
+    assert_more_is_used("Task logs", used)
+
+
+async def test_the_exporter_needs_the_documented_permissions(
+    used: dict[tuple[str, str], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    (block,) = re.findall(r"^exporter = \{.*?^\}", PAGE, re.DOTALL | re.MULTILINE)
+    login = f"{{ user: exporter, password: {PASSWORD}, permissions: $exporter }}"
+    config = with_more("Limits and serial keys", WORKER).replace("users: [", f"users: [ {login}")
+    with nqnb.DevServer(config=f"{block}\n{config}") as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with nqnb.connect(settings[OPERATOR]) as operator:
+            await operator.submit(QUEUE)
+            await operator.limit_queue(QUEUE, rate=100)
+            await operator.pause(QUEUE)
+        own = nqnb.Settings(server.url, user="exporter", password=PASSWORD)
+        async with make_worker(settings[WORKER]), nqnb.connect(own) as nq, exporting(nq) as port:
+
+            async def counted() -> bool:
+                found = await scrape(port)
+                tasks = found.of("nqnb_tasks", queue=QUEUE, state="pending")
+                return (found.of("nqnb_up"), found.of("nqnb_workers"), tasks) == (1, 1, 1)
+
+            await until_async(counted)
+            stored = (await scrape(port)).of("nqnb_bucket_messages", bucket="nq-limits")
+            assert stored == 1
+    assert "may not" not in caplog.text
+    (subjects,) = re.findall(r"publish: \[(.*?)\]", block, re.DOTALL)
+    for subject in re.findall(r'"([^"]+)"', subjects):
+        assert any(covers(subject, each) for each in used["exporter", "publish"]), subject
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("title", ["Limits and serial keys", "Task logs"])
+async def test_the_errors_of_a_worker_name_what_is_missing(title: str, caplog: pytest.LogCaptureFixture) -> None:
+    with nqnb.DevServer(config=with_more(title, CLIENT)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        workers = {user: make_worker(settings[user]) for user in (OPERATOR, WORKER)}
+        for worker in workers.values():
+            worker.task_logs = title == "Task logs"
+        async with nqnb.connect(settings[OPERATOR]) as operator:
+            await operator.limit_queue(QUEUE, rate=100)
+        async with workers[OPERATOR]:
+            pass
+        async with nqnb.connect(settings[CLIENT]) as nq:
+            await nq.submit(QUEUE, "tells")
+
+            async def is_told() -> bool:
+                return any(f"may not publish to '{subject.lower()}" in caplog.text.lower() for subject in missing)
+
+            missing = [subject.rstrip("*>") for subject in more_for(WORKER, title)]
+            with contextlib.suppress(ServerRefused):
+                async with workers[WORKER]:
+                    await until_async(is_told)
 
 
 @pytest.mark.parametrize("permitted", [True, False])
 async def test_recurring_tasks_need_the_documented_permissions(
     caplog: pytest.LogCaptureFixture, permitted: bool
 ) -> None:
-    with nqnb.DevServer(config=with_recurring(worker=permitted)) as server:
+    with nqnb.DevServer(config=with_more("Recurring tasks", CLIENT, *([WORKER] if permitted else []))) as server:
         settings = users(server)
         await prepare(settings[OPERATOR])
         async with nqnb.connect(settings[OPERATOR]) as operator:
