@@ -3,8 +3,8 @@
 A record in the limits bucket names the tasks that hold a slot. By compare-and-set, a worker adds a task before claiming
 the task, and removes the task after writing the outcome. A worker may die between these writes. Therefore, a slot may
 be taken over if its worker is dead or is no longer running the task. `HolderWatch` decides whether this is the case. It
-measures time only with the monotonic clock of its own machine, so that a clock that is set never makes a live worker
-look dead.
+measures time only with the monotonic clock of its own machine, so that setting a clock never makes a live worker look
+dead.
 """
 
 from __future__ import annotations
