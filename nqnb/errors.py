@@ -83,8 +83,8 @@ class InvalidQueueName(BadInput):
         >>> await nq.submit("re size")
         Traceback (most recent call last):
             ...
-        nqnb.errors.InvalidQueueName: queue name 're size' is invalid: expected 1 to 200 letters (A-Z, a-z), digits,
-        hyphens and underscores.
+        nqnb.errors.InvalidQueueName: queue name 're size' is invalid: expected 1 to 200 characters, each a letter (A-Z,
+        a-z), digit, hyphen or underscore.
     """
 
     def __init__(self, message: str, queue: object) -> None:
