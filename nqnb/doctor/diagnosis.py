@@ -68,7 +68,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
     @property
     def severity(self) -> Severity:
-        """The severity: ``error`` if tasks do not run, ``warning`` for a risk, and ``note`` for a choice to confirm."""
+        """``error`` if tasks do not run, ``warning`` for a risk, or ``note`` for a state that may be intended."""
         return CODES[self.code]
 
     @property

@@ -2,9 +2,9 @@
 
 The contents of a busy server change during the examination. For example, a task that is being submitted has a message
 but no entry for a short time, and a task that ends between two reads seems to have no message. The examination
-therefore looks at the server twice. The first look reads everything with few requests and finds suspects. After a
-pause, the second look reads each suspect from the leader of its stream. Only suspects that are still wrong become
-findings.
+therefore looks at the server twice. The first look reads everything with few requests, and collects suspects: tasks,
+messages and queues that seem inconsistent. After a pause, the second look reads each suspect from the leader of its
+stream. Only suspects that are still inconsistent become findings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Q = TypeVar("Q", OpenTask, FoundMessage)
 LOOK_AGAIN_SECONDS = 1.0
 """The pause before the suspects are read again, in seconds."""
 OWN_UNWRITTEN_SECONDS = 5.0
-"""A message from nqnb without an entry is reported at this age, in seconds. The entry usually follows immediately."""
+"""The age, in seconds, from which a message from nqnb without an entry is reported. Usually, the entry soon follows."""
 
 
 async def examine(backend: Backend, queue: str | None = None, ignore: Collection[str] = ()) -> Diagnosis:

@@ -1,4 +1,4 @@
-"""Create the findings. This module contains the conditions, the problem and the remedy of each kind of finding."""
+"""Create findings. This module defines the conditions, the problem and the remedy of each kind of finding."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def _near_stream_limit(stream: StreamFacts, usage: Usage) -> Finding:
 
 
 def is_near(usage: Usage) -> bool:
-    """Return whether the usage has nearly reached its limit. A usage without a limit never has."""
+    """Return whether the usage has nearly reached its limit. Without a limit, return False."""
     return 0 < usage.limit <= usage.used / NEAR_SHARE
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class OpenTask(NamedTuple):
-    """The facts about a task that has not ended, without its payload. Times are in Unix seconds by the server's clock.
+    """The facts about a task that has not ended, without its payload. Times are Unix seconds on the server's clock.
 
     Attributes:
         written: the time at which the entry was written.
@@ -44,7 +44,7 @@ class OpenTask(NamedTuple):
 
 
 class FoundMessage(NamedTuple):
-    """The facts about a task's message, without its data. ``stored`` is in Unix seconds by the server's clock."""
+    """The facts about a task's message, without its data. ``stored`` is in Unix seconds on the server's clock."""
 
     id: str
     queue: str

@@ -23,11 +23,11 @@ Remedy = Callable[[str], Awaitable[bool]]
 async def treat(
     backend: Backend, diagnosis: Diagnosis, by: str, queue: str | None = None, ignore: Collection[str] = ()
 ) -> Diagnosis:
-    """Make the safe repairs for a diagnosis, and examine the server again.
+    """Repair the findings that can be repaired safely, and examine the server again.
 
     Args:
         backend: the backend to use.
-        diagnosis: the diagnosis. Only its findings are repaired.
+        diagnosis: the diagnosis that contains the findings.
         by: the name of the user, which is recorded in each task that a repair ends.
         queue: the queue to examine again, or None to examine the whole server.
         ignore: the codes of findings to leave out.
@@ -59,7 +59,7 @@ async def _repair_each(ids: list[str], remedy: Remedy, repaired: list[str]) -> N
 
 
 async def _remedy(backend: Backend, finding: Finding, by: str) -> Remedy:
-    """Return a function that repairs one of the finding's ids, and returns whether a repair was made."""
+    """Return a function that repairs the problem for one of the finding's ids, and returns whether it made a change."""
 
     async def end(task_id: str) -> bool:
         status = await end_task_without_message(backend, task_id, by)

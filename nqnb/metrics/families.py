@@ -48,5 +48,5 @@ def durations(name: str, text: str, values: Mapping[str, Histogram]) -> Metric:
 
 
 def one(value: float) -> Values:
-    """Return the `Values` of a metric that has no labels."""
+    """Return a value as the `Values` of a metric without labels."""
     return {(): value}

@@ -56,7 +56,7 @@ class QueueLabels:
         return sorted({*self._known, *([OTHER_QUEUES] if self._full else [])})
 
     def of(self, queue: str) -> str:
-        """Return the label of a queue. A queue keeps its label."""
+        """Return the label of a queue. The label of a queue never changes."""
         if queue in self._known:
             return queue
         if len(self._known) < self._most:

@@ -25,8 +25,8 @@ class WaitingTasks(NamedTuple):
 class TaskTally:
     """Task counts and durations, which the updates of a watch keep current.
 
-    A tally needs about 300 bytes per task. The server does not report entries that have expired or were pruned, so the
-    tally may include tasks that no longer exist. To correct the tally, call `begin` and start another watch.
+    A tally needs about 300 bytes per task. The server does not report when entries expire or are pruned, so the tally
+    may include tasks that no longer exist. To correct the tally, call `begin` and start another watch.
 
     Args:
         label: a function that returns the label of a queue.
@@ -59,7 +59,7 @@ class TaskTally:
 
     @property
     def messages(self) -> int:
-        """The number of messages that the state bucket contains unless entries have expired or were pruned."""
+        """The number of messages in the state bucket, assuming that no entry has expired or been pruned."""
         return len(self._tasks) + len(self._tombstones)
 
     @property

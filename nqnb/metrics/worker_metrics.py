@@ -53,7 +53,7 @@ class WorkerMetrics:
 
     Args:
         queues: the queues of the worker.
-        now: a function that returns the current state of the worker. Each scrape calls it in a separate thread.
+        now: a function that returns the current state of the worker. Each scrape calls the function in another thread.
     """
 
     def __init__(self, queues: Iterable[str], now: Callable[[], WorkerNow]) -> None:

@@ -1,4 +1,4 @@
-"""Run a cluster of nats-servers on this machine, for tests of failovers.
+"""Run a cluster of nats-servers on this machine, for failover tests.
 
 Each server is a `DevServer`, so no server outlives this process.
 """
@@ -56,8 +56,8 @@ class Cluster:
         """Start all servers, and wait until the cluster accepts a stream with a replica on each server.
 
         Raises:
-            DevServerError: the cluster is already started, a server does not start, or the cluster is not ready within
-                30 s.
+            DevServerError: the cluster has already been started, a server does not start, or the cluster is not ready
+                within 30 s.
         """
         if self.servers:
             raise DevServerError("the cluster cannot be started: it has already been started. Call stop() first.")

@@ -95,7 +95,7 @@ class DetachedStatus:
 
 
 def find() -> Settings | None:
-    """Return the settings for a connection to the user's detached server, or None if the server is not running.
+    """Return the settings for a connection to the user's detached server, or None if the server does not run or answer.
 
     The settings do not depend on environment variables such as ``NATS_URL``.
     """

@@ -106,7 +106,7 @@ class DevServer:
 
     @property
     def pid(self) -> int:
-        """The process id of nats-server. It remains available after the process has exited.
+        """The process id of nats-server, which remains available after the process has exited.
 
         Raises DevServerError if the server has not been started.
         """
@@ -237,7 +237,7 @@ class ServerOptions:
     def checked(
         cls, port: int, store_dir: object, go_queues: object, *, config: str = "", jetstream: bool = True
     ) -> ServerOptions:
-        """Return the options after checking them. Raise BadInput or InvalidQueueName if an option is invalid."""
+        """Validate and return the options. Raise BadInput or InvalidQueueName if an option is invalid."""
         port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
         store = None if store_dir is None else _check_folder(store_dir)
         queues = _check_queues(go_queues)
@@ -415,7 +415,7 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Send a command, wait until the supervisor has executed it, and return the server's state and its detail.
+        """Send a command, wait until the supervisor has executed it, and return the state and detail from `_status`.
 
         An empty command sends nothing, and only waits for the earlier commands.
         """
@@ -428,7 +428,7 @@ class SupervisedServer:
         return self._status()[1:]
 
     def _pause(self, deadline: float, problem: str) -> None:
-        """Sleep briefly. Raise DevServerError instead if the supervisor has exited or the deadline has passed."""
+        """Sleep briefly, or raise DevServerError if the supervisor has exited or the deadline has passed."""
         if self._supervisor.poll() is not None:
             raise self._failure(f"its supervisor process exited with code {self._supervisor.returncode}")
         if time.monotonic() > deadline:

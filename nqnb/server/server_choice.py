@@ -98,7 +98,7 @@ def resolve(settings: Settings, *, patient: bool = True) -> Choice:
 
 
 def uses_detached(settings: Settings) -> bool:
-    """Return whether `resolve` chooses the detached server if it is running."""
+    """Return whether `resolve` would choose the detached server if that server were running."""
     return not (settings.named or settings.context is not None or any(getattr(settings, each) for each in _CREDENTIALS))
 
 

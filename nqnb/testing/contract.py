@@ -210,7 +210,7 @@ class StoreContract:
         same(await listed(store), [], "in a new store, entries() returned")
 
     async def test_entries_are_what_get_gives_oldest_write_first(self, store: StateStore) -> None:
-        """Require that `entries` returns each key exactly once, in the order of the last writes."""
+        """Require that `entries` returns each key exactly once, in the order in which the keys were last written."""
         for key in ("b", "c", "a", "gone"):
             await store.create(key, key.encode())
         await store.put("b", b"again")

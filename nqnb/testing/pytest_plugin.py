@@ -1,7 +1,7 @@
 """Fixtures for pytest: a server, a client and a worker. pytest loads this module automatically.
 
 The client must be opened in the event loop of the test, and a fixture cannot know which plugin will run that loop.
-Therefore, the fixture ``nq`` wraps the test function. This works with all modes of anyio and of pytest-asyncio.
+Therefore, the fixture ``nq`` wraps the test function, which works with all modes of anyio and of pytest-asyncio.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ active: Spans | None = None
 def instrument(tracer_provider: TracerProvider | None = None) -> None:
     """Create spans for the tasks of all clients and workers in this process.
 
-    This function can be called more than once.
+    If this function is called again, the last call determines the provider.
 
     Args:
         tracer_provider: the provider of the spans. By default, OpenTelemetry's global provider is used, even if it is
@@ -53,7 +53,7 @@ def instrument(tracer_provider: TracerProvider | None = None) -> None:
 
 
 def uninstrument() -> None:
-    """Stop creating spans. Spans that have already started are still completed.
+    """Stop creating spans. Spans that have already been started are still ended.
 
     Examples:
         >>> from nqnb import tracing
@@ -66,10 +66,10 @@ def uninstrument() -> None:
 def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[object]:
     """Within a block, add the spans of waits and cancels to the trace in which a task was submitted.
 
-    If there is a current span, it remains the parent, and the new spans are linked to the submit.
+    If there is a current span, it remains the parent, and the new spans are linked to the span of the submit.
 
     Args:
-        submitted: the context of the submit, or None to do nothing.
+        submitted: the context of the submit's span, or None to do nothing.
     """
     if active is None or submitted is None:
         return contextlib.nullcontext()

@@ -28,7 +28,7 @@ _LONGEST_HEADER = 8192
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _TASK = contexts.create_key("nqnb-task")
 _submitting: ContextVar[bool] = ContextVar("nqnb-submitting", default=False)
-"""Whether the current span is that of a submit."""
+"""Whether the current span is the span of a submit."""
 _OUTCOMES = {
     Status.COMPLETED: "completed",
     Status.FAILED: "failed",
@@ -43,7 +43,7 @@ Address = tuple[str, int]
 
 
 class Spans:
-    """An object that creates spans. The ``server`` of a span is the host and the port of the NATS server.
+    """An object that creates spans. In all methods, ``server`` is the host and the port of the NATS server.
 
     Args:
         provider: the provider of the spans, or None for OpenTelemetry's global provider.
@@ -56,7 +56,7 @@ class Spans:
     def submit(self, server: Address, queue: str = "", origin: str = "") -> Iterator[TaskSpan]:
         """Create the span of a submit. Inside the block, `submit_headers` returns the context of this span.
 
-        ``origin`` is the id of the original task of a requeue.
+        For a requeue, ``origin`` is the id of the original task. Otherwise, it is empty.
         """
         operation = "requeue" if origin else "submit"
         with self._span(operation, SpanKind.PRODUCER, server, queue, kind="send", origin=origin) as span:
@@ -96,8 +96,8 @@ class Spans:
             deliveries: how many times the server has delivered the message.
             worker: the worker's id.
         """
-        # Without a context in the headers, the span starts a new trace. The current span is not the parent: it is the
-        # one in which the worker was started.
+        # Without a context in the headers, the span starts a new trace. The current span is not the parent, because it
+        # is the span in which the worker was started.
         context = extract(headers)
         submitted = trace.get_current_span(context).get_span_context()
         span = self._tracer.start_span(
@@ -120,15 +120,16 @@ class Spans:
         return Attached(contexts.set_value(_TASK, submitted))
 
     def headers(self) -> dict[str, str]:
-        """Return the current context as headers."""
+        """Return the current trace context as headers."""
         carrier: dict[str, str] = {}
         propagate.inject(carrier)
         return {name: value for name, value in carrier.items() if _is_header(name, value)}
 
     def submit_headers(self) -> dict[str, str]:
-        """Return the context of the current submit as headers of the message, or nothing if there is no such span.
+        """Return the trace context for a task's message as headers. Outside a block of `submit`, return no headers.
 
-        The tasks of a schedule have no such span. The current span is then the one in which the worker was started.
+        A worker submits recurring tasks outside such a block. The current span is then the span in which the worker was
+        started, which must not become the parent of the tasks.
         """
         return self.headers() if _submitting.get() else {}
 
@@ -173,7 +174,7 @@ class TaskSpan:
         return self._span.get_span_context()
 
     def set(self, task_id: str = "", *, queue: str = "", status: Status | None = None, attached: bool = False) -> None:
-        """Add the facts about the task that are known now."""
+        """Add attributes of the task to the span. Arguments with default values are left out."""
         if queue:
             self._span.update_name(f"{self._operation} {queue}")
         facts: dict[str, str | bool] = {
@@ -198,7 +199,7 @@ class RunSpan:
         Args:
             status: the state that was written, or None if another worker owns the task or the task will be redelivered.
             meta: the metadata that was written.
-            retry_delay: the number of seconds until the next attempt, if there is one.
+            retry_delay: the number of seconds until the next attempt. It is used only if the task will be retried.
         """
         span, error, cancel = self._span, meta.error, meta.cancel
         self._status = status
@@ -219,7 +220,7 @@ class RunSpan:
 
 
 class Attached:
-    """A context manager that sets the current context, and that adds no frame to the traceback of an error."""
+    """A context manager that sets the current context. Unlike a generator, it adds no frame to tracebacks of errors."""
 
     def __init__(self, context: Context) -> None:
         self._context = context

@@ -1,4 +1,4 @@
-"""Execute a claimed task: run the handler, enforce the time limits, and write the progress."""
+"""Execute a claimed task: run its handler, enforce its time limits, and store its progress."""
 
 from __future__ import annotations
 
@@ -31,10 +31,16 @@ class Poisoned(Exception):
 
 
 async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None = None) -> Result | None:
-    """Run a claimed task until it ends or is stopped. If ``logs`` is not None, store the task's log.
+    """Run the handler of a claimed task until the handler ends or is stopped.
+
+    Args:
+        backend: the worker's backend.
+        worker: the worker's id.
+        run: the claimed task.
+        logs: the task logs of the worker, or None if the worker does not store them.
 
     Returns:
-        The result, or None if the lease ran out before the task started. In that case, the server redelivers the task.
+        The result, or None if the lease ran out before the handler started. The server then redelivers the task.
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
@@ -90,7 +96,7 @@ def _until(run: Run, now: float) -> float:
 
 
 class _ProgressWriter:
-    """An object that writes a running task's progress and log to the task's entry, at most a few times per second."""
+    """A callable that writes a running task's progress and log to the task's entry, at most a few times per second."""
 
     __slots__ = ("_backend", "_closed", "_loop", "_next", "_run", "_waiting", "_worker")
 
@@ -111,7 +117,7 @@ class _ProgressWriter:
             self._loop.call_soon_threadsafe(self._later)
 
     def close(self) -> None:
-        """Stop writing, because the outcome will include the last progress and log."""
+        """Stop writing. The outcome of the task will include the last progress and log."""
         self._closed = True
 
     def _later(self) -> None:

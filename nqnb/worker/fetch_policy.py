@@ -1,4 +1,4 @@
-"""Decide how many tasks to request from each queue of a worker: in strict order, or in the ratio of weights."""
+"""Decide how many tasks a worker requests from each queue: in strict order, or in proportion to the queues' weights."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ MOST_WEIGHT = 1000
 _FEWEST_TASKS_ASKED = 8
 """The minimum number of tasks to request while another pull request is pending."""
 _LONGEST_LAG = 1.0
-"""How far a queue's pass may fall behind those of the other queues.
+"""How far a queue's pass may fall behind the passes of the other queues; see `Shares`.
 
-If a queue cannot use its share, because its handler has reached a limit, the queue later recovers at most one task for
-each unit of its weight.
+If a queue cannot use its share because its handler has reached a limit, the queue may later catch up by at most one
+task for each unit of its weight.
 """
 
 _MOST_REFUSED = 3
-"""The number of tasks that may be refused in a row, such as because of a limit, before they count for the shares."""
+"""How many consecutive tasks may be refused, for example because of a limit, without counting towards the share."""
 
 
 def check_queues(queues: object) -> dict[str, int]:
-    """Return the weights of a worker's queues in their order. The weight 0 means that the order is strict.
+    """Return the weights of a worker's queues, in the given order. If the order is strict, all weights are 0.
 
     Args:
         queues: a mapping from queue names to weights, or a sequence of queue names.
 
     Raises:
-        BadInput: the argument has another type or is empty, a name occurs twice, or a weight is invalid.
+        BadInput: ``queues`` has another type or is empty, a name occurs twice, or a weight is invalid.
         InvalidQueueName: a queue name is invalid.
     """
     if isinstance(queues, Mapping):
@@ -74,7 +74,7 @@ class Pull(Protocol):
         ...
 
     async def check(self) -> None:
-        """Repair the pull if necessary."""
+        """Prepare for new requests if the consumer was deleted or the server dropped a request."""
         ...
 
     async def ask(self, count: int) -> None:
@@ -86,16 +86,16 @@ class Pull(Protocol):
         ...
 
     def withdraw(self) -> None:
-        """Cancel the open requests."""
+        """Cancel the open requests. Tasks that are already in transit are still delivered."""
         ...
 
 
 class Shares:
-    """The shares of a worker's queues, by their weights.
+    """The division of a worker's slots among its queues, in proportion to the queues' weights.
 
     Each queue has a *pass*, which grows by 1 / weight with each task that is requested (stride scheduling). The next
     task is requested from the queue with the lowest pass. A queue without tasks does not take part, and does not save
-    up its share: when it has tasks again, it starts with the pass of the other queues.
+    up its share: when it has tasks again, it starts with the lowest pass of the other queues.
 
     Args:
         weights: the weight of each queue.
@@ -105,7 +105,7 @@ class Shares:
         self._weights = weights
         self._passes = dict.fromkeys(weights, 0.0)
         self._now = 0.0
-        """The lowest pass of the queues that took part in a division."""
+        """The highest value so far of the lowest pass among the queues that took part in a division."""
         self._empty: set[str] = set(weights)
         """The queues that had no task when they were last asked."""
 
@@ -113,8 +113,8 @@ class Shares:
         """Return the number of tasks to request from each queue.
 
         Args:
-            room: the number of tasks that may be requested from each queue that may have tasks.
-            free: the number of tasks that may be requested in total.
+            room: for each queue that may have tasks, the maximum number of tasks to request.
+            free: the maximum number of tasks to request in total.
         """
         passes = self._passes
         for queue in room:
@@ -129,22 +129,22 @@ class Shares:
         return {queue: count for queue, count in counts.items() if count}
 
     def give_back(self, queue: str, count: int) -> None:
-        """Do not count tasks that were requested but did not start."""
+        """Lower a queue's pass again for ``count`` tasks that were requested, but did not arrive or start."""
         self._passes[queue] -= count / self._weights[queue]
 
     def found_empty(self, queue: str) -> None:
-        """Note that a queue has no more tasks."""
+        """Record that a queue has no more tasks."""
         self._empty.add(queue)
 
 
 class FetchPolicy:
     """A policy that decides how many tasks to request from each queue.
 
-    While slots are free and no queue has waiting tasks, each queue is asked for one task per free slot, up to the limit
-    of the queue's handler. The requests to a queue are withdrawn when all slots are taken or when the queue's handler
-    has reached the limit. When slots become free again, the queues are asked for the tasks that they have now. In
-    strict order, earlier queues are served first. With weights, each queue is asked for its share of the free slots,
-    and unused shares go to the other queues. In both cases, every fetched task can run.
+    While slots are free and no queue has waiting tasks, the worker requests one task per free slot from each queue, up
+    to the limit of the queue's handler. The requests to a queue are withdrawn when all slots are taken or when the
+    queue's handler has reached its limit. When slots become free again, the worker first requests only tasks that are
+    already waiting: in strict order, earlier queues are served first; with weights, each queue gets its share of the
+    free slots, and unused shares go to the other queues. In both cases, every fetched task can run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.
@@ -166,7 +166,7 @@ class FetchPolicy:
         self._shares = Shares(weights) if weights and len(pulls) > 1 else None
         self._full = len(pulls) > 1
         self._refused = {pull.queue: 0 for pull in pulls}
-        """The number of the last tasks of each queue that did not start."""
+        """The number of consecutive tasks of each queue that did not start, counted back from the last task."""
 
     async def step(self) -> None:
         """Request tasks for the free slots, and replace requests that have failed."""
@@ -187,9 +187,10 @@ class FetchPolicy:
                 await self._top_up(pull)
 
     def ended(self, queue: str, *, started: bool) -> None:
-        """Note that a fetched task is no longer registered. If it did not start, the queue keeps its share.
+        """Record that a fetched task is no longer registered. A task that did not start does not count for the shares.
 
-        But if the tasks of a queue do not start one after another, the queue would take the turns of the others.
+        However, if more than `_MOST_REFUSED` tasks of a queue in a row do not start, the further ones count. Otherwise,
+        requests to this queue would take the turns of the other queues.
         """
         self._refused[queue] = 0 if started else self._refused[queue] + 1
         if self._shares is not None and 0 < self._refused[queue] <= _MOST_REFUSED:
@@ -198,7 +199,7 @@ class FetchPolicy:
     async def _probe(self, pulls: Sequence[Pull]) -> None:
         """Fetch waiting tasks for the free slots, until no slot is free or at most one queue still has tasks.
 
-        The tasks of a single queue are then requested ahead, which is faster.
+        The tasks of this last queue can then be requested in advance, which is faster.
         """
         waiting = list(pulls)
         while waiting:

@@ -1,4 +1,4 @@
-"""Handlers, which are functions that process a queue's tasks, and the validation of their signatures and options."""
+"""Handlers (functions that process the tasks of a queue), and the validation of their signatures and options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_TASKS_AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class Handler:
-    """A handler function and its options from `Worker.handler`."""
+    """A handler function, and the options that were passed to `Worker.handler`."""
 
     queue: str
     function: Callable[..., Any]
@@ -47,7 +47,7 @@ class Handler:
     """The maximum number of tasks that one process runs."""
 
     def call(self, job: Job) -> Callable[[], Any]:
-        """Return a callable that calls the function with its arguments.
+        """Return a callable without parameters that calls the function with the arguments for the job.
 
         Raises:
             BadInput: the payload does not match the function's annotation.
@@ -55,7 +55,7 @@ class Handler:
         return functools.partial(self.function, job, *self.arguments(job))
 
     def arguments(self, job: Job) -> tuple[Any, ...]:
-        """Return the arguments that follow the job: either the payload or no arguments.
+        """Return the arguments that follow the job: the payload, or nothing if the function takes only the job.
 
         Raises:
             BadInput: the payload does not match the function's annotation.
@@ -79,10 +79,10 @@ class Handler:
 
 
 def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
-    """Validate and return a value of ``concurrency``.
+    """Validate and return a value of the option ``concurrency``.
 
     Raises:
-        BadInput: the value is not a positive integer. ``refusal`` is the class of the exception.
+        BadInput: the value is not an integer from 1 to `MOST_TASKS_AT_ONCE`. ``refusal`` is the class to raise.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 
@@ -92,7 +92,7 @@ def check_decorated(queue: object, decorator: str) -> str:
 
     Args:
         queue: the queue name, or the decorated function if the decorator was used without parentheses.
-        decorator: the decorator's source text, for the error message.
+        decorator: the decorator as written in code, such as ``@worker.handler``, for the error message.
 
     Raises:
         InvalidHandler: ``queue`` is a function.
@@ -211,7 +211,7 @@ def _name_of(function: Any) -> str:
 
 
 def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
-    """Validate and return the requested isolation, or return the default if no isolation was requested."""
+    """Return the requested isolation after validating it, or the default if no isolation was requested."""
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
@@ -237,7 +237,7 @@ def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolati
 
 
 def _check_reuse(reuse: object, name: str, isolation: Isolation) -> int:
-    """Validate and return the maximum number of tasks per process. The default is 1."""
+    """Return the maximum number of tasks per process after validating it. The default is 1."""
     if reuse is None:
         return 1
     if isolation != "process":
@@ -249,7 +249,7 @@ def _check_reuse(reuse: object, name: str, isolation: Isolation) -> int:
 
 
 def _is_payload(function: Callable[..., Any], name: str) -> bool:
-    """Return whether a function's only parameter is for the payload, according to its annotation or name."""
+    """Return whether a function's only parameter receives the payload, according to its annotation or name."""
     try:
         kind = _annotation(function, name)
     except InvalidHandler:  # a type that only type checkers import, such as Job
@@ -280,7 +280,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
 
 
 def result_type(function: Callable[..., Any]) -> Any:
-    """Return the annotated type of a function's result, or Any if it is missing or msgspec does not support it."""
+    """Return the annotated return type of a function, or Any if it is missing or not supported by msgspec."""
     try:
         kind = _annotation(function, "return")
         msgspec.json.Decoder(kind)
@@ -290,14 +290,14 @@ def result_type(function: Callable[..., Any]) -> Any:
 
 
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that defines the annotations of a callable."""
+    """Return the function whose annotations describe a callable, which may be a partial or an object."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if hasattr(function, "__annotations__") else type(function).__call__
 
 
 def _annotation(function: Callable[..., Any], name: str) -> Any:
-    """Return the annotated type of a parameter, or Any if the parameter has no annotation.
+    """Return the annotated type of a parameter (or of ``return``), or Any if the parameter has no annotation.
 
     Raises:
         InvalidHandler: the annotation cannot be resolved.

@@ -16,9 +16,9 @@ class HealthEndpoint(HttpEndpoint):
     Args:
         address: the address; port 0 means any free port.
         failure: a function that returns the reason why the worker must be restarted, or "". ``/healthz`` calls the
-            function.
+            function in another thread.
         not_ready: a function that returns the reason why the worker cannot receive cancels and tasks, or "".
-            ``/readyz`` calls the function. Both functions are called in other threads.
+            ``/readyz`` calls the function in another thread.
 
     Raises:
         HealthUnavailable: the address cannot be used.

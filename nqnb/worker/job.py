@@ -1,6 +1,6 @@
 """The `Job` that is passed to a handler.
 
-A job describes the task, accepts reports, and shows when the handler must stop.
+A job describes the task, accepts progress reports and log lines, and tells the handler when it must stop.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from nqnb.worker.line_buffer import MAX_CHARACTERS, LineBuffer
 LOG_LINES = 20
 LINE_CHARACTERS = 200
 _NO_LINES: list[str] = []
-"""The log of every job that has not logged a line. Logs are replaced, and never changed in place."""
+"""The log of every job that has not logged a line. A job replaces its log, and never changes it in place."""
 
 
 class StopFlag:
-    """A lightweight alternative to `threading.Event` that cannot be cleared. Each task has a separate flag."""
+    """A flag that tells a handler to stop: a lightweight alternative to `threading.Event` that cannot be cleared."""
 
     __slots__ = ("_is_set", "_lock")
 
@@ -46,7 +46,7 @@ class StopFlag:
                 self._lock.release()
 
     def wait(self, seconds: float) -> None:
-        """Wait until the flag is set, for at most ``seconds``."""
+        """Wait until the flag is set, or until ``seconds`` have passed."""
         if not self._is_set and self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
             with contextlib.suppress(RuntimeError):  # as above
                 self._lock.release()
@@ -56,7 +56,7 @@ class JobState:
     """The state that a worker shares with a job. Handlers must not use this object.
 
     Args:
-        changed: a function that is called after each report.
+        changed: a function that is called after each change of the progress or the log.
         stop: the flag to set once the handler must stop. By default, a new flag is created.
         progress_raises: whether `Job.progress` raises `JobCancelled` once the handler must stop.
     """
@@ -77,7 +77,7 @@ class JobState:
         """The lines for the task's log on the server, or None if the worker does not store task logs."""
 
     def report(self, progress: Progress | None, log: list[str]) -> None:
-        """Replace the progress and the log, and notify the worker."""
+        """Replace the progress and the lines of the log, and notify the worker."""
         self.progress, self.log = progress, log
         self.changed()
 
@@ -133,7 +133,7 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True if the handler must stop: the task was cancelled or timed out, or the worker is stopping.
+        """True if the handler must stop: the task was cancelled, timed out or lost its lease, or the worker stops.
 
         To stop, a handler must raise an exception, as `raise_if_cancelled` and `progress` do. If the handler returns
         instead, the task is marked as completed.
@@ -156,7 +156,7 @@ class Job:
             raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
-        """Sleep, but wake up as soon as the handler must stop. Use this method in a thread or process.
+        """Sleep, but wake up as soon as the handler must stop. Do not call this in an ``async def`` handler: it blocks.
 
         Args:
             seconds: the time to sleep, in seconds or as a timedelta. Negative values count as 0.
@@ -171,14 +171,14 @@ class Job:
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
         """Report the progress of the work, and raise `JobCancelled` if the handler must stop.
 
-        The worker publishes the most recent report about four times a second. This method never raises `JobCancelled`
-        in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``. The
-        function `nqnb.testing.job` does not know which handler will use the job. For an ``async def`` handler, pass
-        ``progress_raises=False`` to that function.
+        The worker stores the most recent report, at most four times a second. This method never raises `JobCancelled`
+        in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``. In a
+        test, a job from `nqnb.testing.job` does not know which kind of handler uses it: for an ``async def`` handler,
+        create the job with ``progress_raises=False``.
 
         Args:
             done: the amount of work done.
-            total: the total amount of work; 0 if unknown.
+            total: the total amount of work, or 0 if it is unknown.
             text: a note, which is cut to 200 characters.
 
         Raises:
@@ -192,9 +192,9 @@ class Job:
             self.raise_if_cancelled()
 
     def log(self, text: str) -> None:
-        """Add a line to the task's log, which stores the last 20 lines. Each line is cut to 200 characters.
+        """Add a line to the task's log, which keeps the last 20 lines. Each line is cut to 200 characters.
 
-        A worker with ``task_logs=True`` also stores the line in the full log, cut to 2,000 characters.
+        A worker with ``task_logs=True`` also stores the line, cut to 2,000 characters, in the full log on the server.
         """
         if self.state.lines is not None:
             for each in plain_text(text, MAX_CHARACTERS).split("\n"):
@@ -205,7 +205,7 @@ class Job:
 
 
 def plain_text(value: object, most_characters: int) -> str:
-    """Convert a value to a string of at most ``most_characters``. Lone surrogates are escaped for JSON."""
+    """Convert a value to a string of at most ``most_characters`` characters. Lone surrogates are escaped for JSON."""
     try:
         text = str(value)
     except Exception:  # noqa: BLE001  a user's `__str__` may raise anything

@@ -37,8 +37,8 @@ class LeaseKeeper:
         worker_id: the worker's id.
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        presence: the writer of the worker's presence. A renewed lease starts at the time of the last write.
-        limiter: the limits of the worker's queues.
+        presence: the writer of the worker's presence. A renewed lease counts from the last write of the presence.
+        limiter: the object that enforces the limits of the worker's queues.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LeaseKeeper:
         """The queues whose consumers are being recreated."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run that has had no heartbeat since ``before`` (in `elapsed` seconds)."""
+        """Send a heartbeat for each run whose last heartbeat is older than ``before``, a time in `elapsed` seconds."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, self._look, LOOKS_AT_ONCE))
@@ -83,7 +83,7 @@ class LeaseKeeper:
                 run.stop(Stop.LEASE)
 
     async def watch_entries(self) -> None:
-        """Periodically start to watch the entries of tasks that have been running for a while.
+        """Start a watch on the entry of each task that has been running for `WATCH_AFTER_SECONDS`.
 
         Continue until cancelled.
         """
@@ -95,9 +95,9 @@ class LeaseKeeper:
                 run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
-        """Renew the leases of runs that have had no heartbeat since ``before``.
+        """Renew the leases of the runs whose last heartbeat is older than ``before``.
 
-        Return the runs whose consumer is missing.
+        Return the runs whose leases cannot be renewed because their consumer is missing.
         """
         gone: list[Run] = []
 

@@ -1,4 +1,9 @@
-"""Enforce the limits of queues and of serial keys in a worker: wait for a start, take a slot, or nak the message."""
+"""Enforce rate limits, concurrency limits and serial keys in a worker.
+
+A rate limit determines *starts*: the times at which tasks of the queue may start, one task at each time. Workers
+reserve starts on the server, and each task uses one of them. A concurrency limit and a serial key have *slots*, which
+tasks hold while they run. The message of a task that would have to wait too long is nak'ed with a delay.
+"""
 
 from __future__ import annotations
 
@@ -24,26 +29,26 @@ from nqnb.queue_limits import QueueLimits
 from nqnb.worker.run import Run
 
 BATCH_SECONDS = 0.25
-"""The maximum period for which a worker reserves starts. If the worker dies, these starts are lost."""
+"""The maximum period for which a worker reserves starts. If the worker dies, its unused starts are lost."""
 _KEEP_SECONDS = 0.5
 """How long a reserved start remains valid."""
 _LONGEST_WAIT_SECONDS = 1.0
 """How long a fetched task may wait in the worker for its start. If the start is later, the message is nak'ed."""
 _FULL_SECONDS = 0.2
-"""The mean delay before the worker asks again for a slot of a queue whose slots were all taken."""
+"""The mean delay before the worker again tries to take a slot of a queue whose slots were all taken."""
 _TURN_SECONDS = 0.05
 _TURN_SHARE = 0.1
 _LONGEST_TURN_SECONDS = 1.0
-"""The time between two attempts to take a serial key's slot. The waiting tasks take turns.
+"""The time between two attempts to take the slot of a serial key, for which the waiting tasks take turns.
 
-The longer the slot is taken, the longer the time becomes, as a share of the time since the first attempt.
+The time is a share of the time since the first attempt, within the shortest and the longest time.
 """
 _LONGEST_CLOSED_SECONDS = 5.0
-"""The longest time for which a rate stops the fetching. A worker then asks again, because the rate may have changed."""
+"""The longest time for which a rate limit stops fetching. The worker then tries again: the limit may have changed."""
 _LONGEST_NAK_SECONDS = 30.0
-"""The longest delay of a task that waits for its serial key."""
+"""The longest delay with which a task that waits for its serial key is nak'ed."""
 _MOST_LINES = 1000
-"""If there are more lines than this, the lines without a waiting task are discarded."""
+"""If more than this many serial keys have a `_Line`, the lines in which no task waits are discarded."""
 
 
 @dataclass
@@ -58,10 +63,10 @@ class _Gate:
     batch: int = 0
     """The number of starts that were reserved last."""
     since: float = 0.0
-    """The time since which the starts in ``taken`` are counted, in `elapsed` seconds."""
+    """The time at which the counting of starts in ``taken`` began, in `elapsed` seconds."""
     taken: int = 0
     before: int = 0
-    """The number of starts that tasks have taken in the current and in the previous period of `BATCH_SECONDS`."""
+    """The number of starts that tasks have used in the current (taken) and previous (before) `BATCH_SECONDS`."""
     waiting: int = 0
     """The number of fetched tasks that are waiting for a start."""
     closed_until: float = 0.0
@@ -76,7 +81,7 @@ class _Gate:
         return 2 * len(self.starts) <= self.batch
 
     def count_taken(self) -> None:
-        """Count a start that a task has taken."""
+        """Count a start that a task uses."""
         passed = elapsed() - self.since
         if passed > BATCH_SECONDS:
             self.before = self.taken if passed < 2 * BATCH_SECONDS else 0
@@ -86,17 +91,20 @@ class _Gate:
 
 @dataclass
 class _Line:
-    """The tasks that wait for a serial key in this worker. All times are in `elapsed` seconds."""
+    """The waiting line for one serial key in this worker. All times are in `elapsed` seconds."""
 
     try_at: float = 0.0
     """The time before which the key counts as taken."""
     last_turn: float = 0.0
     """The time at which the last of the waiting tasks is redelivered."""
     since: float = 0.0
-    """The time of the first of the attempts that failed in a row, or 0."""
+    """The time of the first of the consecutive failed attempts to take the key's slot, or 0."""
 
     def next_turn(self, now: float, *, failed: bool) -> float:
-        """Return the delay of the nak of a task that must wait. ``failed`` means that the task made an attempt."""
+        """Return the delay with which to nak a task that must wait.
+
+        ``failed`` is true if the task has tried to take the slot, and false if it waits without trying.
+        """
         self.since = self.since or now
         pause = min(max(_TURN_SECONDS, _TURN_SHARE * (now - self.since)), _LONGEST_TURN_SECONDS)
         if failed:
@@ -107,7 +115,7 @@ class _Line:
 
 
 class Limiter:
-    """The limits of a worker's queues.
+    """An object that enforces the limits of a worker's queues, and the serial keys of their tasks.
 
     Args:
         backend: the worker's backend.
@@ -141,9 +149,9 @@ class Limiter:
         self._watch = HolderWatch(backend, worker_id, runs)
 
     def room(self, queue: str, limits: QueueLimits) -> int:
-        """Return the number of tasks that may be fetched from a queue with limits now.
+        """Return the number of tasks that may now be fetched from a queue with limits.
 
-        Without a reserved start, one task is fetched. This task reserves the next starts.
+        If no start is reserved, one task may be fetched, which then reserves the next starts.
         """
         gate = self._gate_of(queue, limits)
         if elapsed() < gate.closed_until:
@@ -159,7 +167,7 @@ class Limiter:
         return room
 
     async def enter(self, run: Run, limits: QueueLimits | None) -> bool:
-        """Wait until a fetched task may start, and take its slots. If this takes too long, nak the message.
+        """Wait until a fetched task may start, and take its slots. If it would have to wait too long, nak its message.
 
         Returns:
             Whether the task may be claimed. If not, the message was nak'ed.
@@ -204,7 +212,7 @@ class Limiter:
                     await keep_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
 
     async def leave(self, run: Run) -> None:
-        """Release the slots of a run that is over."""
+        """Release the slots of a run that has ended."""
         held, run.held = run.held, {}
         for key in held:
             async with self._lock_of(key):
@@ -215,7 +223,7 @@ class Limiter:
         self._wake()
 
     def _gate_of(self, queue: str, limits: QueueLimits | None) -> _Gate:
-        """Return the state of a queue's limits. If the limits were changed, the old state is discarded."""
+        """Return the state of a queue's limits. If the limits have changed, discard the old state."""
         gate = self._gates[queue]
         if gate.limits != limits:
             gate.limits, gate.closed_until = limits, 0.0
@@ -223,7 +231,7 @@ class Limiter:
         return gate
 
     async def _take_start(self, gate: _Gate, run: Run, rate: float) -> float:
-        """Wait for the next start of a queue. Return 0, or the delay of a nak if the start is too late."""
+        """Wait for the next start of a queue, and return 0. If it is too far away, return the delay for a nak."""
         queue, ahead = run.delivery.queue, min(_LONGEST_WAIT_SECONDS, run.ack_wait / 4)
         gate.waiting += 1
         try:
@@ -232,7 +240,7 @@ class Limiter:
                 if not gate.starts:
                     first = await self._reserve(gate, queue, rate, ahead, 1)
                     if not gate.starts:
-                        # The workers come back at different times.
+                        # Spread the redeliveries, so that the workers do not all retry at the same time.
                         early = ahead * random.uniform(0, 0.9)  # noqa: S311  only spreads requests
                         delay = max(0.01, first - self._backend.now() - early)
                         # A message that is not redelivered for longer may count as lost; see
@@ -252,9 +260,10 @@ class Limiter:
             gate.waiting -= 1
 
     async def _reserve(self, gate: _Gate, queue: str, rate: float, ahead: float, least: int) -> float:
-        """Reserve a start for each free slot, and at least ``least``. Return the time of the first start.
+        """Reserve at least ``least`` starts, and return the time of the first start.
 
-        A start that no task uses would be lost to the other workers. A slot can serve several short tasks.
+        Up to a limit, one more start is reserved for each free slot, or as many as tasks have recently used if that
+        number is higher. A slot can serve several short tasks, but a start that no task uses is lost to all workers.
         """
         wanted = max(self._slots(queue) + least, least, gate.taken, gate.before)
         wanted = min(math.ceil(rate * BATCH_SECONDS), wanted)
@@ -264,7 +273,7 @@ class Limiter:
         return found.first
 
     async def _reserve_more(self, gate: _Gate, queue: str, rate: float, ahead: float) -> None:
-        """Reserve the next starts before a task needs them, because a start that is reserved too late is lost."""
+        """Reserve the next starts before a task needs them. A start that no worker reserves in time is lost."""
         with contextlib.suppress(NqnbError):
             async with gate.reserving:
                 if gate.runs_short:
@@ -278,7 +287,7 @@ class Limiter:
             gate.starts.appendleft(self._backend.now())
 
     async def _take_turn(self, run: Run, key: str) -> float:
-        """Take the slot of a serial key. Return 0, or the delay of a nak if the slot is taken."""
+        """Take the slot of a serial key, and return 0. If the slot is taken, return the delay for a nak."""
         if await self._take_slot(run, key, 1):
             self._lines.pop(key, None)
             return 0.0
@@ -296,7 +305,7 @@ class Limiter:
         return taken
 
     def _lock_of(self, key: str) -> asyncio.Lock:
-        """Return the lock with which the runs of this worker write a record one after the other."""
+        """Return the lock that makes the runs of this worker write the record of a key one after another."""
         return self._locks.setdefault(key, asyncio.Lock())
 
     async def _turn_away(self, run: Run, delay: float) -> bool:
@@ -305,22 +314,22 @@ class Limiter:
         return False
 
     def _close(self, queue: str, seconds: float) -> None:
-        """Stop fetching tasks of a queue for a while."""
+        """Stop fetching tasks of a queue for a number of seconds."""
         self._gates[queue].closed_until = elapsed() + seconds
         self._pulls[queue].withdraw()
         asyncio.get_running_loop().call_later(seconds, self._wake)
 
     def _drop_stale(self, gate: _Gate, now: float) -> None:
-        """Drop the starts that were not used in time. Otherwise, an idle worker would save them up for a burst.
+        """Drop the reserved starts that are too old, so that an idle worker cannot save them up for a burst.
 
-        A start that is too far ahead was reserved before the server's clock went back.
+        Also drop starts that are too far in the future: they were reserved before the server's clock went back.
         """
         latest = now + _LONGEST_WAIT_SECONDS + _KEEP_SECONDS
         while gate.starts and not now - _KEEP_SECONDS <= gate.starts[0] <= latest:
             gate.starts.popleft()
 
     def _set_timer(self, gate: _Gate) -> None:
-        """Wake the worker when the next reserved start is due."""
+        """Set a timer that wakes the worker when the next reserved start is due."""
         if gate.timer is not None:
             return
         now = self._backend.now()

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 
 MAX_LINES = 200
-"""The maximum number of lines that wait to be stored. If a task writes faster, older lines are dropped."""
+"""The maximum number of lines that wait to be stored. If a task writes more lines, the oldest are dropped."""
 MAX_CHARACTERS = 2_000
 """The maximum length of a line."""
 
@@ -19,7 +19,7 @@ NumberedLine = tuple[int, float, str]
 class LineBuffer:
     """The newest lines of one attempt. All methods can be called from any thread, and acquire no lock.
 
-    The numbers of lines continue if lines are dropped, so that a reader can tell how many are missing.
+    Dropped lines are numbered too, so a reader can tell how many lines are missing.
     """
 
     __slots__ = ("_lines", "_numbers")
@@ -36,7 +36,7 @@ class LineBuffer:
         self._lines.append((next(self._numbers), time.time(), text))
 
     def extend(self, lines: Iterable[NumberedLine]) -> None:
-        """Add lines that another process has numbered."""
+        """Add lines that were numbered in the handler's process."""
         self._lines.extend(lines)
 
     def take(self) -> list[NumberedLine]:

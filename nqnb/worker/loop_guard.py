@@ -3,9 +3,10 @@
 A coroutine handler that calls `time.sleep`, or computes for a long time, blocks the loop that sends the worker's
 heartbeats. Without heartbeats, the server would redeliver the worker's tasks to other workers while this worker is
 still running them. The `Pulse` of the loop shows whether the loop is blocked. After a block, the pulse also shows how
-long messages may have been waiting to be read. While the pulse is missing, the `Guard` writes the presence and renews
+long messages may have been waiting to be read. While the loop is blocked, the `Guard` writes the presence and renews
 the leases over a separate connection. The guard makes no decisions: timeouts, outcomes and cancel requests are
-processed after the block. However, ``job.cancelled`` becomes true immediately, so that code in a thread can stop.
+processed after the block. However, if the guard finds a cancel request for a task, it sets ``job.cancelled``, so that
+code in a thread can stop immediately.
 
 The guard cannot help while a long C call holds the interpreter lock or the process is suspended, because no Python
 thread can run. Leases that run out during such a pause are not renewed.
@@ -46,7 +47,7 @@ _SHORTEST_LOGGED_SECONDS = 1.0
 _RETRY_SECONDS = 30.0
 """Seconds between two attempts to open the guard's connection while the loop is not blocked."""
 _CLOSE_TIMEOUT_SECONDS = 1.0
-"""How long a stopping worker waits for its guard. After that, the daemon thread is left to exit by itself."""
+"""How long a stopping worker waits for its guard. After that, the guard's daemon thread is left running."""
 _READY_TIMEOUT_SECONDS = 2.0
 """How long a starting worker waits for its guard to connect."""
 _LOOKS_AT_ONCE = 250
@@ -101,14 +102,14 @@ class Guard:
         """The reason why the guard has no connection."""
 
     def start(self) -> None:
-        """Start the guard's thread, which opens a connection and watches the running loop."""
+        """Start the guard's thread, which opens a connection and watches the running event loop."""
         self._worker_loop = asyncio.get_running_loop()
         self._ended, self._ready = self._worker_loop.create_future(), self._worker_loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
         self._thread.start()
 
     async def ready(self) -> None:
-        """Wait until the guard has connected or failed to connect, but only for a limited time."""
+        """Wait until the guard has connected or failed to connect, but at most `_READY_TIMEOUT_SECONDS`."""
         if self._ready is not None:
             await asyncio.wait({self._ready}, timeout=_READY_TIMEOUT_SECONDS)
 
@@ -134,7 +135,7 @@ class Guard:
             self._set(self._ended)
 
     def _set(self, future: asyncio.Future[None] | None) -> None:
-        """Resolve a future of the worker's loop from the guard's thread."""
+        """Resolve a future of the worker's event loop. This method is called in the guard's thread."""
         assert self._worker_loop is not None  # noqa: S101  for the type checker: start() has set it
         assert future is not None  # noqa: S101  as above
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed
@@ -335,7 +336,7 @@ class Guard:
 
 
 def _is_renewable(run: Run) -> bool:
-    """Return whether a run's lease is still valid and its task still belongs to this worker."""
+    """Return whether a run's lease is still valid, and the task still belongs to this worker."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 
@@ -378,7 +379,8 @@ class Pulse:
 
         Args:
             ack_wait: the shortest ack wait of the worker's queues, in seconds.
-            caught_up: a coroutine function that waits until all messages sent before the call have been read.
+            caught_up: a coroutine function that waits until all messages that the server sent before the call have
+                been read.
             unblocked: a function that is called when the loop runs again after a block.
         """
         self.interval = ack_wait / TICKS
@@ -396,7 +398,7 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return for how many seconds the loop has been blocked, or 0 if it is running or the pulse is stopped."""
+        """Return for how many seconds the loop has been blocked, or 0 if the loop is running or the pulse stopped."""
         late = elapsed() - self.last
         return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 

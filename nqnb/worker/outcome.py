@@ -1,4 +1,4 @@
-"""Describe how a run ended (with a result, an error or a cancel receipt), and record this outcome."""
+"""Describe the outcome of a run (its result, error or cancel receipt), and record the outcome."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
 
 
 def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
-    """Return the message to log when a run has ended."""
+    """Return the log message about the end of a run."""
     task = f"task {run.id} of queue {run.entry.Queue}"
     why = f": {line(f'{meta.error.type}: {meta.error.message}', 300)}" if meta.error is not None else ""
     if status is Status.PENDING:
@@ -141,9 +141,9 @@ def _timeout_text(run: Run) -> str:
 
 
 async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
-    """Return the metadata for the entry, and the result.
+    """Return the metadata to store in the entry, and the result of the run.
 
-    If the return value cannot be stored, the result is a failure.
+    If the handler's return value cannot be stored, the returned result is a failure.
     """
     meta = msgspec.structs.replace(run.entry.meta, finished_at=backend.now(), error=None)
     if run.job is not None:
@@ -173,7 +173,10 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
 
 
 async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
-    """Move the result from the entry to the result bucket. If the bucket refuses the result, mark the run as failed."""
+    """Store the result in the result bucket instead of the entry. If that is impossible, change the state to failed.
+
+    Return the state and the metadata to write.
+    """
     if isinstance(meta.result, UnsetType):
         return status, meta
     try:
@@ -186,7 +189,7 @@ async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta
 
 
 async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
-    """Write a result to the result bucket, and return the result's key. Retry while the server is unavailable.
+    """Write a result to the result bucket, and return its key. Retry while the server is unavailable.
 
     Raises:
         BadInput: the server refuses the result permanently.
@@ -239,9 +242,9 @@ def _unkept(data: bytes, error: NqnbError) -> BadInput:
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return an exception's name, message and traceback, cut to fit in an entry.
+    """Return an exception's class name, message and traceback, cut to fit in an entry.
 
-    The beginning of a long traceback is removed.
+    If the traceback is too long, its beginning is cut off.
     """
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
@@ -266,9 +269,9 @@ def describe_error(error: BaseException) -> ErrorInfo:
 
 
 def _with_cell_names(trace: str) -> str:
-    """Replace IPython's names for compiled cells in a traceback with the names that the notebook shows.
+    """Replace the file names that IPython gives to cells in a traceback with the cell names that a notebook shows.
 
-    If the handler ran in another process, the traceback lacks the source lines of cells, so the lines are added.
+    If the handler ran in another process, the traceback lacks the source lines of cells, so they are added.
     """
     ipython = sys.modules.get("IPython")  # if it is not imported, there are no cells
     shell = ipython.get_ipython() if ipython is not None else None

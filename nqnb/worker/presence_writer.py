@@ -1,4 +1,4 @@
-"""Write a worker's presence, an entry that shows that the worker is alive and lists its running tasks."""
+"""Write the presence of a worker: an entry that shows that the worker is alive, and lists its running tasks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _CHECK_SECONDS = 1.0
 
 
 class PresenceWriter:
-    """An object that writes the presence of one worker.
+    """An object that writes the presence of one worker to the server.
 
     Args:
         backend: the backend that stores the presence.
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        describe: a function that returns the worker's record. The arguments are the running tasks' ids and the TTL in
-            seconds.
+        describe: a function that returns the worker's presence record, given the ids of the running tasks and the TTL
+            in seconds.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class PresenceWriter:
 
     @property
     def server_is_away(self) -> bool:
-        """Whether the log already reports that the server is unavailable. This property can be read in any thread."""
+        """Whether the worker has already logged that the server is unavailable. Any thread may read this property."""
         return self._backend.outage.active
 
     def record(self) -> WorkerInfo:
         """Return the current presence record. This method can be called from any thread.
 
-        A worker must count as alive for longer than any run can continue without a renewal, so the TTL of the record
-        depends on the longest ack wait. A queue with a shorter ack wait has a separate, shorter TTL, because the
-        queue's tasks are redelivered sooner after the worker dies.
+        A worker must count as alive for longer than any run can continue without a renewed lease, so the TTL of the
+        record depends on the longest ack wait. A queue with a shorter ack wait has a separate, shorter TTL, because its
+        tasks are redelivered sooner after the worker dies.
         """
         ttls = {pull.queue: PRESENCE_SHARE * pull.ack_wait for pull in self._pulls}
         longest = max(ttls.values())
@@ -120,13 +120,13 @@ class PresenceWriter:
                 await self.refresh()
 
     def note_guard_write(self, asked: float) -> None:
-        """Schedule a write of the presence, because the guard's write may have overtaken the last write.
+        """Schedule a write of the presence, because the guard may have replaced a newer presence with an older one.
 
         This method can be called from any thread.
 
         Args:
-            asked: the time at which the guard's last successful write began, in `elapsed` seconds, or 0 if no write has
-                succeeded.
+            asked: the time at which the guard's last successful write began, in `elapsed` seconds, or 0 if the guard
+                has not written the presence yet.
         """
         self._written_by_guard = asked
         self._named = set()

@@ -1,9 +1,9 @@
-"""The capture of a handler's output. The output goes to the task's log instead of the current cell or the terminal.
+"""Capture the output of handlers, so that it goes to the task's log instead of the current cell or the terminal.
 
-While this process has such handlers, ``sys.stdout`` and ``sys.stderr`` are each replaced with a `Router`. A context
-variable identifies the task whose code is printing, even in threads that the task has started. All other output goes to
-the original stream. The output of programs that a handler starts is not captured. If a handler runs in a separate
-process, all output of that process and its child processes is captured.
+While a worker in this process captures output, ``sys.stdout`` and ``sys.stderr`` are each replaced with a `Router`. A
+context variable identifies the task whose code is printing, even in threads that the task has started. All other output
+goes to the original stream. The output of programs that a handler starts is not captured, unless the handler runs in a
+separate process: then all output of that process and its child processes is captured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nqnb.worker.job import Job
 from nqnb.worker.line_buffer import MAX_CHARACTERS
 
 _PIPE_DRAIN_SECONDS = 0.5
-"""How long to wait for a handler's last output. Child processes that outlive the handler may keep the pipe open."""
+"""How long to wait for the last output of a handler. A child process that outlives the handler keeps the pipe open."""
 
 
 class LineLogger:
@@ -73,7 +73,10 @@ CHECKS: list[Callable[[], object]] = []
 
 
 class Router:
-    """A replacement for a stream. Output of a task goes to the task's log. Other output goes to the original stream."""
+    """A replacement for ``sys.stdout`` or ``sys.stderr``.
+
+    Output of a task goes to the task's log. Other output goes to the original stream.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.replaced = stream
@@ -90,7 +93,7 @@ class Router:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the original stream. Inside a task, do nothing, because lines are logged immediately."""
+        """Flush the original stream. In the code of a task, do nothing, because lines are logged immediately."""
         (_current_logger() or self.replaced).flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +118,7 @@ def _start_in_context(thread: threading.Thread) -> None:
 
 
 class Routing:
-    """The installation of the routers. The routers are installed while at least one worker is registered."""
+    """An object that installs and removes the routers, which are installed while at least one worker is registered."""
 
     def __init__(self) -> None:
         self._users = 0
@@ -158,10 +161,10 @@ ROUTING = Routing()
 
 
 class _RecordHandler(logging.Handler):
-    """A handler that sends log records to the current task's log. Records of nqnb itself are left out."""
+    """A `logging` handler that sends log records to the current task's log, except records of nqnb itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log a record."""
+        """Write a record to the log of the current task."""
         lines = _current_logger() or _process_logger
         if lines is not None and record.name.partition(".")[0] != "nqnb":
             try:
@@ -172,13 +175,13 @@ class _RecordHandler(logging.Handler):
 
 
 _process_logger: LineLogger | None = None
-"""The logger of the only task that runs in this process, if the process runs one task."""
+"""The logger of the task of this process, or None if this process is not a handler's own process."""
 
 
 class Records:
-    """The installation of the handler of log records.
+    """An object that installs and removes the `logging` handler that captures the log records of tasks.
 
-    The handler is installed while at least one worker is registered.
+    The handler is installed on the root logger while at least one worker is registered.
     """
 
     def __init__(self) -> None:
@@ -208,7 +211,7 @@ RECORDS = Records()
 
 @contextlib.contextmanager
 def captured(job: Job) -> Iterator[None]:
-    """Send all output from this context to the task's log."""
+    """Within a block, send all output of the current context (see `contextvars`) to the task's log."""
     ROUTING.check()
     lines = LineLogger(job)
     token = _output_of_task.set(lines)
@@ -220,7 +223,7 @@ def captured(job: Job) -> Iterator[None]:
 
 
 def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..., Any]:
-    """Return a handler that runs the function in this process and sends the output to the task's log."""
+    """Return a function that calls a handler in this process, and sends the handler's output to the task's log."""
 
     @functools.wraps(function)
     async def await_(job: Job, *arguments: Any) -> Any:
@@ -237,11 +240,11 @@ def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..
 
 
 class ProcessHandler:
-    """A handler that runs in a separate process. All output of that process goes to the task's log.
+    """A wrapper for a handler that runs in a separate process. All output of that process goes to the task's log.
 
     Args:
         function: the handler.
-        is_coroutine: whether the handler's return value is awaited.
+        is_coroutine: whether to await the handler's return value.
     """
 
     def __init__(self, function: Callable[..., Any], *, is_coroutine: bool) -> None:
@@ -264,7 +267,7 @@ class ProcessHandler:
 
 @contextlib.contextmanager
 def _all_output_captured(job: Job) -> Iterator[None]:
-    """Send the output of this process and its children to the task's log."""
+    """Within a block, send the output of this process and its child processes to the task's log."""
     global _process_logger
     records = job.state.lines is not None
     if records:

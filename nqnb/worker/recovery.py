@@ -34,7 +34,7 @@ class Recovery:
         listener: the listener for cancel requests.
         presence: the writer of the worker's presence.
         leases: the object that renews the leases of the runs.
-        wake: a function that is called when tasks may be pulled again.
+        wake: a function that is called when the worker may pull tasks again.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Recovery:
         self.active = False
 
     def close(self) -> None:
-        """Stop recovering permanently."""
+        """Cancel the current recovery, if any, and do not start another."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
 
     async def maintain(self) -> None:
-        """Recreate deleted buckets and deleted cancel streams, and have lost messages redelivered."""
+        """Recreate deleted buckets and cancel streams, and have the server deliver lost messages and overdue tasks."""
         if self._maintaining or self.active or self._closed:
             return
         self._maintaining = True
@@ -126,7 +126,7 @@ class Recovery:
             run.looking = False
 
     def _what_continues(self) -> str:
-        """Describe how many tasks continue without a connection, and the local time at which the first lease ends."""
+        """Describe how many tasks continue without a connection, and when the first of their leases ends."""
         ends = [run.lease_end for run in self._runs.values() if not run.finishing and not run.lapsed()]
         if not ends:
             return ""
@@ -166,7 +166,7 @@ class Recovery:
         self._wake()
 
     async def _void_deliveries_of_deleted_streams(self) -> None:
-        """Mark deliveries from deleted streams as void, so that no run acks a message from a deleted stream."""
+        """Mark deliveries from deleted streams as void, so that their runs do not ack messages of the new streams."""
         for queue in {run.delivery.queue for run in self._runs.values()}:
             born = await self._birth_of_new_stream(queue)
             for run in self._runs.values():
@@ -176,8 +176,8 @@ class Recovery:
     async def _birth_of_new_stream(self, queue: str) -> float:
         """Return the creation time of a queue's stream if the stream has been recreated, or 0 otherwise.
 
-        For the original stream, the result is 0, because its creation time cannot be compared with delivery times. The
-        times may come from the clocks of different servers.
+        The creation time of the original stream is not returned, because it must not be compared with the times of
+        deliveries: they may come from the clocks of different servers.
         """
         born = await self._backend.queue_created_at(queue)
         # Infinity means that the stream does not exist at the moment.

@@ -1,9 +1,9 @@
 """Submit the recurring tasks of a worker's queues when they are due.
 
-Only the workers of a schedule's queue fire the schedule, because they have the permissions for the queue. If no worker
-is serving the queue, a new task would only wait. When a worker starts, the schedule's option ``missed`` determines how
-the missed times are handled. All workers of the queue try each firing, and `nqnb.protocol.recurring.fire` creates a
-single task.
+Only the workers of a schedule's queue fire the schedule (submit its task), because they have the permissions for the
+queue. Without a worker, a task would only wait. When a worker starts later, the schedule's option ``missed`` determines
+how the missed times are handled. All workers of the queue try to fire the schedule at each scheduled time, and
+`nqnb.protocol.recurring.fire` ensures that only one task is created.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RecurringTasks:
         worker_id: the worker's id.
         queues: the worker's queues.
         presence: the writer of the worker's presence, which determines the interval between heartbeats.
-        may_fire: a function that returns whether the worker may submit tasks now.
+        may_fire: a function that returns whether the worker may submit recurring tasks now.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class RecurringTasks:
         self._due, self._position = due, position
 
     async def _fire(self, name: str) -> None:
-        """Fire one schedule. Errors are logged instead of raised, because the other schedules must be fired too."""
+        """Fire one schedule. Log errors instead of raising them, because the other schedules must be fired too."""
         try:
             entry = await fire(self._backend, name, self._worker_id)
         except NqnbError as error:
@@ -119,7 +119,7 @@ class RecurringTasks:
             self._due[name] = entry.next
 
     def _tell(self, name: str, error: NqnbError) -> None:
-        """Log an error, unless it is the same as the last logged error."""
+        """Log an error of a schedule, unless the last logged error of this schedule was the same."""
         if self._backend.outage.took(error) or self._told.get(name) == str(error):
             return
         self._told[name] = str(error)

@@ -1,4 +1,4 @@
-"""A task in a worker: the attempt, which is the protocol's view of the task, and the handler that runs the task."""
+"""A task that is registered in a worker: the protocol's `Attempt`, the handler, and the executor that runs it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLOT_SHARE = PRESENCE_SHARE - 0.02
 
 
 class Run(Attempt):
-    """A task that is registered in a worker.
+    """A task that is registered in a worker, from its delivery until its outcome is recorded.
 
     Args:
         delivery: the delivery of the task.
@@ -60,7 +60,7 @@ class Run(Attempt):
         """Whether the handler has ended and the outcome is being written. If so, there is no code left to stop."""
 
     def log_fields(self) -> dict[str, object]:
-        """Return the fields of a log record that concerns this run; see `nqnb.log_format`."""
+        """Return the fields of a log record about this run; see `nqnb.log_format`."""
         meta = self.entry.meta
         attempt = self.entry.CurrentRetry + 1
         return {"task": self.id, "queue": self.delivery.queue, "worker": meta.worker, "attempt": attempt}

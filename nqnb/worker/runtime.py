@@ -1,4 +1,4 @@
-"""A running worker: its runs, the processing of tasks, and the loops that fetch tasks and send heartbeats."""
+"""A running worker: its runs, the processing of deliveries, and the loops that fetch tasks and send heartbeats."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ class Runtime:
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
         shutdown_on_disconnect: whether a disconnect stops the worker.
-        describe: a function that returns the worker's record. The arguments are the running tasks' ids and the TTL in
-            seconds.
+        describe: a function that returns the worker's presence record, given the ids of the running tasks and the TTL
+            in seconds.
         metrics: the counters of the worker, or None.
-        logs: the storage of task logs, or None.
+        logs: the task logs of the worker, or None.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Runtime:
         self.runs: dict[str, Run] = {}
         """The registered runs, by task id."""
         self.malformed = 0
-        """The number of messages that were terminated because they were not tasks."""
+        """The number of messages that were dropped because they were not tasks."""
         self._worker_id = worker_id
         self._metrics = metrics
         self._logs = logs
@@ -146,7 +146,7 @@ class Runtime:
         return 0 if resting else self._slots() - len(self.runs)
 
     def free_for(self, queue: str) -> int:
-        """Return the number of tasks of a queue that may be fetched now within the queue's limits."""
+        """Return the number of tasks that may now be fetched from a queue, according to the slots and its limits."""
         limits = self._pulls[queue].limits
         return self._slots_for(queue) if limits is None else self._limiter.room(queue, limits)
 
@@ -209,7 +209,7 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def is_idle(self) -> bool:
-        """Return True if no task is running in this worker and its queues are empty.
+        """Return True if no task is running in this worker and the worker's queues are empty.
 
         Raises:
             ConnectionFailed: the connection is closed permanently, or the worker has failed.
@@ -228,7 +228,7 @@ class Runtime:
         return not self.runs and not any(waiting)
 
     async def gone(self) -> None:
-        """Wait until the connection is permanently closed or a loop has failed."""
+        """Wait until the connection is closed permanently, or the worker has failed."""
         await first_of(self.backend.closed_event, self._broken)
 
     def hurry(self) -> None:
@@ -242,7 +242,7 @@ class Runtime:
             pull.withdraw()
 
     def resize(self) -> None:
-        """Adjust the pull requests to a new concurrency limit."""
+        """Adjust the pull requests and the idle processes to a new number of slots."""
         for pull in self._pulls.values():
             pull.withdraw()
         if self._reserve is not None:
@@ -343,7 +343,7 @@ class Runtime:
             run.life = start_task(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
-        """Handle a redelivery of a running task. Unless the run is ending, it continues with the new delivery."""
+        """Handle a redelivery of a task that is registered here. Unless its run must end, adopt the new delivery."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
         # If the lease of a run has ended, another worker may have taken over its slot.
         leaving = leaving or (bool(run.held) and run.lost_lease())
@@ -411,9 +411,9 @@ class Runtime:
                 run.span.end()
 
     async def _fail(self, run: Run, error: Exception) -> Status | None:
-        """Mark a task as failed after an internal error, and return the state that was written, or None.
+        """Mark a task as failed after an internal error, so that the server does not redeliver the task indefinitely.
 
-        Otherwise, the server would redeliver the task indefinitely.
+        Return the state that was written, or None if no state was written.
         """
         if run.claimed:
             try:
@@ -476,7 +476,7 @@ class Runtime:
             spawn(self._recovery.maintain())
 
     def _beat_now(self) -> None:
-        """Renew the presence and the leases now, because the next heartbeat after a block may be too late."""
+        """Renew the presence and the leases immediately after a block, because the next heartbeat may be too late."""
 
         async def beat() -> None:
             await self._presence.refresh()

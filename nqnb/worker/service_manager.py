@@ -1,7 +1,7 @@
 """Report a worker's state to systemd, if systemd has started the worker with ``Type=notify``; see sd_notify(3).
 
-systemd learns when the worker can receive cancels and tasks. If the unit has a ``WatchdogSec``, the worker also reports
-regularly that its event loop is alive, and systemd restarts a worker that no longer does so.
+The worker reports when it can receive cancels and tasks. If the unit sets ``WatchdogSec``, the worker also reports
+regularly that its event loop is alive, and systemd restarts the worker if these reports stop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class ServiceManager:
-    """The socket on which systemd expects reports. The environment must name the socket when this object is created."""
+    """The connection to systemd's notification socket, which the environment names when this object is created."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -24,7 +24,7 @@ class ServiceManager:
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """Hide systemd's socket from the programs that handlers start, so that they send no reports to systemd."""
+        """Within a block, hide systemd's socket from the programs that handlers start, so that they cannot use it."""
         given = {name: value for name in _VARIABLES if (value := os.environ.pop(name, None)) is not None}
         try:
             yield
@@ -33,10 +33,12 @@ class ServiceManager:
 
     @contextlib.contextmanager
     def reporting(self, what: str) -> Iterator[None]:
-        """Report that the worker is ready and then, until the block ends, alive. Without systemd, do nothing.
+        """Report that the worker is ready, and within the block, report regularly that it is alive.
+
+        Without systemd, do nothing.
 
         Args:
-            what: what the worker does, for ``systemctl status``.
+            what: a description of what the worker does, which ``systemctl status`` shows.
         """
         self._notify(f"READY=1\nSTATUS={what}")
         alive = None if self._interval is None else asyncio.ensure_future(self._report_alive(self._interval))
@@ -47,7 +49,7 @@ class ServiceManager:
                 alive.cancel()
 
     def _notify(self, state: str) -> None:
-        """Send a state to systemd, or do nothing if systemd's socket does not exist.
+        """Send a state to systemd. Do nothing if there is no systemd socket.
 
         Args:
             state: lines such as ``READY=1``. ``STOPPING=1`` is never sent, because one of several workers may stop
@@ -69,9 +71,9 @@ class ServiceManager:
 
 
 def _watchdog_interval() -> float | None:
-    """Return the number of seconds between two reports, which is half of ``WatchdogSec``, or None if it is not set.
+    """Return half of the unit's ``WatchdogSec`` as the number of seconds between two reports, or None without it.
 
-    ``WATCHDOG_PID`` is ignored: with ``nqnb worker --processes``, it names the parent of the workers.
+    ``WATCHDOG_PID`` is ignored, because with ``nqnb worker --processes``, it is the id of the workers' parent process.
     """
     try:
         seconds = int(os.environ.get("WATCHDOG_USEC", "")) / 1e6

@@ -1,7 +1,7 @@
-"""The storage of task logs: what handlers print and log goes to a stream on the server while the tasks run.
+"""Store task logs: while tasks run, the lines that their handlers print and log go to a stream on the server.
 
-Prints are captured as in notebooks; see `nqnb.worker.print_capture`. Records of `logging` are added by a handler of the
-root logger.
+Printed lines are captured as in notebooks; see `nqnb.worker.print_capture`. Records of `logging` are captured by a
+`logging` handler of the root logger.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 FLUSH_SECONDS = 0.25
-"""The time between two writes of a task's lines."""
+"""The time between two writes of a task's log."""
 SLOW_SECONDS = 5.0
 """The time between two writes once a task has written `FAST_PARTS` parts, so that a slow log does not push its own
 beginning out of the stream."""
 FAST_PARTS = 64
 MAX_PART_CHARACTERS = 32_000
-"""The maximum size of one part. If a task writes more in this time, older lines are dropped."""
+"""The maximum size of one part, which is the result of one write. If there are more lines, the oldest are dropped."""
 _LAST_WRITE_SECONDS = 1.0
 """How long the outcome of a task waits for the last part of its log."""
 
 
 class _RunLog:
-    """The log of one run: its buffer, the number of parts, and the time of the next part."""
+    """The log of one run: its buffer, the number of parts that were written, and the earliest time of the next part."""
 
     __slots__ = ("buffer", "next", "parts")
 
@@ -64,7 +64,7 @@ class TaskLogs:
         self._open = False
 
     async def open(self) -> None:
-        """Create the stream, and start to capture output.
+        """Create the stream if necessary, and start to capture output.
 
         Raises:
             NqnbError: the stream does not exist, and cannot be created.
@@ -82,7 +82,7 @@ class TaskLogs:
             ROUTING.end()
 
     def captured(self, handler: Handler) -> Handler:
-        """Return a handler whose output is captured."""
+        """Return a copy of the handler whose output is captured."""
         known = self._handlers.get(id(handler))
         if known is None:
             if handler.isolation == "process":
@@ -93,23 +93,23 @@ class TaskLogs:
         return known[1]
 
     def begin(self, run: Run) -> None:
-        """Store the lines of a run. Call this method before the handler starts."""
+        """Start to collect the lines of a run, which `write_repeatedly` stores. Call this before the handler starts."""
         if run.job is not None:
             self._logs[run] = kept = _RunLog()
             run.job.state.lines = kept.buffer
 
     async def end(self, run: Run) -> None:
-        """Store the last lines of a run. If the server does not answer, do not wait long."""
+        """Store the last lines of a run. If the server does not answer, wait at most `_LAST_WRITE_SECONDS`."""
         kept = self._logs.pop(run, None)
         if kept is not None:
             await asyncio.wait([asyncio.ensure_future(self._write(run, kept))], timeout=_LAST_WRITE_SECONDS)
 
     def forget(self, run: Run) -> None:
-        """Discard the lines of a run that were not stored, if there are any. This is idempotent."""
+        """Discard the lines of a run that have not been stored, if any."""
         self._logs.pop(run, None)
 
     async def write_repeatedly(self) -> None:
-        """Store the lines of all runs repeatedly."""
+        """Store new lines of all runs at short intervals. Continue until cancelled."""
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             now = asyncio.get_running_loop().time()

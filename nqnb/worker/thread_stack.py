@@ -25,7 +25,7 @@ def iter_frames(thread: int, count: int | None = None) -> Iterator[Any]:
 
     Args:
         thread: the thread's identifier.
-        count: the maximum number of frames. Without it, the iterator yields None after the outermost frame.
+        count: the maximum number of frames. By default, the iterator yields all frames, and then None.
 
     Raises:
         KeyError: the thread has ended. Only the first step raises this error.
@@ -46,7 +46,8 @@ class Place(NamedTuple):
     """A line of code that a thread is running.
 
     Attributes:
-        text: the file, line and function. If the innermost call is in another file, the text ends with its location.
+        text: the file, line and function. If this line is inside a call of code in another file, the text ends with the
+            location of that code.
         in_handler: whether a handler called this code.
     """
 

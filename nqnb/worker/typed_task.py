@@ -1,7 +1,7 @@
-"""Typed tasks: handlers that can be called directly and submitted, with types that type checkers verify.
+"""Typed tasks: handlers that can be called directly or submitted, with payloads and results that type checkers verify.
 
-The decorator `Worker.task` creates a `TaskFunction`. Its method ``submit`` accepts only payloads of the annotated type.
-The result is converted to the annotated return type.
+The decorator `Worker.task` creates a `TaskFunction`. To type checkers, its method ``submit`` accepts only payloads of
+the annotated type. The result of a task is converted to the annotated return type.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ R = TypeVar("R")
 
 
 class TypedTask(Task, Generic[R]):
-    """The handle of one task, with a result of a known type. Awaiting the handle returns the result.
+    """The handle of one task whose result has a known type. Awaiting the handle returns the result.
 
     Args:
         client: the client to use.
-        task: the task.
-        kind: the type to which the result is converted, or Any.
+        task: the untyped handle of the task.
+        kind: the type to which the result is converted, or Any for no conversion.
 
     Examples:
         >>> worker = nqnb.Worker()
@@ -77,10 +77,10 @@ class TypedTask(Task, Generic[R]):
 
 
 class TaskFunction(Generic[Arguments, Returned, P, R]):
-    """A handler that can be called directly, for example in a test, and submitted with `submit`.
+    """A handler that can be called directly, for example in a test. `submit` submits a task to the handler's queue.
 
     Args:
-        queue: the queue.
+        queue: the name of the queue.
         function: the decorated function.
 
     Examples:
@@ -109,7 +109,7 @@ class TaskFunction(Generic[Arguments, Returned, P, R]):
         return f"<task {getattr(self._function, '__qualname__', self._function)} of queue {self.queue}>"
 
     async def submit(self, nq: Client, payload: P, **options: Any) -> TypedTask[R]:
-        """Submit a task with this payload.
+        """Submit a task with the payload, and return its handle.
 
         Args:
             nq: the client.
@@ -138,4 +138,4 @@ class Register(Protocol):
     @overload
     def __call__(self, function: Callable[[P], R], /) -> TaskFunction[[P], R, P, R]: ...
     def __call__(self, function: Callable[..., Any], /) -> Any:
-        """Register the function as the handler of the queue."""
+        """Register the function as the handler of the queue, and return it as a `TaskFunction`."""

@@ -62,28 +62,28 @@ class Worker:
             a context of the NATS CLI, then your detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``.
         concurrency: the maximum number of tasks that run at the same time. `handler` can set a lower limit for a queue.
         queues: how the queues share the worker while it is busy. ``{"high": 6, "default": 3, "low": 1}`` gives each
-            queue its weight: of ten tasks that start, six are from ``high``. If a queue has no tasks, its share goes to
-            the other queues. A list, such as ``["high", "low"]``, is a strict order: a task of ``low`` starts only if
-            ``high`` has no waiting task. The default is the strict order in which the handlers were registered.
+            queue a weight: of ten tasks that start, six are from ``high``. If a queue has no tasks, its share goes to
+            the other queues. A list, such as ``["high", "low"]``, sets a strict order: a task of ``low`` starts only if
+            ``high`` has no waiting tasks. The default is a strict order: that in which the handlers were registered.
         shutdown_timeout: how long a stopping worker waits for its tasks to finish, in seconds or as a timedelta. Tasks
             that are still running after that time are stopped, and the server redelivers them.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
-        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost, as NQ optionally
-            does. By default, the worker waits for the server, and stops only tasks whose leases have run out.
-        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. A
-            loop that reports progress then stops at the next report.
+        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost, which is also an
+            option of NQ. By default, the worker waits for the server, and stops only tasks whose leases have run out.
+        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. If
+            so, a loop that reports progress stops at the next report.
         store: the store for task states. The default is the bucket ``nq-store``.
-        metrics: the port on which the worker serves metrics for Prometheus while it runs, or a string such as
+        metrics: the port on which the worker serves metrics for Prometheus while it runs, or an address such as
             ``"127.0.0.1:9464"``. A port without a host means all interfaces. By default, no metrics are served.
             Requires ``nqnb[metrics]``.
-        health: the port on which the worker answers health checks while it runs, or a string such as
+        health: the port on which the worker answers health checks while it runs, or an address such as
             ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
             receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
         task_logs: whether to store what handlers print and log in the stream ``nq-logs``, where `Client.logs` reads it.
-            Prints then no longer go to the worker's output. Task logs are off by default, because storing them adds
-            writes to each task that prints, uses storage on the server, and requires permission to create and write the
-            stream.
+            Printed text then no longer goes to the worker's output. Task logs are off by default, because storing them
+            adds writes for each task that prints, uses storage on the server, and requires permission to create and
+            write the stream.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -169,13 +169,13 @@ class Worker:
         Args:
             queue: the queue name. Unless the worker was created with ``queues``, the queues are served in the order in
                 which their handlers were registered.
-            concurrency: the maximum number of the queue's tasks that run at the same time in this worker. The worker
-                does not fetch any more of these tasks, so other workers can run them. The default is the worker's
-                ``concurrency``, which also limits the total.
+            concurrency: the maximum number of the queue's tasks that run at the same time in this worker. At this
+                limit, the worker fetches no more tasks of the queue, so that other workers can run them. The default is
+                the worker's ``concurrency``, which also limits the total.
             backoff: the delays before retries. The default is `Backoff()`.
             grace: the time between two attempts to stop the function, in seconds or as a timedelta. A coroutine is
-                cancelled immediately, and again after every ``grace``. A function in a thread has this time to call
-                ``job.progress`` or to check ``job.cancelled``. After that, an exception is raised in the thread. A
+                cancelled immediately, and then again after each ``grace``. A function in a thread first has this time
+                to call ``job.progress`` or to check ``job.cancelled``. Then an exception is raised in the thread. A
                 process immediately receives SIGINT (which raises `JobCancelled` in a plain function), SIGTERM after
                 ``grace``, and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts are
                 made before the server redelivers the task.
@@ -193,11 +193,11 @@ class Worker:
             is_failure: a function that is called with the exception of a failed attempt. If the function returns True,
                 the task is not retried, as with NQ's ``isFailureFn``.
 
-        The function takes ``(job, payload)``, ``(job)`` or ``(payload)``. A single argument receives the payload if the
-        argument is named ``payload`` or is annotated with a type other than `Job`. Without an annotation, the payload
-        is passed as decoded JSON. With the annotation ``bytes``, the payload is passed as raw bytes. With any other
-        type that msgspec supports (such as a dataclass, a Struct or a TypedDict), the payload is converted to that type
-        and validated. The return value, encoded as JSON, is the task's result.
+        The function takes ``(job, payload)``, ``(job)`` or ``(payload)``. A single parameter receives the payload if it
+        is named ``payload`` or is annotated with a type other than `Job`. Without an annotation, the payload is passed
+        as decoded JSON. With the annotation ``bytes``, the payload is passed as raw bytes. With any other type that
+        msgspec supports (such as a dataclass, a Struct or a TypedDict), the payload is converted to that type and
+        validated. The return value, encoded as JSON, is the task's result.
 
         Raises:
             InvalidQueueName: the queue name is invalid.
@@ -279,7 +279,7 @@ class Worker:
 
     @property
     def malformed(self) -> int:
-        """The number of messages that were terminated because they were not tasks."""
+        """The number of messages that the worker dropped because they were not tasks."""
         return 0 if self._runtime is None else self._runtime.malformed
 
     @property
@@ -288,7 +288,7 @@ class Worker:
         return [] if self._runtime is None else list(self._runtime.runs)
 
     def info(self, running: list[str], ttl: float) -> WorkerInfo:
-        """Return the worker's presence record.
+        """Return the worker's presence record, which tells clients that the worker is alive.
 
         Args:
             running: the ids of the running tasks.
@@ -310,8 +310,8 @@ class Worker:
         """Connect to the server, and start pulling tasks. A worker that has stopped can be started again.
 
         Raises:
-            InvalidHandler: no handler is registered, the queues of the handlers are not those of the worker's
-                ``queues``, or the worker is running or stopping.
+            InvalidHandler: no handler is registered, the queues of the handlers differ from the worker's ``queues``,
+                or the worker is running or stopping.
             MetricsUnavailable, HealthUnavailable: the metrics or the health checks cannot be served.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
@@ -427,21 +427,18 @@ class Worker:
             raise
 
     def _now(self) -> WorkerNow:
-        """Return the current state of the worker, for a scrape in another thread."""
+        """Return the state of the worker for the metrics. This method is called in other threads."""
         runtime = self._runtime
         if runtime is None:
             return WorkerNow(self.id)
         return WorkerNow(self.id, runtime.backend.connected, self.concurrency, runtime.running, runtime.malformed)
 
     def _failure(self) -> str:
-        """Return the reason why the worker must be restarted, or "".
-
-        This is called in other threads, as is `_not_ready`.
-        """
+        """Return the reason why the worker must be restarted, or "". This method is called in other threads."""
         return "" if self._runtime is None else self._runtime.failure()
 
     def _not_ready(self) -> str:
-        """Return the reason why the worker cannot receive cancels and tasks, or ""."""
+        """Return the reason why the worker cannot receive cancels and tasks, or "". It is called in other threads."""
         if self.state is State.NEW:
             return "the worker is starting"
         if self.state is not State.RUNNING or self._runtime is None:
@@ -485,9 +482,9 @@ class Worker:
     async def serve(self) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
-        In the main thread, SIGINT and SIGTERM call `request_stop`. If systemd has started this process, systemd is
-        notified when the worker is ready, and then regularly while the worker is alive. A `dedicated`
-        worker hides systemd's variables, such as ``NOTIFY_SOCKET``, from its handlers.
+        In the main thread, SIGINT and SIGTERM call `request_stop`, and SIGTSTP calls `pause`. If systemd has started
+        this process, systemd is notified when the worker is ready, and then regularly while the worker is alive. A
+        `dedicated` worker hides systemd's variables, such as ``NOTIFY_SOCKET``, from its handlers.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
@@ -496,7 +493,7 @@ class Worker:
         manager = ServiceManager()
         with manager.hidden() if self.dedicated else contextlib.nullcontext():
             await self._start()
-            # Until the signals are handled, SIGTERM would kill the worker, so nothing reports before that it is ready.
+            # Before the signal handlers are installed, SIGTERM would kill the worker, so it is not reported as ready.
             with self._signals(), manager.reporting(f"serving {', '.join(self.handlers)}"):
                 try:
                     self._log_start()
@@ -514,9 +511,9 @@ class Worker:
     async def run_until_idle(self) -> None:
         """Run tasks until the queues of this worker are empty. This is useful for tests and for batch jobs.
 
-        A queue is empty if every task has ended. Tasks whose start time or retry is less than a minute away are also
-        run. If the server supports schedules (nats-server 2.12 and later), tasks that must wait longer are left in the
-        queue. If other workers are running tasks of these queues, this method also waits for those tasks.
+        A queue is empty if every task in it has ended. Tasks whose start time or retry is less than a minute away are
+        also run. If the server supports schedules (nats-server 2.12 and later), tasks that must wait longer are left in
+        the queue. If other workers are running tasks of these queues, this method also waits for those tasks.
 
         If the worker is not running, this method starts it, and stops it at the end.
 
@@ -536,7 +533,7 @@ class Worker:
             pause = min(2 * pause, _IDLE_CHECK_SECONDS)
 
     def pause(self) -> None:
-        """Stop pulling tasks, but let the running tasks continue. SIGTSTP calls this method."""
+        """Stop pulling tasks until the worker is restarted, but let the running tasks continue. SIGTSTP calls this."""
         if self._runtime is not None:
             self._runtime.pause()
 
@@ -570,7 +567,7 @@ class Worker:
         await self.stop()
 
     async def ended(self) -> None:
-        """Wait until `request_stop` is called, the connection is lost permanently, or the worker fails."""
+        """Wait until `request_stop` is called, the worker stops or fails, or the connection is lost permanently."""
         if self._runtime is None:
             return
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._runtime.gone())]

@@ -36,7 +36,7 @@ _WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3, Kind.PATIENT.value: 1
 
 
 class HandlerFailed(Exception):
-    """The exception that a handler raises in an attempt that the plan of the attack requires to fail."""
+    """The exception that a handler raises in an attempt that is planned to fail."""
 
 
 def make_worker(orders: dict[str, Any]) -> Worker:
@@ -112,7 +112,7 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """A thread that records in the diary when the whole process was suspended or got no CPU time."""
+    """A thread that writes to the worker process's diary after the process was suspended or got no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
@@ -130,7 +130,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Record in the diary when the event loop was blocked."""
+    """Write to the worker process's diary each time after the event loop was blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)

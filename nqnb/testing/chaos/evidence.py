@@ -295,7 +295,7 @@ def read_diary(path: Path, number: int) -> list[Line]:
 # -- every stored revision
 
 HISTORY_REVISIONS = 64
-"""The number of revisions that the state bucket keeps for each task: the maximum of NATS, and enough for any task."""
+"""The number of revisions that the state bucket keeps for each task. NATS allows no more, and no task needs more."""
 _READ_AT_ONCE = 256
 
 

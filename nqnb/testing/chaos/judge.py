@@ -69,9 +69,10 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _misfired(evidence: Evidence) -> Iterator[Breach]:
-    """Yield a breach for each scheduled time without a recurring task, and for each recurring task without such a time.
+    """Yield a breach for each scheduled time without a recurring task, and for each recurring task at another time.
 
-    Later recurring tasks are ignored, because a worker may submit them while the schedule is being paused.
+    Recurring tasks after the last scheduled time are ignored, because a worker may submit them while the schedule is
+    being paused.
     """
     if not evidence.firings:
         return
@@ -237,7 +238,7 @@ def _claimed_late(task: _Task) -> Iterator[str]:
 
 def _unheard(task: _Task) -> Iterator[str]:
     evidence = task.evidence
-    # After a third of the ack wait, a heartbeat finds even a cancel request whose message was lost. The limit is lower.
+    # After a third of the ack wait, a heartbeat finds even a cancel request whose message was lost. The bound is lower.
     bound = evidence.ack_wait / 8 + 3 * FAR_DELAY_SECONDS
     for cancel in task.accepted:
         if not cancel.stopping:

@@ -102,7 +102,7 @@ class ChaosOptions:
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """A planned cancel call: the moment to wait for, the delay in seconds after it, and the client's number."""
+    """A planned cancel call: the target moment, the delay before the call in seconds, and the client's number."""
 
     aim: Moment
     after: float
@@ -227,7 +227,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
 
 
 def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
-    """Return a random delay, in seconds, between the event that is awaited for ``aim`` and the cancel call."""
+    """Return a random delay, in seconds, after which a cancel call is likely to hit the target moment ``aim``."""
     if aim is Moment.SUBMIT:
         return dice.choice([dice.uniform(0, 0.004), dice.uniform(0, 0.1)])
     if aim is Moment.PENDING:

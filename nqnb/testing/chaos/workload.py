@@ -231,7 +231,7 @@ class LocalClient:
         self._nq = nq
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """Make the call in this process; see `TaskClient.perform`."""
+        """Make the requested call in this process; see `TaskClient.perform`."""
         return await _perform(self._nq, order)
 
 
@@ -268,7 +268,7 @@ class RemoteClient:
         self._reader = asyncio.ensure_future(self._read())
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """Let the client's process make the call, and return the answer; see `TaskClient.perform`."""
+        """Send the requested call to the client's process, and return the answer; see `TaskClient.perform`."""
         if self._reader is None or self._reader.done():
             return Answer(error="ConnectionFailed", text="the client's process has ended")
         number = next(self._numbers)

@@ -1,11 +1,11 @@
 """The three ways to run and stop a handler: on the event loop, in a thread, or in a process.
 
-A run has "returned" once its executor has received the return value. `Executor.stop` makes repeated attempts to stop
-the handler until the handler has ended:
+A run counts as returned once its executor has received the return value. `Executor.stop` makes repeated attempts to
+stop the handler until the handler has ended:
 
-- A coroutine is cancelled immediately, and again after every ``grace`` seconds.
+- A coroutine is cancelled immediately, and then again every ``grace`` seconds.
 - For a function in a thread, ``job.cancelled`` becomes true immediately. If the function keeps running, `JobCancelled`
-  is raised in the thread after every ``grace`` seconds, as soon as that is safe (see `nqnb.worker.executors.thread`). A
+  is raised in the thread every ``grace`` seconds, but only when this is safe (see `nqnb.worker.executors.thread`). A
   thread inside a long C call cannot be stopped before the call returns, so the executor waits for the call.
 - A process receives SIGINT, then SIGTERM, and finally SIGKILL (see `nqnb.worker.executors.process`).
 

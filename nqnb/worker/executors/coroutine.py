@@ -52,7 +52,7 @@ class CoroutineExecutor(Executor):
             self._ladder.hurry(within)
 
     async def _await_handler(self, call: Callable[[], Any]) -> None:
-        """Await a coroutine handler, and report the outcome. Never raise, because `SystemExit` would stop the loop."""
+        """Await the handler, and report the outcome. Never raise, because `SystemExit` would stop the event loop."""
         if self._stopping:
             self._settle(Result(Ended.STOPPED))
             return
@@ -67,7 +67,7 @@ class CoroutineExecutor(Executor):
             self._settle(Result(Ended.FAILED, error=error))
 
     def _settle(self, result: Result) -> None:
-        """Resolve the future directly. A callback of the handler's task would run one turn of the event loop later."""
+        """Resolve the future directly, because a done callback of the handler's task would run one iteration later."""
         # The traceback of an error refers to this object, so this object must not refer to the error.
         ended, self._ended = self._ended, None
         if self._ladder is not None:

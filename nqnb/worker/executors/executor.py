@@ -29,7 +29,7 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class ProcessTraceback(Exception):
-    """The ``__cause__`` of an exception from another process. The text is the traceback from that process."""
+    """The ``__cause__`` of an exception from another process. Its text is the traceback from that process."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
@@ -94,7 +94,7 @@ class Executor(abc.ABC):
 
 
 class StopLadder:
-    """A timer that repeats stop attempts after every ``grace`` seconds until `end` is called."""
+    """A timer that makes a stop attempt every ``grace`` seconds until `end` is called."""
 
     __slots__ = ("_ended", "_grace", "_push", "_timer")
 
@@ -111,7 +111,7 @@ class StopLadder:
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)
 
     def hurry(self, within: float) -> None:
-        """Make several stop attempts within the given number of seconds, and continue at that rate."""
+        """Make several stop attempts within the given number of seconds, and continue at the same rate."""
         if self._timer is None or within / _HURRIED_PUSHES >= self._grace:
             return
         self._grace = max(within / _HURRIED_PUSHES, _SHORTEST_GRACE_SECONDS)

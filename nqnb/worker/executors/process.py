@@ -5,13 +5,13 @@ SIGTERM after ``grace`` seconds, and SIGKILL a quarter of a second later. Before
 that the handler has left running are killed: all descendants on Linux, and the process group on other systems.
 
 The function and its arguments are pickled with cloudpickle, so the function may be a closure or be defined in a
-notebook. Over a private socket, the worker sends the pickled call and the current environment variables, and receives
-the result as JSON.
+notebook. Over a private socket, the worker sends the pickled call and its own environment variables, and receives the
+result as JSON.
 
-In the worker, the handler's exception is replaced by a stand-in with the same name, text, notes and traceback.
-Rebuilding the original exception would import the module that defines its class, and such an import may take seconds or
-never finish. Therefore, the exception is rebuilt only if the handler has an ``is_failure`` function, and then in a
-thread with a time limit.
+In the worker, an exception that the handler raised is replaced by a stand-in with the same name, text, notes and
+traceback. Rebuilding the original exception would import the module that defines its class, and such an import may take
+seconds or never finish. Therefore, the exception is rebuilt only if the handler has an ``is_failure`` function, and
+then in a thread with a time limit.
 """
 
 from __future__ import annotations
@@ -179,10 +179,10 @@ def _current_folder() -> str:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """A pickler that keeps the file names of functions, and accepts types for which msgspec has stored a cache."""
+    """A pickler that keeps the file names of functions, and can pickle types to which msgspec has attached a cache."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return how to pickle a type or a code object; see `pickle.Pickler.reducer_override`."""
+        """Return how to pickle an object; see `pickle.Pickler.reducer_override`."""
         if isinstance(obj, CodeType):
             make, arguments = self.dispatch_table[CodeType](obj)
             # cloudpickle replaces the file name, but tracebacks need it.

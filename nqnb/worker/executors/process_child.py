@@ -7,9 +7,9 @@ text, part)`` for a value that JSON cannot represent, or ``("failed", …)`` wit
 `nqnb.worker.executors.process.RemoteError`. All messages consist of built-in values, so unpickling them imports no
 modules in the worker.
 
-If the worker has asked this process to stay, the process then sends ``("ready",)``, and waits for another task of the
-same handler. The process exits instead after a stop, after an exception that usually ends a process, or if the handler
-has left child processes running. A waiting process exits when it receives the empty frame `NO_MORE_TASKS`.
+If the worker allows this process to be reused, the process then sends ``("ready",)``, and waits for another task of the
+same handler. The process exits instead after a stop, after an exception such as `SystemExit`, or if the handler has
+left child processes running. A waiting process exits when it receives the empty frame `NO_MORE_TASKS`.
 
 To stop the handler, the worker sends SIGINT. The signal raises `JobCancelled` once in a plain function, and cancels a
 coroutine.
@@ -66,9 +66,9 @@ def preload() -> None:
 
 
 def run(descriptor: int) -> None:
-    """Wait for a task on the socket, and run the task. Repeat this as long as the worker wants to reuse this process.
+    """Run the tasks that arrive on the socket with this descriptor, one after another.
 
-    If the socket is closed before a task arrives, return.
+    Return when this process must not run another task, or when the worker closes the socket.
     """
     import_module("cloudpickle")
     stop = _StopFlag()
@@ -95,7 +95,7 @@ def _receive(connection: socket.socket) -> tuple[Any, ...] | None:
 
 
 def _read(connection: socket.socket, size: int) -> bytearray:
-    """Read `size` bytes, or fewer if the socket is closed first. Never read a byte of the next frame."""
+    """Read exactly `size` bytes, or fewer if the socket is closed before that."""
     data = bytearray()
     while len(data) < size and (part := connection.recv(size - len(data))):
         data += part
@@ -134,12 +134,12 @@ class _Runner:
     Args:
         connection: the socket to the worker.
         stop: the stop flag of this process.
-        may_stay: whether the worker asks this process to wait for another task after this one.
+        may_stay: whether the worker allows this process to run another task after this one.
         path: the worker's ``sys.path``.
         folder: the worker's working directory.
         environment: the worker's current environment variables, which may have changed since this process started.
         facts: the arguments of the handler's `Job` that describe the task.
-        progress_raises: the argument of the same name for the handler's `Job`.
+        progress_raises: the argument of the handler's `Job` with the same name.
         stores_lines: whether the worker stores the task's log.
         call: the pickled function, a flag that is true for a coroutine function, and the arguments that follow ``job``.
         trace: the trace context of the run as headers. It is empty if the run is not traced.
@@ -191,7 +191,7 @@ class _Runner:
         _set_environment(environment)
 
     def run(self) -> bool:
-        """Run the handler, and send its outcome. Return whether this process now waits for another task."""
+        """Run the handler, and send its outcome. Return whether this process must wait for another task."""
         signal.signal(signal.SIGINT, self._interrupt)
         # A signal raises at most one exception. If it misses the inner `except`, the outer one catches it.
         try:
@@ -266,7 +266,7 @@ class _Runner:
             self._job.raise_if_cancelled()
 
     def _changed(self) -> None:
-        """Send the handler's report now, or start a thread that sends the report soon."""
+        """Send the handler's progress and log now, or start a thread that sends them soon."""
         main = threading.current_thread() is threading.main_thread()
         if main:
             self._sending = True
@@ -377,7 +377,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """Pickle the exception for ``is_failure`` in the worker, or return None if the exception cannot be pickled."""
+    """Pickle an exception, so that the worker can pass it to ``is_failure``. If this is impossible, return None."""
     for state in (vars(error), {}):
         try:
             data: bytes = import_module("cloudpickle").dumps((type(error), error.args, state))

@@ -1,12 +1,12 @@
-"""Start processes that run tasks, and keep idle processes ready, so that tasks can start immediately.
+"""Start the processes that run tasks, and keep idle processes ready, so that tasks can start immediately.
 
 Each process runs one task, or several if its handler allows this. A supervisor (`nqnb.supervisor`) forks the process,
 and kills the process if the worker dies. On Linux, one supervisor can fork the processes of several tasks, one after
 another. This is much faster than starting a supervisor for each task.
 
-Processes are not started with `subprocess`, because ``Popen`` reads a pipe until the new program has closed the pipe.
-If another thread forks at that moment, the forked process keeps the pipe open, and the event loop is blocked until the
-forked process exits. ``posix_spawn`` needs no pipe.
+Processes are started with ``posix_spawn`` instead of `subprocess`. ``Popen`` reads a pipe until the new program has
+closed the pipe. If another thread forks at that moment, the forked process keeps the pipe open, and the event loop is
+blocked until the forked process exits. ``posix_spawn`` needs no pipe.
 """
 
 from __future__ import annotations
@@ -98,10 +98,10 @@ class Reserve:
 class Spares:
     """The idle processes of one event loop. All workers on the loop share them.
 
-    A process whose task has ended is kept for a later task. The number of processes is therefore the number of tasks
-    that recently ran at the same time, and never exceeds the total concurrency of the workers. The most recently used
-    process is taken first. A process that has been idle for `IDLE_SECONDS` is stopped, except for a few fresh processes
-    that are kept for the first tasks.
+    A process whose task has ended is kept for a later task. The number of processes therefore follows the number of
+    tasks that have recently run at the same time, and never exceeds the total concurrency of the workers. The most
+    recently used process is taken first. Processes that have been idle for `IDLE_SECONDS` are stopped, except for a few
+    fresh processes (processes that have not run a task yet).
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Spares:
 
     @staticmethod
     def here() -> Spares:
-        """Return the idle processes of the running loop."""
+        """Return the `Spares` of the running event loop."""
         return _spares_of_loop.setdefault(asyncio.get_running_loop(), Spares())
 
     @property
@@ -124,7 +124,7 @@ class Spares:
         return [process for process in self._idle if process.is_ready]
 
     def take(self, handler: Handler) -> TaskProcess:
-        """Return a process that this handler has used, or a fresh process. Release the process with `free`.
+        """Return an idle process that this handler has used, or a fresh process. Release the process with `free`.
 
         Raises:
             OSError: the system cannot start another process.
@@ -143,7 +143,7 @@ class Spares:
         return process
 
     def free(self, process: TaskProcess) -> None:
-        """Release a process that `take` returned. Keep the process if it can run another task, otherwise kill it."""
+        """Release a process that `take` returned. Keep it if it can run another task, and otherwise kill it."""
         self._running -= 1
         if process.is_ready:
             process.idle_since = time.monotonic()
@@ -155,9 +155,11 @@ class Spares:
         asyncio.get_running_loop().call_soon(self.fill)
 
     def change(self, wanted: int, most: int) -> None:
-        """Increase the number of fresh idle processes to keep, and the maximum number of idle and running processes.
+        """Change how many processes to keep. Missing processes are started by `fill`, or when the next task starts.
 
-        Missing processes are started by `fill`, or after the first task.
+        Args:
+            wanted: how many more idle processes to start before a task needs them. It may be negative.
+            most: how many more idle and running processes are allowed in total. It may be negative.
         """
         self._wanted += wanted
         self._most += most
@@ -177,7 +179,7 @@ class Spares:
             await asyncio.wait(self._leaving, timeout=_CLOSE_TIMEOUT_SECONDS)
 
     def _has_room(self) -> bool:
-        """Return whether an idle process may replace a process that is ending."""
+        """Return whether the limit on processes allows a process to run another task when its task ends."""
         return len(self._idle) + self._running <= self._most
 
     def _stop(self, processes: list[TaskProcess]) -> None:
@@ -188,7 +190,7 @@ class Spares:
             process.retire()
 
     def _stop_idle(self) -> None:
-        """Stop the processes that have been idle for too long, but keep the desired number of fresh processes."""
+        """Stop the processes that have been idle for too long, but keep the desired number of idle processes."""
         self._timer, self._idle = None, self.idle
         since = time.monotonic() - IDLE_SECONDS
         old = [process for process in self._idle if process.idle_since <= since]
@@ -215,12 +217,12 @@ _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = 
 class TaskProcess:
     """A process that runs tasks, one at a time. The object must be created and used on a running event loop.
 
-    If the handler allows reuse, the process runs several tasks of this handler. Otherwise, the process runs one task,
-    and then the supervisor forks another process if possible. After a signal or a crash, no other task is run, and the
-    supervisor exits.
+    If the handler allows reuse, the process runs several tasks of the same handler. Otherwise, the process runs one
+    task, and then its supervisor forks another process for the next task if possible. After a signal or a crash, no
+    further task is run, and the supervisor exits.
 
     Args:
-        has_room: a function that returns whether another task may follow.
+        has_room: a function that returns whether the process, or another fork of its supervisor, may run another task.
 
     Raises:
         OSError: the system cannot start another process.
@@ -277,7 +279,7 @@ class TaskProcess:
     def run(
         self, handler: Handler, on_message: Callable[[tuple[Any, ...]], None], *task: Any
     ) -> asyncio.Future[int | None]:
-        """Run a task without blocking.
+        """Start to run a task, and return immediately.
 
         Args:
             handler: the task's handler.
@@ -285,8 +287,8 @@ class TaskProcess:
             *task: the arguments of `nqnb.worker.executors.process_child` that describe the task.
 
         Returns:
-            A future that is resolved once the process is ready for another task, or the process and all its descendants
-            are gone. The result is the exit code, a negative signal number, or None if unknown.
+            A future that is resolved once the process is ready for another task, or once the process and all its
+            descendants are gone. Its result is the exit code, a negative signal number, or None if neither is known.
         """
         self.handler, self._on_message = handler, on_message
         self._tasks += 1
@@ -317,7 +319,7 @@ class TaskProcess:
         self._order(supervisor.TERMINATE)
 
     def retire(self) -> None:
-        """Stop an idle process. If a handler has used the process, let the process exit by itself."""
+        """Stop an idle process. If a handler has used the process, give it time to run its ``atexit`` functions."""
         if self.handler is None:
             self.kill()
         else:
@@ -353,10 +355,10 @@ class TaskProcess:
 
     @property
     def _reported_numbers(self) -> list[int]:
-        """The numbers that the supervisor has reported.
+        """The numbers that the supervisor has reported about the handler's process.
 
-        The first is the handler's process id. When the process has exited, two more numbers follow: the exit status,
-        and a 1 if the supervisor can fork another process, otherwise a 0.
+        The first number is the process id. After the process has exited, two more numbers follow: its exit status, and
+        1 if the supervisor can fork another process or 0 otherwise.
         """
         return [int(line) for line in self._reported.split(b"\n")[:-1]]
 
@@ -378,7 +380,7 @@ class TaskProcess:
         self._loop.remove_writer(self._socket.fileno())
 
     def _receive(self) -> bool:
-        """Read the available data, and return whether more data may follow."""
+        """Read data from the socket without blocking, and return whether more data may be available."""
         try:
             data = self._socket.recv(1 << 18)
         except BlockingIOError:
@@ -453,7 +455,7 @@ class TaskProcess:
         return is_expected and not self._incoming and not self._is_closed and self._has_room()
 
     def _renew(self) -> None:
-        """Let the supervisor fork another process."""
+        """Let the supervisor fork another process for the next task."""
         self._reported = b""
         self.handler, self._tasks = None, 0
         self._order(supervisor.NEXT)
@@ -510,14 +512,14 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 class SpawnedSupervisor:
-    """A child process in a new session, with pipes for stdin and stdout and with a socket.
+    """A child process in a new session, connected to this process by two pipes (its stdin and stdout) and a socket.
 
-    The child also inherits all other inheritable descriptors, and must close them. If the system cannot spawn a session
-    leader, the child must create the session itself.
+    The child also inherits all other inheritable descriptors, and must close them. If the system cannot spawn a process
+    in a new session, the child must create the session itself.
 
     Args:
         command: the program's path and its arguments.
-        socket: the descriptor that becomes `SOCKET_DESCRIPTOR` in the child.
+        socket: the descriptor of the socket, which the child inherits as `SOCKET_DESCRIPTOR`.
 
     Raises:
         OSError: the system cannot start another process.
@@ -542,7 +544,7 @@ class SpawnedSupervisor:
         self.stdout: BinaryIO = os.fdopen(report, "rb", buffering=0)
 
     def has_ended(self) -> bool:
-        """Return whether the child has exited. If so, do not use its process id, which may be reused."""
+        """Return whether the child has exited. If so, do not use its process id, which the system may reuse."""
         if not self._ended:
             try:
                 self._ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
@@ -557,9 +559,9 @@ class SpawnedSupervisor:
 
 
 def environment() -> dict[str, str]:
-    """Return a copy of the environment variables.
+    """Return a copy of the environment variables for `os.posix_spawn`.
 
-    Pass the copy to `os.posix_spawn`, which can fail if another thread changes ``os.environ`` during the call.
+    `os.posix_spawn` can fail if it receives ``os.environ`` itself and another thread changes it during the call.
     """
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 

@@ -3,7 +3,7 @@
 Raising an exception is not safe while the thread may hold a lock that other threads need. CPython raises an
 asynchronous exception at the thread's next check of its "eval breaker": at the entry of a Python function, at a
 backward jump, or after a call of C code. Such a check can occur between ``lock.acquire()`` and the ``try`` statement
-that releases the lock. `logging` has that gap up to Python 3.12. A thread that ends in the gap never releases the lock
+that releases the lock. `logging` has this gap up to Python 3.12. A thread that ends in the gap never releases the lock
 of a log handler, so the worker's next log call never returns. Therefore, no exception is raised while any frame of the
 thread belongs to a module in `GUARDED`, or to nqnb code that the handler has called.
 
@@ -18,9 +18,9 @@ If the exception cannot be raised yet, an `Interrupter` retries at short interva
 releases the GIL only inside `logging`, so every inspection finds the thread in `logging`. Similarly, a thread that
 waits repeatedly, for example on an empty queue, is always found inside the wait. Such threads stop themselves: while an
 interrupt is pending, nqnb replaces the log record factory and `threading.Condition.wait` with functions that raise
-`JobCancelled` before a record is created or a wait begins, and so do captured prints. Because the thread itself raises
-the exception, the thread's ``with`` and ``finally`` blocks release all locks. This would not be guaranteed if another
-thread raised the exception.
+`JobCancelled` before a record is created or a wait begins. Captured prints raise `JobCancelled` too. Because the thread
+itself raises the exception, the thread's ``with`` and ``finally`` blocks release all locks. This would not be
+guaranteed if another thread raised the exception.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 class ThreadExecutor(Executor):
     """An executor that runs a function in a separate thread.
 
-    An exception raised in that thread affects no other code.
+    The thread runs nothing else, so an exception that is raised in it affects no other code.
     """
 
     how = "its thread was stopped"
@@ -104,7 +104,7 @@ class ThreadExecutor(Executor):
         self._ladder.hurry(within)
 
     # The next four methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
-    # handler. After that, at most one is still pending. nqnb holds no lock at any point where one can be raised.
+    # handler. After that, at most one exception is pending. nqnb holds no lock where an exception can be raised.
 
     def _main(self) -> None:
         # Do not use contextlib.suppress, which is Python code: an exception could be raised in it, outside its `try`.
@@ -147,7 +147,7 @@ class ThreadExecutor(Executor):
 
 
 def _check() -> None:
-    """Do nothing. On entry to this function, CPython raises any exception that is still pending in the thread."""
+    """Do nothing. When a thread enters this function, CPython raises any exception that is pending in the thread."""
 
 
 def interrupt(thread_id: int, base: FrameType) -> bool:
@@ -158,7 +158,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
         base: the frame that calls the handler in that thread.
 
     Returns:
-        True if the exception will be raised. Otherwise, the caller should try again soon.
+        True if the exception will be raised, or False if the caller must try again later.
     """
     collecting = gc.isenabled()
     gc.disable()  # up to Python 3.11, an allocation here may start a collection, whose finalizers are Python code
@@ -204,7 +204,7 @@ def _package(frame: FrameType) -> str:
 
 
 class Interrupter:
-    """An object that interrupts handlers in threads. It belongs to one event loop: use it only on that loop."""
+    """An object that interrupts handlers in threads. Use it only on the event loop to which it belongs."""
 
     def __init__(self) -> None:
         self._wanted: dict[int, FrameType] = {}
@@ -212,7 +212,7 @@ class Interrupter:
 
     @staticmethod
     def here() -> Interrupter:
-        """Return the interrupter of the running loop."""
+        """Return the interrupter of the running event loop."""
         loop = asyncio.get_running_loop()
         found = _interrupter_of_loop.get(loop)
         if found is None:
@@ -249,7 +249,7 @@ _interrupter_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Inter
 
 
 class _Due:
-    """Threads that could not be interrupted yet. Each thread stops itself when it next logs, prints or waits.
+    """The threads that could not be interrupted yet. Each thread stops itself when it next logs, prints or waits.
 
     While there are such threads, the log record factory and `threading.Condition.wait` are replaced with wrappers.
     """
@@ -284,7 +284,7 @@ class _Due:
             if self.has(thread_id, base):
                 self._bases.pop(thread_id, None)
             if not self._bases and self._traps is not None:
-                # Keep a replacement that the program has installed since. It may call our function, which does no harm.
+                # Keep a replacement that the program has installed since. It may still call our harmless wrapper.
                 if logging.getLogRecordFactory() is self._traps[0]:
                     logging.setLogRecordFactory(self._before[0])
                 if threading.Condition.wait is self._traps[1]:
@@ -299,7 +299,7 @@ def _trap(
     """Wrap a function. In a thread that must stop, the wrapper raises `JobCancelled` if this is safe.
 
     Args:
-        due: the threads that must stop. A thread that stops itself is removed.
+        due: for each thread that must stop, the frame that calls the handler. A thread that stops itself is removed.
         before: the function to wrap.
         is_harmless: a function that returns whether a frame of guarded code between the handler and ``before`` would
             release all its locks after an exception.
@@ -339,15 +339,12 @@ _LOG_CALLS = frozenset(
 
 
 def _is_print(frame: FrameType) -> bool:
-    """Return whether a frame belongs to a captured print that has not begun."""
+    """Return whether a frame belongs to a captured print that has not written its text yet."""
     return frame.f_code in (Router.write.__code__, Router.writelines.__code__)
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Return whether a frame belongs to code that waits on a condition.
-
-    Such code releases its locks when an exception is raised.
-    """
+    """Return whether a frame belongs to code that waits on a condition. Such code releases its locks on exceptions."""
     return _package(frame) in ("threading", "queue", "concurrent")
 
 
