@@ -218,6 +218,15 @@ def test_modules_and_functions_that_the_docs_name_exist() -> None:
     assert checked >= 10
 
 
+def test_every_metric_is_in_the_docs() -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "nqnb" / "metrics").glob("*.py"))
+    kinds = re.findall(r"\b(gauge|counter|durations)\(\s*\"(nqnb_\w+)\"", code)
+    made = {name + ("_total" if kind == "counter" else "") for kind, name in kinds}
+    rows = [line for line in TEXTS["docs/operating.md"].splitlines() if line.startswith("| `nqnb_")]
+    assert {name for row in rows for name in re.findall(r"`(nqnb_\w+)", row)} == made
+    assert len(made) > 25
+
+
 def steps_of_the_protocol() -> list[list[str]]:
     """Return (step, reason, test, broken variant) of each row of the tables of docs/protocol.md."""
     lines = [line.strip()[1:-1] for line in TEXTS["docs/protocol.md"].splitlines() if line.startswith("|")]

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -227,6 +228,39 @@ def test_the_tests_of_the_docs_pass(tmp_path: Path, page: str, count: int) -> No
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= count
+
+
+def test_a_task_whose_code_does_not_stop_is_shown_as_in_the_docs(server: nqnb.DevServer) -> None:
+    (sample,) = (code for page, code in blocks("text") if page == "docs/cancelling.md")
+    worker = nqnb.Worker(server.url)
+    started, release = threading.Event(), threading.Event()
+
+    @worker.handler("train")
+    def train(job: nqnb.Job, payload: dict[str, Any]) -> None:
+        job.progress(3, 10, "epoch 3")
+        started.set()
+        release.wait(30)  # no exception is raised within threading
+
+    async def shown() -> str:
+        async with worker, nqnb.connect(server.url) as nq:
+            task = await nq.submit("train", {})
+            try:
+                assert await asyncio.to_thread(started.wait, 30)
+                while (await task.fetch()).progress is None:
+                    await asyncio.sleep(0.05)
+                assert (await task.cancel()).stopping
+                command = [sys.executable, "-m", "nqnb", "task", "show", task.id]
+                settings: dict[str, Any] = {"env": environment(server), "stdout": subprocess.PIPE}
+                process = await asyncio.create_subprocess_exec(*command, **settings)
+                return (await process.communicate())[0].decode()
+            finally:
+                release.set()
+
+    def plain(text: str) -> str:
+        text = re.sub(r"\S+@\S+(?=[,\n])", "USER", re.sub(r"(?<=task {7})\S+", "ID", text))
+        return re.sub(r"w-\w+", "WORKER", re.sub(r"\d+:\d+:\d+( \([\d.]+m?s ago\))?", "TIME", text)).rstrip()
+
+    assert plain(asyncio.run(shown())) == plain(sample)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the lines are those of a POSIX shell")

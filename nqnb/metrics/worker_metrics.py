@@ -34,6 +34,8 @@ class WorkerNow(NamedTuple):
     concurrency: int = 0
     running: Mapping[str, int] = {}
     """The number of running tasks of each queue."""
+    cancelled: Mapping[str, float] = {}
+    """For each queue with cancelled tasks whose code has not stopped, the number of seconds since the oldest cancel."""
     malformed: int = 0
 
 
@@ -100,6 +102,9 @@ class WorkerMetrics:
         running = Counter(dict.fromkeys(self._counters, 0))
         for queue, count in dict(now.running).items():
             running[self._label[queue]] += count
+        oldest = dict.fromkeys(self._counters, 0.0)
+        for queue, seconds in now.cancelled.items():
+            oldest[self._label[queue]] = max(oldest[self._label[queue]], seconds)
         waits, times, cancels = (
             {queue: getattr(counters, name) for queue, counters in self._counters.items()}
             for name in ("waits", "times", "cancels")
@@ -118,6 +123,12 @@ class WorkerMetrics:
                 "nqnb_worker_running_tasks",
                 "The number of tasks that the worker is running.",
                 {(queue,): count for queue, count in running.items()},
+                "queue",
+            ),
+            gauge(
+                "nqnb_worker_oldest_cancel_seconds",
+                "The time since the oldest cancel request whose code has not stopped, or 0 if all code has stopped.",
+                {(queue,): seconds for queue, seconds in oldest.items()},
                 "queue",
             ),
             counter(

@@ -410,6 +410,19 @@ class Runtime:
             if run.span is not None:
                 run.span.end()
 
+    def cancelled_but_running(self) -> dict[str, float]:
+        """Return the seconds since the oldest cancel whose code has not stopped, for each queue that has such a task.
+
+        Any thread may call this method.
+        """
+        oldest: dict[str, float] = {}
+        now = self.backend.now()
+        for run in list(self.runs.values()):
+            if run.cancel is not None and not run.finishing:
+                queue, since = run.delivery.queue, run.cancel.requested_at or run.cancel.delivered_at
+                oldest[queue] = max(oldest.get(queue, 0.0), now - since)
+        return oldest
+
     async def _fail(self, run: Run, error: Exception) -> Status | None:
         """Mark a task as failed after an internal error, so that the server does not redeliver the task indefinitely.
 

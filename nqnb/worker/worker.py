@@ -431,7 +431,14 @@ class Worker:
         runtime = self._runtime
         if runtime is None:
             return WorkerNow(self.id)
-        return WorkerNow(self.id, runtime.backend.connected, self.concurrency, runtime.running, runtime.malformed)
+        return WorkerNow(
+            self.id,
+            runtime.backend.connected,
+            self.concurrency,
+            runtime.running,
+            runtime.cancelled_but_running(),
+            runtime.malformed,
+        )
 
     def _failure(self) -> str:
         """Return the reason why the worker must be restarted, or "". This method is called in other threads."""

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import socket
 import sys
+import threading
+import time
 
 import pytest
 from helpers.scrape import free_port, scrape
@@ -62,6 +64,40 @@ async def test_a_scrape_shows_what_the_worker_has_run_and_is_running(settings: n
     assert after.of("nqnb_worker_cancel_seconds_count", queue="resize") == 1
     with pytest.raises(OSError, match="refused"):
         await scrape(port)
+
+
+async def test_a_cancel_whose_code_does_not_stop_is_shown_with_its_age(
+    settings: nqnb.Settings, nq: nqnb.Client
+) -> None:
+    port = free_port()
+    worker = nqnb.Worker(settings, metrics=f"127.0.0.1:{port}")
+    worker.handler("other")(lambda payload: None)
+    started, release = threading.Event(), threading.Event()
+
+    @worker.handler("stuck")
+    def stuck(job: nqnb.Job) -> None:
+        started.set()
+        release.wait(30)  # no exception is raised within threading
+
+    async def age(queue: str) -> float:
+        return (await scrape(port)).of("nqnb_worker_oldest_cancel_seconds", queue=queue) or 0.0
+
+    async def is_shown() -> bool:
+        return await age("stuck") > 0.2
+
+    async with worker:
+        task = await nq.submit("stuck")
+        await until_async(started.is_set, 10)
+        assert await age("stuck") == 0
+        requested = time.monotonic()
+        assert (await task.cancel()).stopping
+        await until_async(is_shown, 10)
+        assert await age("stuck") < time.monotonic() - requested + 0.5
+        assert await age("other") == 0
+        release.set()
+        await task.wait(10)
+        await until_async(lambda: not worker.running, 10)
+        assert await age("stuck") == 0
 
 
 async def test_a_port_that_is_taken_stops_the_start_and_a_later_start_works(
