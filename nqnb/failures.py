@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -91,26 +92,38 @@ class FailureGroup(Struct, frozen=True, kw_only=True):
     @property
     def error(self) -> str:
         """The type of the error and the pattern of its message, as in "ValueError: no file …"."""
-        return ": ".join(filter(None, (self.error_type, self.pattern))) or "no reason was recorded"
+        return FailureReason(self.queue, self.error_type, self.pattern, self.where).error
 
 
-class _Reason(NamedTuple):
+class FailureReason(NamedTuple):
+    """The reason why a task failed. The tasks of a `FailureGroup` have the same reason."""
+
     queue: str
     error_type: str
     pattern: str
     where: str
 
     @classmethod
-    def of(cls, task: TaskInfo) -> _Reason:
+    def of(cls, task: TaskInfo) -> FailureReason:
+        """Return the reason why a failed task failed."""
         error = task.error
         if error is None:
             return cls(task.queue, "", "", "")
-        return cls(task.queue, error.type, message_pattern(error.message), handler_line(error.traceback))
+        trace = error.traceback.rstrip()
+        if "\n" not in error.message:
+            trace = trace.removesuffix(error.message)  # the rest is often the same for many tasks
+        return cls(task.queue, error.type, message_pattern(error.message), handler_line(trace))
 
     @property
     def id(self) -> str:
+        """The id of the group of tasks that failed for this reason."""
         data = "\0".join(self).encode("utf-8", "surrogatepass")
         return hashlib.sha256(data).hexdigest()[:8]
+
+    @property
+    def error(self) -> str:
+        """The type of the error and the pattern of its message, as in "ValueError: no file …"."""
+        return ": ".join(filter(None, (self.error_type, self.pattern))) or "no reason was recorded"
 
 
 def group_failures(tasks: Iterable[TaskInfo]) -> list[FailureGroup]:
@@ -121,17 +134,17 @@ def group_failures(tasks: Iterable[TaskInfo]) -> list[FailureGroup]:
     Args:
         tasks: the tasks, in the order of their last change.
     """
-    groups: dict[_Reason, list[TaskInfo]] = {}
+    groups: dict[FailureReason, list[TaskInfo]] = {}
     for task in tasks:
         if task.status is Status.FAILED:
-            groups.setdefault(_Reason.of(task), []).append(task)
+            groups.setdefault(FailureReason.of(task), []).append(task)
     made = list(map(group_of, groups.values()))
     return sorted(made, key=lambda group: (-group.count, group.queue, group.error))
 
 
 def failure_id(task: TaskInfo) -> str:
     """Return the id of the group that a task belongs to, or an empty string if the task has not failed."""
-    return _Reason.of(task).id if task.status is Status.FAILED else ""
+    return FailureReason.of(task).id if task.status is Status.FAILED else ""
 
 
 def message_pattern(message: str) -> str:
@@ -145,7 +158,12 @@ def handler_line(traceback: str) -> str:
 
     If the traceback has no lines, return an empty string. If the error has causes, their tracebacks are ignored.
     """
-    frames = _FRAME.findall(traceback[-_READ_CHARACTERS:].rpartition("Traceback (most recent call last):")[2])
+    return _handler_line(traceback[-_READ_CHARACTERS:])
+
+
+@lru_cache(256)
+def _handler_line(traceback: str) -> str:
+    frames = _FRAME.findall(traceback.rpartition("Traceback (most recent call last):")[2])
     own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
     for file, cell, line, function in reversed(own or frames):
         name = re.split(r"[/\\]", file)[-1] or cell
@@ -160,7 +178,7 @@ def group_of(tasks: Sequence[TaskInfo]) -> FailureGroup:
     """
     ends = [task.completed_at for task in tasks if task.completed_at is not None]
     example = tasks[-1]
-    reason = _Reason.of(example)
+    reason = FailureReason.of(example)
     return FailureGroup(
         id=reason.id,
         queue=reason.queue,

@@ -18,6 +18,7 @@ from nqnb.task_values import run_time, share
 from nqnb.text import line
 from nqnb.widgets import row_content
 from nqnb.widgets.columns import MAX_FILTER_CHARACTERS, Columns, TableColumn, is_key
+from nqnb.widgets.failure_kinds import FailureKinds
 
 State = Status | Waiting
 STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status if each is not Status.PENDING))
@@ -62,6 +63,9 @@ class Rows:
         """The filter of each filtered column; see `Columns.matcher`."""
         self._matchers: list[Callable[[TaskInfo], bool]] = []
         self.statuses: frozenset[State] = frozenset()
+        self.failure = ""
+        """The chosen kind of failures, or an empty string; see `only`."""
+        self._kinds = FailureKinds()
         self.pending_cancels = PendingCancels()
         self.pending_requeues = PendingRequeues()
         self.silent: Mapping[str, float] = {}
@@ -143,6 +147,7 @@ class Rows:
         for task_id in list(self._tasks):
             self._drop(task_id)
         self._gone.clear()
+        self._kinds = FailureKinds()
         self.columns.clear()
 
     def find(self, text: str) -> None:
@@ -164,12 +169,37 @@ class Rows:
         self.filters = filters
         self._find_among(self._tasks)
 
-    def only(self, statuses: Iterable[State]) -> None:
-        """Set the filter to tasks in the given states. If ``statuses`` is empty, remove the filter."""
+    def only(self, statuses: Iterable[State], failure: str = "") -> None:
+        """Set the filter to tasks in the given states. If ``statuses`` is empty, remove the filter.
+
+        If ``failure`` is the id of a `nqnb.failures.FailureGroup`, and only failed tasks are shown, the filter is
+        limited to the tasks of this group.
+        """
         chosen = frozenset(statuses)
-        if chosen != self.statuses:
+        failure = failure[:MAX_FILTER_CHARACTERS] if chosen == {Status.FAILED} else ""
+        if (chosen, failure) != (self.statuses, self.failure):
             self.statuses, self._shown = chosen, frozenset(_NUMBERS[state] for state in chosen)
+            self.failure = failure
             self._rebuild = True
+
+    def failure_kinds(self) -> dict[str, Any]:
+        """Return the kinds of the matching failures, in the form that the page expects, if only failed tasks are shown.
+
+        ``ungrouped`` is the number of tasks for which another call is necessary.
+        """
+        if self.statuses != {Status.FAILED}:
+            return {"failure": "", "kinds": [], "all_kinds": 0, "ungrouped": 0}
+        ids = [task_id for task_id, number in self._found.items() if number == _FAILED]
+        grouped, left = self._kinds.group(ids, self._tasks)
+        if grouped and self.failure:
+            self._rebuild = True
+        kinds, count = self._kinds.listed(ids, self.failure, self.can_requeue, queues=self.many_queues)
+        return {"failure": self.failure, "kinds": kinds, "all_kinds": count, "ungrouped": left}
+
+    @property
+    def failure_error(self) -> str:
+        """The error of the chosen kind of failures, or an empty string."""
+        return self._kinds.error(self.failure) if self.failure else ""
 
     def sort(self, column: str, *, down: bool = False) -> None:
         """Sort by a column of `COLUMNS` or by another column; see `Columns.sort_key`.
@@ -335,6 +365,7 @@ class Rows:
             self._gone.discard(task_id)
         else:
             self._texts.pop(task_id, None)
+            self._kinds.forget(task_id)
             self._running.discard(task_id)
         if known is None or known.queue != task.queue:
             self._count_queue(known, task)
@@ -366,6 +397,7 @@ class Rows:
         if task is not None:
             self._count_queue(task, None)
             self._texts.pop(task_id, None)
+            self._kinds.forget(task_id)
             self._open.discard(task_id)
             self._failed.discard(task_id)
             self._running.discard(task_id)
@@ -437,10 +469,14 @@ class Rows:
         if self._rebuild:
             shown = self._shown
             ids = [each for each, number in self._found.items() if number in shown] if shown else self._found
+            if self.failure:
+                ids = [each for each in ids if self._kinds.of(each) == self.failure]
             self._order.build(self._tasks, ids, self._changed)
         elif self._changed:
             found, shown = self._found, self._shown
             matching = [each for each in self._changed if each in found and (not shown or found[each] in shown)]
+            if self.failure:
+                matching = [each for each in matching if self._kinds.of(each) == self.failure]
             self._order.update(map(self._tasks.__getitem__, matching), self._changed.difference(matching))
         self._changed.clear()
         self._rebuild = False

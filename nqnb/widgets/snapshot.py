@@ -214,7 +214,8 @@ def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loa
         return f"no tasks, {when}"
     labels = sorted(status.label for status in rows.statuses)
     filters = [f"{line(heading(key), 30)}: {line(text, 60)}" for key, text in rows.filters.items()]
-    chosen = ", ".join([*labels, *([f'"{line(rows.search, 60)}"'] if rows.search else []), *filters])
+    labels_and_kind = [*labels, *([line(rows.failure_error, 60)] if rows.failure else [])]
+    chosen = ", ".join([*labels_and_kind, *([f'"{line(rows.search, 60)}"'] if rows.search else []), *filters])
     filtered = f" (filter: {chosen})" if chosen else ""
     left = matching - len(lines)
     if not left:

@@ -566,6 +566,8 @@ class TaskTable(anywidget.AnyWidget):
             "snapshot": f"nq-{self._display_id}",
         }
         details = self._page.details()
+        if body["ungrouped"]:
+            self._throttle.request()
         if body == self._last and not details and not self._resend:
             return
         self._last, self._resend = body, False

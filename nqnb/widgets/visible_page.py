@@ -105,6 +105,10 @@ class VisiblePage:
     def body(self) -> dict[str, Any]:
         """Return the message for the browser, without the fields that depend on the current time."""
         rows = self.rows
+        kinds = rows.failure_kinds()
+        requeueable = rows.any_requeueable()
+        if rows.failure:
+            requeueable = any(kind["left"] for kind in kinds["kinds"] if kind["id"] == rows.failure)
         matching = len(rows.order)
         pages = max(1, math.ceil(matching / self.size))
         self.page = min(self.page, pages - 1)
@@ -127,7 +131,8 @@ class VisiblePage:
             "total": len(rows),
             "matching": matching,
             "open": rows.count_open(),
-            "requeueable": rows.any_requeueable(),
+            "requeueable": requeueable,
+            **kinds,
             "page": self.page,
             "pages": pages,
             "size": self.size,
@@ -159,7 +164,9 @@ class VisiblePage:
                 self.rows.find(text)
         match message:
             case {"statuses": list(names)}:
-                self.rows.only(STATUSES[name] for name in _texts(names) if name in STATUSES)
+                failure = message.get("failure")
+                statuses = (STATUSES[name] for name in _texts(names) if name in STATUSES)
+                self.rows.only(statuses, failure if isinstance(failure, str) else "")
         match message:
             case {"filters": dict(filters)}:
                 pairs = ((key, text) for key, text in filters.items() if isinstance(key, str) and isinstance(text, str))

@@ -542,6 +542,54 @@ def test_all_matching_failed_tasks_are_requeued_after_a_preview(bench: Bench) ->
     assert not bench.cancelled
 
 
+@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 540)])
+def test_failures_are_grouped_and_one_kind_is_requeued(make: Callable[..., Bench], dark: bool, width: int) -> None:
+    bench = make(dark=dark, width=width)
+    trace = 'Traceback (most recent call last):\n  File "/app/resize.py", line 14, in resize\nOSError: '
+    disk = [ErrorInfo("OSError", f"no <b>space</b> for image {n}", f"{trace}no space") for n in range(5)]
+    bench.feed(
+        *(task(f"d{n}", Status.FAILED, error=error) for n, error in enumerate(disk)),
+        *(task(f"w{n}", Status.FAILED, error=ErrorInfo("ValueError", "too wide", "")) for n in range(3)),
+        task("p"),
+    )
+    kinds = bench.page.locator(".nq-kinds")
+    assert not kinds.is_visible()
+    bench.page.locator("[data-act=filter][data-status=failed]").click()
+    bench.until(kinds.is_visible)
+    opener = bench.page.locator("[data-act=kinds]")
+    assert opener.inner_text() == "2 kinds of failure"
+    opener.press("Enter")
+    listed = bench.page.locator(".nq-kind-list li")
+    assert listed.first.locator("[data-act=kind]").inner_text().split("\n") == [
+        "5",
+        "OSError: no <b>space</b> for image <number>",
+        "resize.py:14 in resize",
+    ], "markup of a task is text"
+    assert axe.findings(bench.page, ".nq") == []
+    bench.page.keyboard.press("Tab")
+    bench.page.keyboard.press("Enter")
+    bench.until(lambda: sorted(bench.ids) == [f"d{n}" for n in range(5)])
+    assert bench.page.locator(".nq-kinds .nq-chip").inner_text().startswith("OSError: no <b>space</b>")
+    assert bench.focused == " nq-kind", "the kind keeps the focus"
+    assert axe.findings(bench.page, ".nq") == []
+    listed.nth(1).locator("[data-act=requeue-kind]").click()
+    bench.until(lambda: bench.page.locator(".nq-confirm").is_visible())
+    assert text(bench, ".nq-confirm").startswith("Requeue 3 tasks, on all pages?")
+    assert bench.requeued == [], "nothing happens before the confirmation"
+    bench.page.locator("[data-act=cancel-all]").click()
+    bench.until(lambda: [sorted(ids) for ids in bench.requeued] == [["w0", "w1", "w2"]])
+    bench.until(lambda: listed.nth(1).locator("[data-act=requeue-kind]").count() == 0)
+    bench.page.keyboard.press("Tab")
+    listed.nth(0).locator("[data-act=kind]").focus()
+    bench.page.keyboard.press("Escape")
+    assert not bench.page.locator(".nq-kind-list").is_visible()
+    assert bench.focused.endswith("nq-kinds-opener")
+    bench.page.locator(".nq-kinds .nq-chip").click()
+    bench.until(lambda: len(bench.ids) == 8)
+    bench.page.locator("[data-act=filter][data-status='']").click()
+    bench.until(lambda: len(bench.ids) == 9 and not kinds.is_visible())
+
+
 def test_a_task_that_waits_for_its_time_is_scheduled(bench: Bench) -> None:
     scheduled = bench.page.locator("[data-act=filter][data-status=scheduled]")
     assert not scheduled.is_visible()

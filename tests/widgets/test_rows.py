@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from nqnb.failures import failure_id
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import TaskInfo
-from nqnb.widgets import row_content, snapshot
+from nqnb.widgets import failure_kinds, row_content, snapshot
 from nqnb.widgets.rows import COLUMNS, Rows
 from nqnb.widgets.visible_page import STATUSES, VisiblePage
 
@@ -487,3 +488,53 @@ def test_a_filter_that_fails_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError):
         rows.filter({"id": "a"})
     assert rows.filters == {}
+
+
+def failed(task_id: str, error_type: str, message: str, revision: int = 1, queue: str = "q") -> TaskInfo:
+    error = ErrorInfo(error_type, message, f'File "a.py", line 3, in run\n{error_type}: {message}')
+    return info(task_id, Status.FAILED, revision, queue, error=error)
+
+
+def kinds_of(rows: Rows) -> dict[str, tuple[int, int]]:
+    return {kind["error"]: (kind["count"], kind["left"]) for kind in rows.failure_kinds()["kinds"]}
+
+
+def test_failed_tasks_are_filtered_by_their_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure_kinds, "MAX_KINDS", 2)
+    rows = some("ab", status=Status.COMPLETED)
+    rows.apply([*(failed(f"d{n}", "OSError", f"disk {n}") for n in range(3)), failed("w", "ValueError", "wide")])
+    rows.apply([failed("k0", "KeyError", "<b>"), failed("k1", "KeyError", "<b>")])
+    none = {"failure": "", "kinds": [], "all_kinds": 0, "ungrouped": 0}
+    assert rows.failure_kinds() == none, "kinds are only read while only failed tasks are shown"
+    rows.only([Status.FAILED])
+    found = rows.failure_kinds()
+    assert kinds_of(rows) == {"OSError: disk <number>": (3, 3), "KeyError: <b>": (2, 2)}
+    assert (found["all_kinds"], found["kinds"][0]["where"]) == (3, "a.py:3 in run")
+    assert [kind["id"] for kind in found["kinds"]] == [failure_id(rows.task(each)) for each in ("d0", "k0")]
+
+    rows.only([Status.FAILED], failure_id(rows.task("w")))
+    assert rows.order.page(0, 9) == ["w"]
+    assert list(kinds_of(rows)) == ["OSError: disk <number>", "ValueError: wide"], "the chosen kind is always listed"
+    assert "1 of 8 tasks (filter: failed, ValueError: wide), as of" in snapshot.text(rows)
+    rows.only([Status.FAILED], failure_id(rows.task("d0")))
+    rows.pending_requeues.press(["d1"])
+    assert kinds_of(rows)["OSError: disk <number>"] == (3, 2)
+    assert sorted(rows.requeueable_matching()) == ["d0", "d2"]
+    rows.apply([failed("d3", "OSError", "disk 3"), failed("d2", "ValueError", "wide", 2)])
+    rows.apply(info(each, Status.COMPLETED, 2) for each in ("d0", "k1"))
+    assert kinds_of(rows) == {"OSError: disk <number>": (2, 1), "ValueError: wide": (2, 2)}
+    assert sorted(rows.order.page(0, 9)) == ["d1", "d3"]
+    rows.find("d1")
+    assert kinds_of(rows) == {"OSError: disk <number>": (1, 0)}
+    rows.only([Status.FAILED, Status.COMPLETED], failure_id(rows.task("w")))
+    assert (rows.failure, rows.failure_kinds()) == ("", none)
+
+
+def test_failed_tasks_are_grouped_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure_kinds, "GROUP_SECONDS", -1.0)
+    rows = Rows()
+    rows.apply([failed("a", "OSError", "1"), failed("b", "OSError", "2"), failed("c", "OSError", "3", queue="r")])
+    rows.only([Status.FAILED], failure_id(rows.task("a")))
+    steps = [(rows.failure_kinds()["ungrouped"], len(rows.order)) for _ in range(4)]
+    assert steps == [(2, 1), (1, 2), (0, 2), (0, 2)]
+    assert kinds_of(rows) == {"q: OSError: <number>": (2, 2), "r: OSError: <number>": (1, 1)}

@@ -17,9 +17,9 @@ from helpers.waiting import until
 from IPython.core.interactiveshell import InteractiveShell
 
 from nqnb.errors import ConnectionFailed
-from nqnb.protocol.wire import Meta, Status, TaskMessage
+from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
-from nqnb.widgets import jupyter_compat, table
+from nqnb.widgets import failure_kinds, jupyter_compat, table
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.table import TaskTable, Throttle
 
@@ -320,6 +320,30 @@ def test_requeue_all_requeues_the_failed_tasks_that_matched_at_the_question(view
     viewed.comm.page(type="ask_all", action="requeue_all", n=4)
     viewed.comm.page(type="requeue_all", asked=4)
     assert [sorted(ids) for ids in viewed.requeued] == [["a", "a2", "a3"]]
+
+
+def test_the_tasks_of_one_kind_of_failure_are_requeued_once(viewed: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure_kinds, "GROUP_SECONDS", -1.0)  # each message groups one task
+    kinds = {"a": "disk 1", "b": "disk 2", "c": "wide"}
+    for task_id, message in kinds.items():
+        fields: Any = {"ID": task_id, "Queue": "q", "Status": Status.FAILED, "Payload": b"{}"}
+        meta = Meta(error=ErrorInfo("OSError", message, ""))
+        viewed.it.update(TaskBatch(tasks=[TaskInfo.of(TaskMessage(**fields, Meta=meta), 2)], complete=True))
+    viewed.comm.page(type="look", statuses=["failed"])
+    until(lambda: not viewed.comm.last["ungrouped"] and len(viewed.comm.last["kinds"]) == 2)
+    disk = viewed.comm.last["kinds"][0]
+    assert (disk["error"], disk["count"], disk["left"]) == ("OSError: disk <number>", 2, 2)
+    viewed.comm.page(type="look", statuses=["failed"], failure=disk["id"])
+    until(lambda: sorted(viewed.shown()) == ["a", "b"])
+    assert viewed.comm.last["failure"] == disk["id"]
+    viewed.comm.page(type="ask_all", action="requeue_all", n=3)
+    assert viewed.comm.pushes[-1]["count"] == 2
+    for _ in range(2):
+        viewed.comm.page(type="requeue_all", asked=3)
+    assert [sorted(ids) for ids in viewed.requeued] == [["a", "b"]]
+    until(lambda: viewed.comm.last.get("requeueable") is False and viewed.comm.last["kinds"][0]["left"] == 0)
+    viewed.comm.page(type="look", statuses=["failed"], failure=5)
+    until(lambda: len(viewed.shown()) == 3)
 
 
 def test_a_table_on_a_page_stays_live_while_failed_tasks_can_be_requeued(make: Callable[..., Table]) -> None:

@@ -14,10 +14,12 @@
  *   heading, the kind of its filter, whether it is hidden, shown by default or chosen by the caller, and the choices
  * @typedef {{key: string, name: string, kind: string, shown: number, choices: string[]}} Column
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
+ * @typedef {{id: string, error: string, where: string, count: number, left: number}} Kind  failed tasks with the same
+ *   reason; left is the number of those that can be requeued
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
  *   columns: Offer[], filters: Record<string, string>, sort: string, down: boolean, queues: boolean, behind: boolean,
- *   requeueable: boolean, requeues: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
+ *   failure: string, kinds: Kind[], all_kinds: number, ungrouped: number, requeueable: boolean, requeues: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost"|"frozen", since: number, rate: ?number, left: ?number, now: number,
  *   loaded: boolean, all: boolean, snapshot: string, polled: boolean}} Rows  all is whether the table is not limited to listed tasks, snapshot is the id of the element with the snapshot of the
  *   table, and polled is whether the message answers a poll
@@ -392,7 +394,7 @@ function render({ model, el }) {
   const opened = new Set();
   const details = new Map();
   const pressed = /** @type {Map<string, {at: number, n: number}>} */ (new Map());
-  const look = { search: "", statuses: /** @type {string[]} */ ([]), filters: /** @type {Record<string, string>} */ ({}), sort: "activity", down: false, page: 0, size: 20 };
+  const look = { search: "", statuses: /** @type {string[]} */ ([]), failure: "", filters: /** @type {Record<string, string>} */ ({}), sort: "activity", down: false, page: 0, size: 20 };
 
   const root = make("div", { className: "nq", role: "region", tabIndex: -1, "data-lm-suppress-shortcuts": "" });
   const title = make("span", { className: "nq-title" });
@@ -429,6 +431,10 @@ function render({ model, el }) {
   menuButton.title = "choose, move and reset columns";
   const menu = make("div", { className: "nq-menu", role: "group", "aria-label": "Columns", hidden: true });
   const active = make("div", { className: "nq-active", role: "group", "aria-label": "Active filters", hidden: true });
+  const kindsButton = make("button", { type: "button", className: "nq-button nq-kinds-opener", "data-act": "kinds", "aria-expanded": false });
+  const chosenKind = make("button", { type: "button", className: "nq-chip", "data-act": "kind", "data-kind": "", hidden: true });
+  const kindList = make("ul", { className: "nq-kind-list", "aria-label": "Kinds of failures", hidden: true });
+  const kinds = make("div", { className: "nq-kinds", role: "group", "aria-label": "Failures", hidden: true }, make("div", { className: "nq-active" }, kindsButton, chosenKind), kindList);
   const scroller = make("div", { className: "nq-scroll" }, table);
   const emptyText = make("span", {});
   const showAll = make("button", { type: "button", className: "nq-button", "data-act": "show-all" }, "Show all");
@@ -469,13 +475,14 @@ function render({ model, el }) {
   root.append(
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips,
       make("span", { className: "nq-find" }, search, filterButton, menuButton)),
-    menu, active, scroller, empty,
+    menu, active, kinds, scroller, empty,
     make("footer", {}, some, every, again, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next), exports, help),
     note, clip, keyList, voice, hider,
   );
 
   const kernelNow = () => Date.now() / 1000 + clockOffset;
   const fixed = () => over || last?.state === "frozen"; // whether the tasks no longer change
+  const onlyFailed = () => look.statuses.join() === "failed";
   const say = (text) => put(voice, text);
   const send = (message) => {
     try {
@@ -501,6 +508,7 @@ function render({ model, el }) {
   };
   const ask = (changes, then = {}) => {
     Object.assign(look, { page: 0 }, changes);
+    if (!onlyFailed()) look.failure = "";
     lookNumber = send({ type: "look", ...look, ...then });
     controls();
   };
@@ -514,6 +522,7 @@ function render({ model, el }) {
       mark(heading, "data-filtered", look.filters[key] || (key === "status" && look.statuses.length) ? "" : null);
     }
     drawFilters();
+    drawKinds();
     if (focused(root) !== search && !typed) search.value = look.search;
     sizes.value = String(look.size);
     put(some, `Cancel selected (${number(selected.size)})`);
@@ -736,6 +745,45 @@ function render({ model, el }) {
     );
   }
 
+  /** Draw the kinds of failures, if only failed tasks are shown. The tasks of a kind failed for the same reason. */
+  function drawKinds() {
+    const found = onlyFailed() ? (last?.kinds ?? []) : [];
+    const focus = /** @type {?HTMLElement} */ (focused(root));
+    kinds.hidden = found.length === 0;
+    if (kinds.hidden) return;
+    const { all_kinds: all = 0, ungrouped = 0, requeues = false } = last ?? {};
+    put(kindsButton, `${number(all)} kind${all === 1 ? "" : "s"} of failure${ungrouped ? ` (${number(ungrouped)} tasks not grouped yet)` : ""}`);
+    const shape = JSON.stringify([found, all, requeues, look.failure]);
+    if (kindList.dataset.shape === shape) return;
+    kindList.dataset.shape = shape;
+    const chosen = found.find(({ id }) => id === look.failure);
+    chosenKind.hidden = !chosen;
+    chosenKind.replaceChildren(make("bdi", {}, chosen?.error ?? ""), " ×");
+    mark(chosenKind, "aria-label", chosen ? `Show all kinds, not only ${chosen.error}` : null);
+    kindList.replaceChildren(
+      ...found.map(({ id, error, where, count, left }) => {
+        const place = where ? [make("span", {}, make("bdi", {}, where))] : [];
+        const show = make("button", { type: "button", className: "nq-kind", "data-act": "kind", "data-kind": id, "aria-pressed": id === look.failure,
+          "aria-label": `${tasksOf(count)}: ${error}${where && `, ${where}`}`, title: [error, where].filter(Boolean).join("\n") },
+          make("b", {}, number(count)), make("bdi", {}, error), ...place);
+        const requeue = make("button", { type: "button", className: "nq-button nq-again", "data-act": "requeue-kind", "data-kind": id, "aria-label": `Requeue ${tasksOf(left)}: ${error}` },
+          `Requeue ${number(left)}…`);
+        return make("li", {}, show, ...(requeues && left ? [requeue] : []));
+      }),
+      ...(all > found.length ? [make("li", { className: "nq-note" }, `and ${number(all - found.length)} more; nq.failures() returns all kinds`)] : []),
+    );
+    if (focus && !focus.isConnected) {
+      const { act = "", kind = "" } = focus.dataset;
+      const same = /** @type {?HTMLElement} */ (kindList.querySelector(`[data-act="${act}"][data-kind="${CSS.escape(kind)}"]`));
+      (same ?? kindsButton).focus({ preventScroll: true });
+    }
+  }
+
+  function showKinds(on) {
+    kindList.hidden = !on;
+    mark(kindsButton, "aria-expanded", on ? "true" : "false");
+  }
+
   function drawMenu() {
     const focus = /** @type {?HTMLElement} */ (menu.querySelector(":focus"));
     const columns = ordered();
@@ -904,7 +952,7 @@ function render({ model, el }) {
     put(every, busy ? "kernel busy…" : `Cancel all (${number(open)})`);
     mark(every, "aria-disabled", open === 0 || countedAt || fixed() ? "true" : null);
     again.hidden = !confirm.hidden || !last?.requeues || !last.requeueable;
-    mark(again, "aria-disabled", countedAt || fixed() || lost !== null ? "true" : null);
+    for (const each of [again, ...kindList.querySelectorAll(".nq-again")]) mark(each, "aria-disabled", countedAt || fixed() || lost !== null || !confirm.hidden ? "true" : null);
     all.disabled = choosable === 0;
     all.checked = choosable > 0 && chosen === choosable;
     all.indeterminate = chosen > 0 && chosen < choosable;
@@ -949,8 +997,8 @@ function render({ model, el }) {
       button.hidden = ["scheduled", "deleted"].includes(name) && !value && !look.statuses.includes(name);
     }
     if (heard >= lookNumber) {
-      const { search, statuses, filters, sort, down, page, size } = message;
-      Object.assign(look, { search: look.search.trim().toLowerCase() === search ? look.search : search, statuses, filters, sort, down, page, size });
+      const { search, statuses, failure, filters, sort, down, page, size } = message;
+      Object.assign(look, { search: look.search.trim().toLowerCase() === search ? look.search : search, statuses, failure, filters, sort, down, page, size });
     }
     for (const id of message.ended) selected.delete(id);
     for (const [id, parts] of Object.entries(message.details)) details.set(id, parts);
@@ -1152,7 +1200,7 @@ function render({ model, el }) {
     some.hidden = every.hidden = false;
     tick();
     const back = /** @type {HTMLElement} */ (from && root.contains(from) ? from : ids ? (tasks.get(current)?.line ?? root) : requeue ? again : every);
-    back.focus({ preventScroll: true });
+    (back.checkVisibility?.() === false ? root : back).focus({ preventScroll: true });
   }
 
   function showKeys(on) {
@@ -1227,6 +1275,13 @@ function render({ model, el }) {
         search.value = "";
         filterButton.focus({ preventScroll: true });
         return ask({ filters: {}, statuses: [], search: "" });
+      case "kinds": return showKinds(kindList.hidden);
+      case "kind":
+        if (control === chosenKind) kindsButton.focus({ preventScroll: true });
+        return ask({ failure: look.failure === control.dataset.kind ? "" : control.dataset.kind });
+      case "requeue-kind":
+        if (look.failure !== control.dataset.kind) ask({ failure: control.dataset.kind });
+        return askAboutAll(true);
       case "menu":
         menu.hidden = !menu.hidden;
         mark(menuButton, "aria-expanded", !menu.hidden);
@@ -1280,6 +1335,7 @@ function render({ model, el }) {
     if (event.key === "Escape") {
       if (!confirm.hidden) answer();
       else if (target === search || target === clip || target.closest("thead, .nq-menu")) (tasks.get(current)?.line ?? root).focus();
+      else if (target.closest(".nq-kinds") && !kindList.hidden) showKinds(false), kindsButton.focus({ preventScroll: true });
       else if (!keyList.hidden) showKeys(false);
       else if (cell === target) move(task?.line);
       else if (task && opened.has(task.id)) toggle(task.id), task.line.focus({ preventScroll: true });

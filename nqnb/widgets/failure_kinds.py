@@ -1,0 +1,81 @@
+"""The kinds of failures in a live table. The tasks of a kind failed for the same reason."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from nqnb.failures import FailureReason
+from nqnb.records import TaskInfo
+from nqnb.text import line
+
+MAX_KINDS = 20
+"""The maximum number of kinds that the page lists."""
+GROUP_SECONDS = 0.05
+"""How long one call of `FailureKinds.group` takes at most. Grouping 100,000 tasks takes several seconds."""
+
+
+class FailureKinds:
+    """The failed tasks of a table, grouped as in `nqnb.failures.group_failures`."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, FailureReason] = {}
+        """The reason of each kind."""
+        self._kinds: dict[str, str] = {}
+        """The kind of each task that has been grouped, by the task's id."""
+
+    def forget(self, task_id: str) -> None:
+        """Remove a task that has changed or no longer exists."""
+        self._kinds.pop(task_id, None)
+
+    def of(self, task_id: str) -> str:
+        """Return the kind of a task, or an empty string if the task has not been grouped."""
+        return self._kinds.get(task_id, "")
+
+    def error(self, kind: str) -> str:
+        """Return the error of a kind, or the kind itself if no task of this kind has been grouped."""
+        reason = self._reasons.get(kind)
+        return line(kind if reason is None else reason.error, 200)
+
+    def group(self, ids: Collection[str], tasks: Mapping[str, TaskInfo]) -> tuple[int, int]:
+        """Group failed tasks for a short time.
+
+        Returns:
+            The number of tasks that this call has grouped, and the number of tasks that are left.
+        """
+        new = [task_id for task_id in ids if task_id not in self._kinds]
+        end = time.monotonic() + GROUP_SECONDS
+        for done, task_id in enumerate(new):
+            if done and time.monotonic() > end:
+                return done, len(new) - done
+            reason = FailureReason.of(tasks[task_id])
+            self._reasons[reason.id] = reason
+            self._kinds[task_id] = reason.id
+        return len(new), 0
+
+    def listed(
+        self, ids: Collection[str], chosen: str, can_requeue: Callable[[str], bool], *, queues: bool
+    ) -> tuple[list[dict[str, Any]], int]:
+        """Return the largest kinds, in the form that the page expects, and the number of all kinds.
+
+        Args:
+            ids: the ids of the failed tasks.
+            chosen: a kind that is returned even if it is small, or an empty string.
+            can_requeue: a function that returns whether a task can be requeued.
+            queues: whether to name the queue of each kind.
+        """
+        counts = Counter(self._kinds[task_id] for task_id in ids if task_id in self._kinds)
+        left = Counter(self._kinds[task_id] for task_id in ids if task_id in self._kinds and can_requeue(task_id))
+        kinds = sorted(counts, key=lambda kind: (kind != chosen, -counts[kind], kind))[:MAX_KINDS]
+        return [
+            {
+                "id": kind,
+                "error": f"{line(self._reasons[kind].queue, 60)}: {self.error(kind)}" if queues else self.error(kind),
+                "where": line(self._reasons[kind].where, 100),
+                "count": counts[kind],
+                "left": left[kind],
+            }
+            for kind in sorted(kinds, key=lambda kind: (-counts[kind], kind))
+        ], len(counts)
