@@ -1,4 +1,4 @@
-"""The kinds of failures in a live table. The tasks of a kind failed for the same reason."""
+"""The kinds of failures in a live table. All tasks in one kind failed for the same reason."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FailureKinds:
         return self._kinds.get(task_id, "")
 
     def error(self, kind: str) -> str:
-        """Return the error of a kind, or the kind itself if no task of this kind has been grouped."""
+        """Return the error for a kind, or the kind itself if none of its tasks has been grouped."""
         reason = self._reasons.get(kind)
         return line(kind if reason is None else reason.error, 200)
 

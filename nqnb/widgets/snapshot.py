@@ -37,7 +37,8 @@ DOTS = {
 _LEAST_CHARACTERS, _SHORT_CHARACTERS = 7, 24
 """The minimum width of a column in plain text, and the width to which long columns shrink before others are dropped."""
 
-COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "note", "payload")
+COLUMNS = ("id", "queue", "status", "note", "attempt", "run time", "worker", "payload")
+"""The standard columns. The note comes early, because it contains the error, and a narrow page shows few columns."""
 
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _LINE = "border-bottom:1px solid rgba(128,128,128,.3)"

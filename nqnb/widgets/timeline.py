@@ -21,7 +21,7 @@ _WIDTH, _ROW, _LABEL, _TOP, _END = 900, 18, 210, 28, 70
 _TICKS = 6
 _STYLE = (
     "font:12px var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:100%;"
-    "height:auto"
+    "min-width:760px;height:auto"
 )
 
 
@@ -51,7 +51,10 @@ class Timeline:
         return "\n".join(f"{line(task.id, 22):<22}  {self._words(task)}" for task in shown)
 
     def _repr_html_(self) -> str:
-        return self.svg() if self._tasks else "<p>no tasks to draw</p>"
+        if not self._tasks:
+            return "<p>no tasks to draw</p>"
+        # On a narrow page, the drawing scrolls, because its text would become too small.
+        return f'<div style="overflow-x:auto" tabindex="0" role="group" aria-label="timeline">{self.svg()}</div>'
 
     def svg(self) -> str:
         """Return the drawing as an SVG element."""

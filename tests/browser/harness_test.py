@@ -576,6 +576,7 @@ def test_failures_are_grouped_and_one_kind_is_requeued(make: Callable[..., Bench
     bench.until(lambda: bench.page.locator(".nq-confirm").is_visible())
     assert text(bench, ".nq-confirm").startswith("Requeue 3 tasks, on all pages?")
     assert bench.requeued == [], "nothing happens before the confirmation"
+    assert bench.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the preview fits"
     bench.page.locator("[data-act=cancel-all]").click()
     bench.until(lambda: [sorted(ids) for ids in bench.requeued] == [["w0", "w1", "w2"]])
     bench.until(lambda: listed.nth(1).locator("[data-act=requeue-kind]").count() == 0)
@@ -736,6 +737,43 @@ def test_axe_finds_nothing_serious(make: Callable[..., Bench], dark: bool) -> No
     assert axe.findings(bench.page, "#table") == []
 
 
+def show_board(bench: Bench, content: BoardContent, **fields: str) -> None:
+    """Show a board in place of the table."""
+
+    async def read() -> BoardContent:
+        return content
+
+    async def act(*arguments: Any) -> str:
+        return ""
+
+    board = Board("queues", content, read, act, lambda work: None)
+    sent: list[dict[str, Any]] = []
+    board.send = lambda message, buffers=None: sent.append(message)
+    board._receive({"type": "hello"})
+    board.close()
+    bench.page.evaluate("message => window.showBoard(message)", {**sent[0], **fields})
+
+
+def test_the_hints_and_buttons_of_a_board_are_visible_on_a_narrow_page(make: Callable[..., Bench]) -> None:
+    bench = make(width=540)
+    counts = ("pending", "scheduled", "processing", "redelivered", "workers")
+    columns = [("queue", False), *((name, True) for name in counts), ("hint", False)]
+    cells = [Cell("nightly-report-of-the-archive"), *(Cell("1,204") for _ in counts)]
+    hint = Cell("paused: workers start no tasks until the queue is resumed", "warn")
+    actions = [Action(name, name, "?") for name in ("Resume", "Purge", "Cancel all")]
+    show_board(bench, BoardContent(columns, [BoardRow("nightly", [*cells, hint], actions)]))
+    boxes = {
+        name: bench.page.locator(f".nq-board {name}").last.bounding_box()
+        for name in ('td[data-column="hint"]', ".nq-press", ".nq-wide")
+    }
+    left, right = ({name: box["x"] + box["width"] * side for name, box in boxes.items() if box} for side in (0, 1))
+    assert right['td[data-column="hint"]'] <= left[".nq-press"] + 1
+    assert right[".nq-press"] <= right[".nq-wide"] + 1
+    assert bench.page.evaluate(
+        "document.querySelector('.nq-wide').scrollWidth <= document.querySelector('.nq-wide').clientWidth"
+    )
+
+
 @pytest.mark.parametrize(("dark", "summary"), [(False, False), (True, True)])
 def test_axe_finds_nothing_serious_in_a_board(make: Callable[..., Bench], dark: bool, summary: bool) -> None:
     bench = make(dark=dark)
@@ -753,19 +791,7 @@ def test_axe_finds_nothing_serious_in_a_board(make: Callable[..., Bench], dark: 
     columns = [("queue", False), ("pending", True), ("rate", True), ("hint", False)]
     shares = [("completed", 3), ("failed", 1)]
     content = BoardContent(columns, rows, summary="3 queues" if summary else "", shares=shares if summary else [])
-
-    async def read() -> BoardContent:
-        return content
-
-    async def act(*arguments: Any) -> str:
-        return ""
-
-    board = Board("queues", content, read, act, lambda work: None)
-    sent: list[dict[str, Any]] = []
-    board.send = lambda message, buffers=None: sent.append(message)
-    board._receive({"type": "hello"})
-    board.close()
-    bench.page.evaluate("message => window.showBoard(message)", {**sent[0], "note": "done", "trouble": "not connected"})
+    show_board(bench, content, note="done", trouble="not connected")
     if summary:
         bench.page.locator(".nq-board summary").first.click()
     bench.page.locator(".nq-board .nq-press").first.click()

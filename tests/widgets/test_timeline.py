@@ -34,7 +34,10 @@ def test_a_timeline_draws_each_task_and_escapes_its_text() -> None:
     ]
     drawn = Timeline(tasks, {"w1": "gpu-3/811"}, NOW)
     svg = drawn._repr_html_()
-    root = ET.fromstring(svg)  # noqa: S314  our own output, which must be well-formed
+    frame = ET.fromstring(svg)  # noqa: S314  our own output, which must be well-formed
+    assert "overflow-x:auto" in frame.get("style", ""), "a narrow page scrolls the drawing, and keeps its text readable"
+    (root,) = frame
+    assert "min-width:760px" in root.get("style", "")
     name = "{http://www.w3.org/2000/svg}"
     rows = root.findall(f"{name}g")
     assert len(rows) == 5

@@ -56,7 +56,7 @@ function render({ model, el }) {
     const drawn = JSON.stringify([over, asked ?? row.actions.map(({ name, label }) => [name, label])]);
     if (drawn !== known.drawn) known.acts.replaceChildren(...(asked ? question(row.key, asked) : buttons(row)));
     known.drawn = drawn;
-    known.acts.className = asked ? "nq-ask" : "";
+    known.acts.className = asked ? "nq-ask" : "nq-acts";
     if (row.actions.length && !known.acts.isConnected) known.line.append(known.acts);
     if (!row.detail) return [known.line];
     const [title, text] = row.detail;

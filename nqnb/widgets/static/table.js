@@ -43,6 +43,8 @@ const DRAWN = new Set(["id", "queue", "status", "attempt", "age", "run", "worker
 const OMITTED_FIRST = ["source", "group", "attempt", "queue", "worker", "age"];
 const OMITTED_LAST = ["payload", "result", "error", "progress", "run"];
 const COMFORTABLE_WIDTH = 160;
+const COMFORTABLE_ERROR_WIDTH = 280;
+const MOST_ID_WIDTH = 240;
 const LEAST_WIDTH = 40;
 /** The kinds of filters that are typed: a short example, and a description. */
 const HINTS = { number: ["> 100", "a number or a range, such as > 100 or 10..20"], text: ["contains…", "text, or = and the exact text"] };
@@ -213,7 +215,7 @@ class Task {
     this.fields();
     const columns = visible.length + 2;
     mark(this.body, "data-status", row.status);
-    put(this.code, row.name.length > 12 ? `${row.name.slice(0, 11)}…` : row.name);
+    put(this.code, row.name);
     mark(this.copy, "title", `${row.name} · click to copy`);
     mark(this.copy, "aria-label", `Copy the id ${row.name}`);
     mark(this.opener, "aria-label", `Details of ${row.name}`);
@@ -434,7 +436,7 @@ function render({ model, el }) {
   const kindsButton = make("button", { type: "button", className: "nq-button nq-kinds-opener", "data-act": "kinds", "aria-expanded": false });
   const chosenKind = make("button", { type: "button", className: "nq-chip", "data-act": "kind", "data-kind": "", hidden: true });
   const kindList = make("ul", { className: "nq-kind-list", "aria-label": "Kinds of failures", hidden: true });
-  const kinds = make("div", { className: "nq-kinds", role: "group", "aria-label": "Failures", hidden: true }, make("div", { className: "nq-active" }, kindsButton, chosenKind), kindList);
+  const kinds = make("div", { className: "nq-kinds", role: "group", "aria-label": "Failures", hidden: true }, make("div", { className: "nq-kinds-line" }, kindsButton, chosenKind), kindList);
   const scroller = make("div", { className: "nq-scroll" }, table);
   const emptyText = make("span", {});
   const showAll = make("button", { type: "button", className: "nq-button", "data-act": "show-all" }, "Show all");
@@ -595,7 +597,7 @@ function render({ model, el }) {
       }
       const marks = key === "status" ? 18 : key === "progress" ? (last?.rows.some((row) => row.share !== null && !row.error) ? 104 : 0) : 0;
       if (like) need = Math.max(need, textWidth(like, longest) + 20 + marks);
-      need = Math.min(Math.ceil(need / 8) * 8, key === "status" ? 260 : 640);
+      need = Math.min(Math.ceil(need / 8) * 8, key === "status" ? 260 : key === "id" ? MOST_ID_WIDTH : 640);
       if (need > (needs.get(key) ?? 0)) {
         needs.set(key, need);
         grown = true;
@@ -621,7 +623,8 @@ function render({ model, el }) {
     // The width with which little of the contents is cut.
     const comfortable = (column) => {
       const fixed = own.widths[column.key] ?? (WIDTHS[column.key] && !["status", "worker"].includes(column.key) && !OMITTED_LAST.includes(column.key));
-      return fixed ? least(column) : Math.max(least(column), Math.min(COMFORTABLE_WIDTH, need(column)));
+      const most = ["progress", "error"].includes(column.key) ? COMFORTABLE_ERROR_WIDTH : COMFORTABLE_WIDTH;
+      return fixed ? least(column) : Math.max(least(column), Math.min(most, need(column)));
     };
     let fitting = wanted;
     const omit = (keys, of) => {
@@ -649,7 +652,8 @@ function render({ model, el }) {
     const free = fitting.filter(({ key }) => !own.widths[key]);
     const growing = free.filter(({ key, kind }) => !WIDTHS[key] ? kind === "text" : ["payload", "error", "result", "progress"].includes(key));
     share(free.filter(({ key }) => key === "status"), need);
-    share(free, (column) => Math.max(WIDTHS[column.key]?.[1] ?? 0, need(column)));
+    share(free, (column) => Math.max(WIDTHS[column.key]?.[1] ?? 0, column.key === "id" ? 0 : need(column)));
+    share(free.filter(({ key }) => key === "id"), need);
     share(growing.length ? growing : free.slice(-1), () => Infinity);
     const sum = total(fitting, (column) => widths.get(column));
     table.style.width = sum > room + 1 ? `${Math.round(sum + width - room)}px` : "";
@@ -745,7 +749,7 @@ function render({ model, el }) {
     );
   }
 
-  /** Draw the kinds of failures, if only failed tasks are shown. The tasks of a kind failed for the same reason. */
+  /** Draw the kinds of failures, if only failed tasks are shown. All tasks in one kind failed for the same reason. */
   function drawKinds() {
     const found = onlyFailed() ? (last?.kinds ?? []) : [];
     const focus = /** @type {?HTMLElement} */ (focused(root));
