@@ -1,1 +1,1 @@
-"""Find inconsistencies between entries, messages, workers and configuration, and make safe repairs."""
+"""Find inconsistencies between entries, messages, workers, schedules and configuration, and make safe repairs."""

@@ -1,4 +1,4 @@
-"""Read entries, messages, presence and configuration, and report inconsistencies.
+"""Read entries, messages, presence, schedules and configuration, and report inconsistencies.
 
 The contents of a busy server change during the examination. For example, a task that is being submitted has a message
 but no entry for a short time, and a task that ends between two reads seems to have no message. The examination

@@ -1,4 +1,4 @@
-"""Read all entries, messages and workers, and the configuration, with few requests."""
+"""Read all entries, messages, workers and schedules, and the configuration, with few requests."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Histogram:
 class QueueLabels:
     """The labels of queues. Prometheus stores a time series for each label, so the number of labels is limited.
 
-    Each of the first ``most`` queues is labelled with its own name. All further queues share the label `OTHER_QUEUES`.
+    The label of each of the first ``most`` queues is the queue's name. All further queues share `OTHER_QUEUES`.
 
     Args:
         most: the maximum number of labels, not counting `OTHER_QUEUES`.

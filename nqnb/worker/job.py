@@ -133,9 +133,10 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True if the handler must stop: the task was cancelled, timed out or lost its lease, or the worker stops.
+        """True if the handler must stop.
 
-        To stop, a handler must raise an exception, as `raise_if_cancelled` and `progress` do. If the handler returns
+        A handler must stop if its task was cancelled, timed out or lost its lease, or if the worker is stopping. To
+        stop, a handler must raise an exception, as `raise_if_cancelled` and `progress` do. If the handler returns
         instead, the task is marked as completed.
         """
         return self.state.stop.is_set()

@@ -60,7 +60,7 @@ class LeaseKeeper:
         """The queues whose consumers are being recreated."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run whose last heartbeat is older than ``before``, a time in `elapsed` seconds."""
+        """Send a heartbeat for each run whose last heartbeat is older than ``before`` (on the `elapsed` clock)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, self._look, LOOKS_AT_ONCE))

@@ -63,14 +63,14 @@ class _Gate:
     batch: int = 0
     """The number of starts that were reserved last."""
     since: float = 0.0
-    """The time at which the counting of starts in ``taken`` began, in `elapsed` seconds."""
+    """The time at which the counting of starts in ``taken`` began, on the `elapsed` clock."""
     taken: int = 0
     before: int = 0
     """The number of starts that tasks have used in the current (taken) and previous (before) `BATCH_SECONDS`."""
     waiting: int = 0
     """The number of fetched tasks that are waiting for a start."""
     closed_until: float = 0.0
-    """The time until which no task of the queue is fetched, in `elapsed` seconds."""
+    """The time until which no task of the queue is fetched, on the `elapsed` clock."""
     full: bool = False
     """Whether all slots of the queue were taken when this worker last asked."""
     timer: asyncio.TimerHandle | None = None
@@ -91,7 +91,7 @@ class _Gate:
 
 @dataclass
 class _Line:
-    """The waiting line for one serial key in this worker. All times are in `elapsed` seconds."""
+    """The waiting line for one serial key in this worker. All times are on the `elapsed` clock."""
 
     try_at: float = 0.0
     """The time before which the key counts as taken."""

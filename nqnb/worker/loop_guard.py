@@ -361,7 +361,7 @@ class Pulse:
 
     def __init__(self, ack_wait: float) -> None:
         self.last = elapsed()
-        """The time of the last tick, in `elapsed` seconds."""
+        """The time of the last tick, on the `elapsed` clock."""
         self.thread = 0
         """The identifier of the thread that ran the loop at the last tick, or 0 while the pulse is stopped."""
         self.interval = ack_wait / TICKS
@@ -398,7 +398,7 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return for how many seconds the loop has been blocked, or 0 if the loop is running or the pulse stopped."""
+        """Return for how many seconds the loop has been blocked, or 0 if it is running or the pulse has stopped."""
         late = elapsed() - self.last
         return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 

@@ -42,7 +42,7 @@ class PresenceWriter:
         describe: Callable[[list[str], float], WorkerInfo],
     ) -> None:
         self.written = 0.0
-        """The time of the last write by the worker's loop, in `elapsed` seconds."""
+        """The time of the last write by the worker's loop, on the `elapsed` clock."""
         self._backend = backend
         self._runs = runs
         self._pulls = pulls
@@ -125,7 +125,7 @@ class PresenceWriter:
         This method can be called from any thread.
 
         Args:
-            asked: the time at which the guard's last successful write began, in `elapsed` seconds, or 0 if the guard
+            asked: the time at which the guard's last successful write began, on the `elapsed` clock, or 0 if the guard
                 has not written the presence yet.
         """
         self._written_by_guard = asked

@@ -46,8 +46,8 @@ class Place(NamedTuple):
     """A line of code that a thread is running.
 
     Attributes:
-        text: the file, line and function. If this line is inside a call of code in another file, the text ends with the
-            location of that code.
+        text: the location (file, line and function) in the outer code, such as the handler. If this code has called
+            code in another file, the location of the innermost call follows in parentheses.
         in_handler: whether a handler called this code.
     """
 

@@ -518,9 +518,9 @@ class Worker:
     async def run_until_idle(self) -> None:
         """Run tasks until the queues of this worker are empty. This is useful for tests and for batch jobs.
 
-        A queue is empty if every task in it has ended. Tasks whose start time or retry is less than a minute away are
-        also run. If the server supports schedules (nats-server 2.12 and later), tasks that must wait longer are left in
-        the queue. If other workers are running tasks of these queues, this method also waits for those tasks.
+        A queue counts as empty once every task in it has ended, including tasks that other workers are running. If the
+        server supports schedules (nats-server 2.12 and later), tasks whose start time or retry is a minute or more away
+        do not count, and remain in the queue.
 
         If the worker is not running, this method starts it, and stops it at the end.
 
