@@ -170,7 +170,7 @@ def _is_due(task: TaskInfo, now: datetime) -> bool:
 
 
 def _waited(task: TaskInfo, now: datetime) -> float:
-    """Return for how many seconds a pending task has been due, or 0 for a task that is not pending or not yet due."""
+    """Return how long a pending task has been due, in seconds, or 0 for a task that is not pending or not yet due."""
     since = task.due_at or task.submitted_at
     return 0.0 if task.status is not Status.PENDING or since is None else max(0.0, (now - since).total_seconds())
 

@@ -85,7 +85,7 @@ class Filter(Struct, frozen=True):
     async def tasks(self, nq: Client, show: Callable[[object], None] = lambda _: None) -> list[TaskInfo]:
         """Return the matching tasks, with the least recently changed task first.
 
-        ``show`` is called with the progress.
+        ``show`` is called with each progress update.
         """
         show(CommandProgress(0, 0, "tasks read"))
         found = await nq.tasks(
@@ -622,7 +622,7 @@ async def _cancel_all(
 ) -> Receipts:
     """Cancel the tasks with the given ids. Unless ``wait`` is None, wait up to ``wait`` seconds for their code to stop.
 
-    ``show`` is called with the progress. Each receipt or error is added to ``outcomes`` as soon as it arrives.
+    ``show`` is called with each progress update. Each receipt or error is added to ``outcomes`` as soon as it arrives.
     """
     await cancel_many(
         nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)), queue
@@ -666,10 +666,10 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
-    """Return a task with additional information.
+    """Return a task with information that is stored separately.
 
-    For an unfinished task, the additional information is the cancel request. For a task that ended without a result,
-    it is the id of the latest requeue.
+    The cancel request is added to an unfinished task. The id of the latest requeue is added to a task that ended
+    without a result.
     """
     task = await nq.fetch(id)
     if not task.status.terminal:
@@ -713,7 +713,7 @@ async def _requeue_all(
 ) -> Requeued:
     """Requeue the tasks with the given ids. If a task is refused, continue with the other tasks.
 
-    ``show`` is called with the progress. Each new task or error is added to ``outcomes`` as soon as it arrives.
+    ``show`` is called with each progress update. Each new task or error is added to ``outcomes`` as soon as it arrives.
     """
 
     async def requeue(id: str) -> None:

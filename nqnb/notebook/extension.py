@@ -38,7 +38,7 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Remove the magics, their completion and the display of records, and close all sessions.
+    """Remove the magics and their completion, restore the display of records, and close all sessions.
 
     Afterwards, no session, live table, handler or thread of nqnb remains.
 

@@ -1,4 +1,4 @@
-"""The live card of tasks: the progress by state, the rate, the time left, and groups of failures with requeue buttons.
+"""The live card of tasks: counts by state, rate, estimated time left, and groups of failures with requeue buttons.
 
 The card uses the same watch as the live tables. The time to process a change does not depend on the number of tasks.
 """

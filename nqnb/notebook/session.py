@@ -274,9 +274,8 @@ class Session:
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start, in the same form as ``deadline``.
-            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with this key, only one runs at a
-                time, across all nqnb workers. These tasks do not necessarily run in the order in which they were
-                submitted.
+            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with this key, only one runs at a time,
+                across all nqnb workers. These tasks do not necessarily run in the order in which they were submitted.
 
         Returns:
             The handle of the task.
@@ -548,7 +547,7 @@ class Session:
 
         Args:
             id: the id of the task.
-            follow: whether to wait until the task has ended.
+            follow: whether to wait until the task has ended, and return all lines.
 
         Raises:
             InvalidTaskId: the id is invalid.
@@ -1134,8 +1133,8 @@ class Session:
                 for each of the last 100 missed times.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
-            serial: a serial key, such as the name of the schedule. Only one task of the queue with this serial key runs
-                at a time, so a long task delays the next task.
+            serial: a serial key, such as the name of the schedule. At most one task of the queue with this serial key
+                runs at a time, so a long task delays the next task.
             replace: whether to replace an existing schedule that has another definition. A paused schedule stays
                 paused.
 
@@ -1275,8 +1274,8 @@ class Session:
             grace: the time between attempts to stop the function, in seconds or as a timedelta.
             reuse: the maximum number of tasks that one process runs, one after another; requires
                 ``isolation="process"``. The default is 1. See `nqnb.Worker.handler`.
-            is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
-                permanently even if retries are left.
+            is_failure: a function that receives the exception of a failed attempt. If the function returns True, the
+                task fails permanently, even if retries are left.
 
         Raises:
             InvalidQueueName: the queue name is invalid.

@@ -150,7 +150,7 @@ class SessionTask:
         handler passed to ``job.log`` are returned.
 
         Args:
-            follow: whether to wait until the task has ended.
+            follow: whether to wait until the task has ended, and return all lines.
 
         Raises:
             UnknownTask: the server no longer has the task.

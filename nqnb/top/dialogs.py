@@ -21,7 +21,7 @@ MAX_LINES = 500
 
 
 class Question(ModalScreen[bool]):
-    """A question. If the user does not choose yes, the answer is no."""
+    """A dialog that asks a yes-or-no question. The answer is no unless the user chooses yes."""
 
     DEFAULT_CSS = """
     Question { align: center middle; }
@@ -50,11 +50,11 @@ class Question(ModalScreen[bool]):
                 yield Button("Yes (y)", id="yes", variant="warning", compact=True)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Close the question with the answer of the pressed button."""
+        """Close the dialog with the answer of the pressed button."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, yes: bool) -> None:
-        """Close the question with the answer of the pressed key."""
+        """Close the dialog with the answer of the pressed key."""
         self.dismiss(yes)
 
 

@@ -51,7 +51,7 @@ class Board(anywidget.AnyWidget):
         act: a coroutine function that performs an action. The arguments are the row's key, the action's name, the
             ``upto`` of the action, and a function that shows progress. The return value is the message to show.
         start: a function that schedules a coroutine function on the event loop, and returns immediately. The board uses
-            it to run ``read`` and ``act``.
+            this function to run ``read`` and ``act``.
         on_close: a function that is called once when the board is closed.
     """
 

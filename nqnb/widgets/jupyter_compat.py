@@ -1,4 +1,4 @@
-"""Compatibility code for front ends and kernels: clicks while a cell is running, and replaced outputs.
+"""Workarounds for differences between kernels and front ends in handling clicks and replacing outputs.
 
 A front end accepts an update of an output at any time. Programs that run a notebook without a front end, such as
 nbclient, nbconvert and papermill, accept an update only while a cell is running.

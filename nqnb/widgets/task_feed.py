@@ -65,8 +65,8 @@ class CancelOutcomes(FeedListener, Protocol):
 class _Subscriber:
     """A table, the filter for its tasks, and the last watch state that was sent to the table.
 
-    ``ids`` contains the ids of the tasks if the table shows only certain tasks. ``queue`` is the queue of the tasks if
-    the table shows only one queue.
+    ``ids`` contains the ids of the tasks if the table shows only certain tasks. ``queue`` is the queue if the table
+    shows the tasks of a single queue.
     """
 
     table: FeedListener
@@ -206,7 +206,7 @@ class TaskFeed:
 
         If only certain tasks are wanted, pass their ``ids``. If only the tasks of one queue are wanted, pass ``queue``.
         The listed tasks, or the unfinished tasks of the queue, are then read first, because the watch may take seconds
-        to reach them.
+        to reach these tasks.
         """
         if self._closed:
             return
@@ -275,7 +275,7 @@ class TaskFeed:
         return self._complete if task is None else task.status.terminal
 
     async def _read_first(self, subscriber: _Subscriber) -> None:
-        """Read the tasks of a table by their ids, because the watch may take seconds to reach them."""
+        """Read the first tasks of a table separately, because the watch may take seconds to reach these tasks."""
         watch = self._watch
         ids = subscriber.ids or await self._unended_ids(subscriber.queue or "")
         found = await outcomes_of(ids[:_MAX_FIRST_TASKS], self._client.fetch, IN_FLIGHT)
@@ -285,9 +285,9 @@ class TaskFeed:
             self._send(subscriber, TaskBatch(tasks=tasks, lost=self._lost))
 
     async def _unended_ids(self, queue: str) -> Sequence[str]:
-        """Return the ids of the tasks whose messages are in a queue, unless the watch delivers the queue's tasks soon.
+        """Return the ids of some unfinished tasks of a queue, or no ids if enough of its tasks are already known.
 
-        A message stays in the queue until its task has ended.
+        The ids are read from the queue's messages, which stay in the queue until their tasks have ended.
         """
         await self._began.wait()
         known = sum(task.queue == queue for task in self._tasks.known.values())
