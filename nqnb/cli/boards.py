@@ -262,7 +262,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
     """Return the final report of a chaos run."""
     made = record.figures
     columns = [
-        Column("a cancel met the task"),
+        Column("time of the cancel"),
         Column("cancels", right=True, dispensable=1),
         *(Column(end, right=True) for end in _CHAOS_ENDS[:-1]),
         Column(_CHAOS_ENDS[-1], right=True, dispensable=2),
@@ -288,7 +288,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
                 ("server", record.where),
                 ("tasks", f"{record.submitted:,} submitted, {record.acknowledged:,} acknowledged"),
                 ("ended", _counts(made.ends)),
-                ("runs", f"{made.runs:,}, of which {made.again:,} followed a run that a fault ended"),
+                ("runs", f"{made.runs:,}, of which {made.again:,} repeated an interrupted run"),
                 ("revisions", f"{record.revisions:,} checked"),
                 ("faults", _counts(made.faults) or "none"),
                 ("submit to ack", _spread(made.ack)),

@@ -150,8 +150,8 @@ def no_cancel_stream(queue: str) -> Finding:
     return Finding(
         code="no-cancel-stream",
         queue=queue,
-        problem="The stream of cancels is missing: Go programs cannot send or receive cancels, and workers of nqnb may "
-        "receive them later.",
+        problem="The stream of cancels is missing: Go programs cannot send or receive cancels, and nqnb workers may "
+        "receive cancels with a delay.",
         remedy=f"Run `nqnb doctor {queue} --fix` to create the stream.",
     )
 
@@ -265,8 +265,8 @@ def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> 
         by = f"{duration(abs(least + most) / 2, gap=' ')} {'ahead of' if least > 0 else 'behind'}"
         yield Finding(
             code="clock-skew",
-            problem=f"The clock of this machine is {by} the server's clock: dates such as process_at and deadline mean "
-            "other times here.",
+            problem=f"The clock of this machine is {by} the server's clock: dates that are set on "
+            "this machine, such as process_at and deadline, are wrong by this time.",
             remedy=synchronize,
         )
     if len(facts.clocks) > 1:

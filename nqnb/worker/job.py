@@ -154,7 +154,7 @@ class Job:
         """
         if self.state.stop.is_set():
             self.state.progress_raises = False
-            raise JobCancelled(f"task {self.id} must stop")
+            raise JobCancelled(f"task {self.id} is being stopped: let this exception end the handler")
 
     def wait(self, seconds: Duration) -> None:
         """Sleep, but wake up as soon as the handler must stop. Do not call this in an ``async def`` handler: it blocks.

@@ -318,7 +318,7 @@ def _trap(
                 frame = frame.f_back
             if frame is not None and not _is_guarded(stack):
                 due.pop(thread_id, None)
-                raise JobCancelled("the handler must stop")
+                raise JobCancelled("the task is being stopped: let this exception end the handler")
         return before(*args, **kwargs)
 
     return functools.wraps(before)(trap) if inspect.isfunction(before) else trap
