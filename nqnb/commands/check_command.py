@@ -136,7 +136,7 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
 
 
 async def _idle_queues(nq: Client, queue: str | None) -> dict[str, QueueService]:
-    """Return the queues that have tasks, but neither an nqnb worker nor a pending pull request."""
+    """Return the queues that have tasks, but no nqnb worker and no other client that is requesting tasks."""
     names = [each.name for each in await nq.queues() if not each.workers] if queue is None else [queue]
     services = {name: await nq.backend.service_of(name) for name in names}
     return {name: each for name, each in services.items() if each.waiting and not (each.workers or each.pulls)}
@@ -146,7 +146,7 @@ def _served(idle: Mapping[str, QueueService], tasks: Sequence[TaskInfo], now: da
     """Check that no queue has tasks that are waiting for a worker.
 
     Args:
-        idle: the queues without an nqnb worker and without a pull request.
+        idle: the queues for which no worker is registered or requesting tasks.
         tasks: the open tasks, which may include tasks of other queues.
         now: the current time.
     """

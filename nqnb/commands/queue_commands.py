@@ -196,7 +196,7 @@ async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
 
 
 async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
-    """Return the tasks that would be cancelled or deleted with the queue. Raise QueueInUse if it cannot be deleted."""
+    """Return the tasks that would be cancelled or deleted with the queue. Raise QueueInUse if the queue is in use."""
     info, preview = await _find(nq, name), Preview.of(await nq.tasks(name, OPEN_STATES))
     if force or not (preview.ids or info.workers):
         return preview

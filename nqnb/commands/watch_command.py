@@ -39,7 +39,7 @@ class Changes(Struct, frozen=True):
     """The tasks that have changed since the previous snapshot.
 
     ``at`` is the time of the new snapshot. ``trouble`` describes a problem with the connection, or is empty. ``back``
-    is True if a problem has just ended.
+    is True if the connection has just recovered.
     """
 
     at: datetime

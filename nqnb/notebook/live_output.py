@@ -58,7 +58,7 @@ class TerminalLine:
         self._write(f"\r\x1b[K{text[:width]}")
 
     def end(self, text: str) -> None:
-        """Remove the line. The text is not shown."""
+        """Remove the line. The text is ignored."""
         self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The queues and the workers of ``nqnb top``, from the same sources as the tables of notebooks."""
+"""The queues and the workers of ``nqnb top``, from the same sources as the tables in notebooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screens above the tables of ``nqnb top``: a question, the help, and one open task."""
+"""The dialogs and screens of ``nqnb top``: a yes-or-no question, the help, and one open task."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class LineView(ScrollView, can_focus=True):
     ]
 
     class Opened(Message):
-        """The user opened a row with a double click."""
+        """The message that the user has opened a row with a double click."""
 
     def __init__(self, source: LineSource, id: str) -> None:
         super().__init__(id=id)

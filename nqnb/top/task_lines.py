@@ -1,4 +1,4 @@
-"""The tasks of ``nqnb top``, with the same rows, feed and pending cancels as the live tables of notebooks."""
+"""The tasks of ``nqnb top``, with the same rows, feed and pending cancels as the live tables in notebooks."""
 
 from __future__ import annotations
 

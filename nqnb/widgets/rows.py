@@ -34,7 +34,7 @@ _OPEN = tuple(number for state, number in _NUMBERS.items() if not state.terminal
 class Rows:
     """The tasks of a table, with a filter, a search and an order. This class is not thread-safe.
 
-    A change to a task takes a binary search and, while a search is active, a scan of the task's text. A new search
+    A change to a task requires a binary search and, while a search is active, a scan of the task's text. A new search
     scans the texts of all tasks. The text of a task is built only once. A new filter or order sorts the matching tasks.
     The counts are updated with each change. The time to return a page is proportional to the page's length.
 
@@ -639,7 +639,7 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
 class Order:
     """A list of task ids, sorted by one column. The sort key is ``key`` or, by default, the key in `COLUMNS`.
 
-    If there are few changes, each change takes a binary search. Many changes are sorted and merged into the list.
+    If there are few changes, each change requires a binary search. Many changes are sorted and merged into the list.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ class NotebookFront:
         self._awaited_id = task_id
 
     def interrupted(self) -> str:
-        """Handle an interrupt as session calls do: report or cancel the awaited task, unless the task has ended.
+        """Handle an interrupt in the same way as session calls: report or cancel the awaited task, unless it has ended.
 
         Returns:
             The end of the message that reports the interrupt.
