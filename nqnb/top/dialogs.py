@@ -21,7 +21,7 @@ MAX_LINES = 500
 
 
 class Question(ModalScreen[bool]):
-    """A dialog that asks a yes-or-no question. The answer is no unless the user chooses yes."""
+    """A dialog that asks a yes-or-no question. Any choice other than yes means no."""
 
     DEFAULT_CSS = """
     Question { align: center middle; }
