@@ -593,5 +593,5 @@ class TestAStoreOfOnesOwn:
             assert "secret" not in str(caught.value)
 
     def test_a_store_that_fails_during_the_check_is_refused(self) -> None:
-        with pytest.raises(nqnb.BadInput, match="type Silent has no create, update"):
+        with pytest.raises(nqnb.BadInput, match="type Silent does not implement create, update"):
             nqnb.connect(store=Silent())
