@@ -68,7 +68,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         interval = _check_interval(units)
         if (cron is None) == (interval == 0):
             raise BadInput(
-                "the schedule has no valid times: exactly one of a cron expression and an interval is required. "
+                "the schedule has no valid times: expected either a cron expression or an interval. "
                 "Pass an expression such as '0 7 * * mon-fri', or an interval such as minutes=5."
             )
         if cron is None:
@@ -197,7 +197,7 @@ def _check_interval(units: dict[str, object]) -> int:
     total = 0.0
     for unit, count in units.items():
         if not isinstance(count, numbers.Real) or isinstance(count, bool) or count < 0 or not count < math.inf:
-            raise BadInput(f"{unit}={shown(count)} is invalid: must be a finite number of at least 0, such as 5.")
+            raise BadInput(f"{unit}={shown(count)} is invalid: must be a finite, non-negative number, such as 5.")
         # A whole number may be too large for a float.
         total += (float(count) if count <= LONGEST_SECONDS else math.inf) * _UNIT_SECONDS[unit]
     if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:

@@ -118,8 +118,8 @@ def test_a_time_zone_may_be_an_object() -> None:
 @pytest.mark.parametrize(
     ("cron", "zone", "units", "said"),
     [
-        (None, None, {}, "exactly one of a cron expression and an interval"),
-        ("* * * * *", None, {"minutes": 5}, "exactly one of a cron expression and an interval"),
+        (None, None, {}, "expected either a cron expression or an interval"),
+        ("* * * * *", None, {"minutes": 5}, "expected either a cron expression or an interval"),
         ("0 7 * *", None, {}, "wrong number of fields"),
         ("0 25 * * *", None, {}, "bad hour"),
         ("0 0 30 2 *", None, {}, "bad day-of-month"),
