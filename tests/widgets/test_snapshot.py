@@ -92,7 +92,7 @@ def test_a_snapshot_shows_failures_first_and_says_what_it_leaves_out() -> None:
         shown.apply([TaskInfo.of(TaskMessage(ID=name, Queue="q", Status=Status.FAILED, Meta=meta), 1)])
     lines = snapshot.text(shown, most=3).splitlines()
     assert [line.split()[0] for line in lines[2:5]] == ["x", "y", "2929"]
-    assert lines[1].split()[:4] == ["id", "status", "note", "attempt"], "a narrow page shows the error"
+    assert lines[1].split()[:4] == ["id", "queue", "status", "note"], "a narrow page shows the error"
     assert lines[-1].startswith("the first 3 of 32 tasks, failures first; 29 are not shown (29 completed); as of ")
     shown.sort("id")
     assert "failures first" not in snapshot.text(shown, most=3)
