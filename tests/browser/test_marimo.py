@@ -64,6 +64,12 @@ REMOVE_AND_INSERT = """root => {
 }"""
 
 
+OUTSIDE = """root => [...root.querySelectorAll("button, input")].filter((each) => {
+    const box = each.getBoundingClientRect(), frame = root.getBoundingClientRect();
+    return box.width && (box.right > frame.right + 1 || box.left < frame.left - 1);
+}).map((each) => each.outerHTML)"""
+
+
 def look_of(cell: Locator) -> str:
     return str(cell.evaluate("e => [getComputedStyle(e).borderBottomWidth, getComputedStyle(e).paddingLeft].join(' ')"))
 
@@ -114,8 +120,16 @@ def test_a_live_table_in_marimo(
         until(lambda: board.get_attribute("data-theme") == "dark", "the theme of the other table")
         page.wait_for_timeout(300)
         shot(page, "marimo-dark")
+        page.set_viewport_size({"width": 500, "height": 1200})
+        page.wait_for_timeout(300)
+        shot(page, "marimo-dark-500")
         page.emulate_media(color_scheme="light")
         until(lambda: table.get_attribute("data-theme") == "light", "the theme changes back")
+        page.wait_for_timeout(300)
+        shot(page, "marimo-light-500")
+        for shown in (table, board):
+            assert shown.evaluate(OUTSIDE) == []
+        page.set_viewport_size({"width": 1160, "height": 1200})
 
         before = look_of(second.locator("td").first)
         second.locator("[data-act=cancel]").click()
