@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 from helpers.task_processes import in_sessions, supervisors
@@ -35,6 +35,7 @@ pytestmark = [
 
 calls = 0
 late: list[threading.Thread] = []
+open_files: list[TextIO] = []
 
 
 def act(job: Job, payload: str) -> list[int]:
@@ -80,6 +81,9 @@ def act(job: Job, payload: str) -> list[int]:
         sys.path.append("/left")
     elif what == "look":
         return [os.environ.get("NQNB_TEST_LEFT") is None, os.getcwd() != "/", "/left" not in sys.path]
+    elif what == "file":
+        open_files.append(open(file, "w"))  # noqa: SIM115  it stays open, and is not flushed
+        open_files[-1].write("written")
     elif what == "print":
         print(f"printed {calls}", end="")
     elif what == "atexit":
@@ -265,6 +269,15 @@ class TestReuse:
         else:
             await reserve.close()
         assert (tmp_path / "flag").exists()
+
+    async def test_data_of_open_files_is_written_when_the_process_ends(
+        self, tmp_path: Path, reserve: Reserve, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        await done_by(handler_of(reuse=None), f"file {tmp_path / 'data'}")
+        await done_by(handler_of(reuse=None), "print")
+        await reserve.close()
+        assert (tmp_path / "data").read_text() == "written"
+        assert "printed 1" in capfd.readouterr().err
 
     async def test_an_idle_process_that_died_is_not_used(self) -> None:
         handler = handler_of()
