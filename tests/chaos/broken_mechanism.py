@@ -9,6 +9,7 @@ They are called in the worker processes of an attack, or in the process of its c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import sys
@@ -19,10 +20,12 @@ from nqnb.protocol import cancel, claim, finish, transition
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.finish import Ending
 from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.rate import Starts, next_starts
+from nqnb.protocol.slots import Holder, HolderWatch
 from nqnb.protocol.transition import Write
 from nqnb.protocol.wire import CancelRecord, Status
 from nqnb.testing.chaos import ChaosOptions, run_chaos
-from nqnb.worker import runtime
+from nqnb.worker import limiter, runtime
 from nqnb.worker.run import Run
 
 reached: set[str] = set()
@@ -86,8 +89,32 @@ def acknowledge_before_the_outcome() -> None:
     finish.write_outcome = late_write
 
 
+def take_over_slots() -> None:
+    """Take over the slots of live workers that run their tasks."""
+
+    async def none_held(self: HolderWatch, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
+        reached.add(take_over_slots.__name__)
+        return []
+
+    HolderWatch.still_held = none_held  # type: ignore[method-assign]  # breaking it is the point
+
+
+def reserve_starts_alone() -> None:
+    """Keep the rate limit of a queue in each worker, and not in all workers together."""
+    ends: dict[str, float] = {}
+
+    async def reserve(backend: TaskBackend, queue: str, rate: float, *, wanted: int, ahead: float) -> Starts:
+        reached.add(reserve_starts_alone.__name__)
+        starts = next_starts(ends.get(queue, 0.0), now=backend.now(), rate=rate, wanted=wanted, ahead=ahead)
+        if starts.count:
+            ends[queue] = starts.end
+        return starts
+
+    vars(limiter)["reserve_starts"] = reserve
+
+
 async def try_out() -> None:
-    """Complete a task, and cancel one that runs."""
+    """Complete a task of a queue with limits, and cancel one that runs."""
     with nqnb.DevServer() as server:
         worker = nqnb.Worker(server.url)
 
@@ -95,14 +122,20 @@ async def try_out() -> None:
         async def work(job: nqnb.Job, seconds: float) -> None:
             await asyncio.sleep(seconds)
 
-        async with worker, nqnb.connect(server.url) as nq:
-            await (await nq.submit("work", 0)).wait(timeout=20)
-            running = await nq.submit("work", 60)
+        async with nqnb.connect(server.url) as nq, contextlib.AsyncExitStack() as stack:
+            task = await nq.submit("work", 0)
+            await nq.limit_queue("work", rate=100, concurrency=5)
+            await stack.enter_async_context(worker)
+            await task.wait(timeout=20)
+            running = await nq.submit("work", 60, serial="key")
             async for update in running.updates():
                 if update.status is Status.PROCESSING:
                     break
+            waiting = await nq.submit("work", 0, serial="key")
+            await asyncio.sleep(0.5)
             # Without the queue, no early cancel ends the task before its cancel request is stored.
             await nq.cancel(running.id, wait=20)
+            await waiting.wait(timeout=20)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from helpers.waiting import until
 import nqnb
 from nqnb.jetstream.connection import Connection
 from nqnb.testing.chaos import DEFAULT_FAULTS, ChaosOptions, Rule
-from nqnb.testing.chaos.plan import Kind, Moment, plan_tasks
+from nqnb.testing.chaos.plan import LIMITS, Kind, Moment, plan_tasks
 from nqnb.testing.chaos.testbed import ChaosWorkers
 from nqnb.testing.chaos.workload import LocalClient, RemoteClient, Workload
 
@@ -44,6 +44,9 @@ def test_the_same_seed_plans_the_same_attack() -> None:
     assert plans[0] == plans[1]
     assert plans[0] != plans[2]
     assert {cancel.aim for plan in plans[0] for cancel in plan.cancels} == set(Moment)
+    kinds = Counter(plan.kind for plan in plans[0][:100])
+    # Even a short attack submits more tasks to a queue with limits than may run or start at once.
+    assert all(kinds[kind] > 15 for kind in LIMITS)
 
 
 def test_a_short_attack_breaks_no_rule(seed: int) -> None:
@@ -202,6 +205,8 @@ MUTATIONS = [
     ("store_no_cancel_request", ("worker", "server", "link"), {Rule.CLAIMED_LATE, Rule.UNHEARD, Rule.UNASKED}),
     ("register_after_the_claim", ("worker", "link"), {Rule.UNHEARD, Rule.OVERLAP}),
     ("acknowledge_before_the_outcome", ("worker", "full"), {Rule.OPEN}),
+    ("take_over_slots", ("worker",), {Rule.CROWDED}),
+    ("reserve_starts_alone", ("clock",), {Rule.HASTY}),
 ]
 
 

@@ -12,7 +12,7 @@ from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
 from nqnb.testing.chaos import Rule
 from nqnb.testing.chaos.evidence import CancelSeen, Evidence, FaultSeen, LifeSeen, Line, Revision, SubmitSeen
 from nqnb.testing.chaos.judge import judge
-from nqnb.testing.chaos.plan import Kind, Moment, TaskPlan
+from nqnb.testing.chaos.plan import LIMITS, Kind, Moment, TaskPlan
 from nqnb.testing.chaos.report import explain, figures, timeline
 
 TASK = "t1"
@@ -203,6 +203,22 @@ def two_of_a_key(found: Evidence) -> None:
     found.lines += [replace(line(at, word, "r2", 1), task="t2") for at, word in ((2.5, "start"), (3.5, "return"))]
 
 
+def runs(found: Evidence, kind: Kind, begins: list[float], seconds: float) -> None:
+    """Add runs of other tasks, each in another worker process than the one before."""
+    for number, begin in enumerate(begins):
+        for at, word in ((begin, "start"), (begin + seconds, "return")):
+            each = line(at, word, f"other-{number}", number % 3, kind=kind.value)
+            found.lines.append(replace(each, task=f"other-{number}"))
+
+
+def one_too_many(found: Evidence) -> None:
+    runs(found, Kind.NARROW, [10.0 + 0.1 * number for number in range(LIMITS[Kind.NARROW].concurrency + 1)], 5.0)
+
+
+def too_fast(found: Evidence) -> None:
+    runs(found, Kind.PACED, [10.0 + 0.05 * number for number in range(round(3 * LIMITS[Kind.PACED].rate) + 1)], 0.01)
+
+
 def endless(found: Evidence) -> None:
     found.lines.append(line(2.1, "start", "r2"))
 
@@ -252,6 +268,8 @@ def firing_at_no_scheduled_time(found: Evidence) -> None:
         (completed, again, Rule.AGAIN),
         (completed, overlap, Rule.OVERLAP),
         (completed, two_of_a_key, Rule.SERIAL),
+        (completed, one_too_many, Rule.CROWDED),
+        (completed, too_fast, Rule.HASTY),
         (completed, endless, Rule.ENDLESS),
         (completed, incomplete, Rule.RECORD),
         (completed, missed_firing, Rule.MISFIRED),
@@ -296,6 +314,32 @@ def test_a_suspended_process_may_overlap_with_the_next_run() -> None:
     overlap(evidence)
     evidence.lines.append(line(2.9, "stall", "0.8"))
     assert Rule.OVERLAP not in {each.rule for each in judge(evidence)}
+
+
+def test_as_many_tasks_as_the_limits_allow_may_run_and_start() -> None:
+    evidence = completed()
+    limit, rate = LIMITS[Kind.NARROW].concurrency, LIMITS[Kind.PACED].rate
+    runs(evidence, Kind.NARROW, [10.0 + each // limit for each in range(10)], 1.0)
+    runs(evidence, Kind.PACED, [30.0] * round(rate) + [30.0 + each / rate for each in range(20)], 1.0)
+    assert judge(evidence) == []
+
+
+def test_a_suspended_process_may_exceed_the_concurrency_limit() -> None:
+    evidence = completed()
+    one_too_many(evidence)
+    evidence.lines.append(line(10.2, "stall", "0.3"))
+    assert judge(evidence) == []
+
+
+@pytest.mark.parametrize(("count", "rules"), [(7, set()), (20, {Rule.HASTY})])
+def test_only_some_runs_may_start_together_after_a_fault_that_delayed_their_claims(
+    count: int, rules: set[Rule]
+) -> None:
+    evidence = completed()
+    runs(evidence, Kind.PACED, [10.0 + 0.05 * number for number in range(count)], 0.01)
+    assert {breach.rule for breach in judge(evidence)} == {Rule.HASTY}
+    evidence.faults.append(FaultSeen("server", "the server was killed", 7.0, 9.9))
+    assert {breach.rule for breach in judge(evidence)} == rules
 
 
 def test_two_tasks_with_different_keys_may_run_at_once() -> None:

@@ -19,7 +19,7 @@ from nqnb.protocol.names import CONSUMER
 from nqnb.testing.chaos.evidence import Evidence, firings_of, read_revisions
 from nqnb.testing.chaos.faults import CLOCK_SECONDS, Faults
 from nqnb.testing.chaos.judge import judge
-from nqnb.testing.chaos.plan import FIRING_PERIOD_SECONDS, SCHEDULE, ChaosOptions, Kind, TaskPlan, plan_tasks
+from nqnb.testing.chaos.plan import FIRING_PERIOD_SECONDS, LIMITS, SCHEDULE, ChaosOptions, Kind, TaskPlan, plan_tasks
 from nqnb.testing.chaos.report import ChaosReport, ChaosState, explain, figures
 from nqnb.testing.chaos.testbed import ChaosWorkers, Testbed
 from nqnb.testing.chaos.workload import LocalClient, RemoteClient, TaskClient, Workload
@@ -95,6 +95,10 @@ class _Attack:
         deadline = time.monotonic() + 60 * options.minutes
         workload = self._workload = Workload(plans, clients, testbed.queues, _MAX_OPEN_TASKS, deadline)
         faults = self._faults = Faults(options, testbed, self._workers, workload)
+        for kind, limits in LIMITS.items():
+            queue = testbed.queues[kind.value]
+            await nq.backend.ensure_queue(queue)
+            await nq.limit_queue(queue, rate=limits.rate or None, concurrency=limits.concurrency or None)
         helpers = [asyncio.ensure_future(self._keep_showing()), asyncio.ensure_future(self._watch_loop())]
         stack.push_async_callback(_cancel, *helpers)
         for place in range(options.workers):

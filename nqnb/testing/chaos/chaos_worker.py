@@ -31,8 +31,8 @@ _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
 """Longer delays use server-side schedules. The limit, in seconds, is low so that attacks cover schedules."""
 
-_WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3, Kind.PATIENT.value: 1, Kind.PROCESS.value: 1}
-"""The weight of the queue of each kind."""
+_WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3}
+"""The weights of the queues. The other queues have the weight 1."""
 
 
 class HandlerFailed(Exception):
@@ -42,7 +42,7 @@ class HandlerFailed(Exception):
 def make_worker(orders: dict[str, Any]) -> Worker:
     """Return a worker with a handler for each kind of task. ``orders`` are the instructions from stdin."""
     settings = Settings(**orders["settings"])
-    weights = {queue: _WEIGHTS[kind] for kind, queue in orders["queues"].items()}
+    weights = {queue: _WEIGHTS.get(kind, 1) for kind, queue in orders["queues"].items()}
     worker = Worker(
         settings, concurrency=orders["concurrency"], queues=weights, shutdown_timeout=2.0, poison_limit=10_000
     )
@@ -94,7 +94,8 @@ def make_worker(orders: dict[str, Any]) -> Worker:
 
     queues, quick = orders["queues"], nqnb.Backoff(0.01, 0.05)
     patient = nqnb.Backoff(PATIENT_SECONDS, PATIENT_SECONDS)
-    worker.handler(queues[Kind.COROUTINE.value], grace=0.05, backoff=quick)(coroutine)
+    for kind in (Kind.COROUTINE, Kind.NARROW, Kind.PACED):
+        worker.handler(queues[kind.value], grace=0.05, backoff=quick)(coroutine)
     worker.handler(queues[Kind.PATIENT.value], grace=0.05, backoff=patient)(coroutine)
     worker.handler(queues[Kind.THREAD.value], grace=0.05, backoff=quick)(plain)
     if Kind.PROCESS.value in queues:

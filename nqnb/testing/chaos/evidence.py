@@ -177,6 +177,14 @@ class Evidence:
         return dict(found)
 
     @cached_property
+    def runs_of_kind(self) -> dict[str, list[RunSeen]]:
+        """The handler runs of each kind, in order of their start times."""
+        found: dict[str, list[RunSeen]] = defaultdict(list)
+        for run in sorted((run for runs in self.runs.values() for run in runs), key=lambda run: run.begun):
+            found[run.kind].append(run)
+        return dict(found)
+
+    @cached_property
     def cancels_of(self) -> dict[str, list[CancelSeen]]:
         """The cancel calls for each task, by task id."""
         found: dict[str, list[CancelSeen]] = defaultdict(list)

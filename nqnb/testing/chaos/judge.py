@@ -10,7 +10,7 @@ import msgspec
 
 from nqnb.protocol.wire import Status
 from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen, overlaps
-from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, Kind
+from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, LIMITS, Kind
 
 SLACK_SECONDS = 0.05
 """The tolerance, in seconds, when times from the server's clock are compared with times from this machine's clock."""
@@ -18,6 +18,13 @@ _STOP_WINDOW_SECONDS = 1.0
 """The time, in seconds, during which a process can still be stopped after its handler has logged a return."""
 _MAKE_ROOM_SECONDS = 5.0
 """Once the store is no longer full, the end of a cancelled task must be written within this many seconds."""
+_BURST_SECONDS = 0.75
+"""In any period, the tasks of this many additional seconds may take the starts that a rate limit allows."""
+_CLAIM_SECONDS = 1.25
+"""The maximum time between the start that a task takes and the run, if nothing disturbs the worker.
+
+The claim takes up to six round trips of the slowest link.
+"""
 _MAX_WAITING_REVISIONS = 8
 """The maximum number of revisions of a task that is cancelled while it is waiting to run."""
 
@@ -42,6 +49,8 @@ class Rule(enum.Enum):
     AGAIN = "ran again after it had returned"
     OVERLAP = "ran twice at the same time"
     SERIAL = "ran at the same time as another task of its serial key"
+    CROWDED = "ran although the concurrency limit of its queue was reached"
+    HASTY = "started although the rate limit of its queue was reached"
     ENDLESS = "has a handler that never ended"
     MISFIRED = "does not fit the scheduled times of the recurring task"
     RECORD = "the evidence is incomplete"
@@ -65,7 +74,63 @@ def judge(evidence: Evidence) -> list[Breach]:
     known = {**dict.fromkeys(each.task for each in evidence.submits if each.task), **dict.fromkeys(evidence.revisions)}
     for task in known:
         breaches += _judge_task(evidence, task)
-    return breaches + list(_misfired(evidence))
+    return [*breaches, *_crowded(evidence), *_hasty(evidence), *_misfired(evidence)]
+
+
+def _crowded(evidence: Evidence) -> Iterator[Breach]:
+    """Check that no task of a queue with a concurrency limit started while that many tasks of the queue ran."""
+    for kind, limits in LIMITS.items():
+        running: list[RunSeen] = []
+        for run in evidence.runs_of_kind.get(kind.value, ()) if limits.concurrency else ():
+            # As for serial keys: a suspended process cannot stop its handler.
+            begin = run.begun - evidence.ack_wait
+            running = [
+                each
+                for each in running
+                if run.begun < each.ended - SLACK_SECONDS
+                and not overlaps(evidence.stalls.get(each.number, ()), begin, each.ended)
+            ]
+            if len(running) >= limits.concurrency:
+                others = ", ".join(f"{each.task} in worker process {each.number}" for each in running)
+                yield Breach(
+                    Rule.CROWDED,
+                    f"worker process {run.number} ran it from {run.begun - evidence.begun:.3f} s, while the tasks of "
+                    f"its queue with the limit of {limits.concurrency} were running: {others}",
+                    run.task,
+                )
+            running.append(run)
+
+
+def _hasty(evidence: Evidence) -> Iterator[Breach]:
+    """Check that no more tasks of a queue with a rate limit started in any period than the rate and a burst allow.
+
+    A fault can delay the claims of several tasks, so that their runs start together, but by no more than the ack wait,
+    when their leases end. Among the runs that no fault has delayed, fewer may start together.
+    """
+    for kind, limits in LIMITS.items():
+        if limits.rate:
+            runs = evidence.runs_of_kind.get(kind.value, [])
+            begin = {run: run.begun - evidence.ack_wait for run in runs}
+            prompt = [
+                run
+                for run in runs
+                if not evidence.disturbed(run.number, begin[run], run.begun)
+                and not overlaps(evidence.loop_lags.get(run.number, ()), begin[run], run.begun)
+            ]
+            yield from _too_fast(evidence, runs, limits.rate, evidence.ack_wait)
+            yield from _too_fast(evidence, prompt, limits.rate, _CLAIM_SECONDS)
+
+
+def _too_fast(evidence: Evidence, runs: list[RunSeen], rate: float, delay: float) -> Iterator[Breach]:
+    for last, run in enumerate(runs):
+        for first in range(last):
+            seconds, count = run.begun - runs[first].begun, last - first + 1
+            if count > rate * (seconds + _BURST_SECONDS + delay) + 1:
+                text = (
+                    f"{count} tasks of its queue started within {seconds:.3f} s, and the limit is {rate:g} per second"
+                )
+                yield Breach(Rule.HASTY, text, run.task)
+                break
 
 
 def _misfired(evidence: Evidence) -> Iterator[Breach]:

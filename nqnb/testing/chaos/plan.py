@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nqnb.errors import BadInput
+from nqnb.queue_limits import QueueLimits
 from nqnb.settings import Settings
 
 FAULTS = ("worker", "server", "link", "block", "full", "clock", "cluster")
@@ -50,6 +51,14 @@ class Kind(enum.Enum):
     PROCESS = "process"
     PATIENT = "patient"
     """A coroutine handler with a long pause before each retry."""
+    NARROW = "narrow"
+    """A coroutine handler of a queue with a concurrency limit."""
+    PACED = "paced"
+    """A coroutine handler of a queue with a rate limit."""
+
+
+LIMITS = {Kind.NARROW: QueueLimits(concurrency=3), Kind.PACED: QueueLimits(rate=2)}
+"""The limits of the queues that have limits."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,8 @@ class TaskPlan:
 
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
+_LIMITED_EVERY, _LIMITED_IN_A_ROW, _LIMITED_FROM = 200, 20, {Kind.PACED: 25, Kind.NARROW: 55}
+"""Of each 200 tasks, 20 in a row are of each kind with limits, so that they have to wait for the limits."""
 _SERIAL_ONE_IN, _SERIAL_KEYS = 8, 3
 """One task in this many has a serial key, and this many different serial keys are used."""
 _BLOCKS_ONE_IN = 400
@@ -190,7 +201,7 @@ def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
 
 
 def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int) -> TaskPlan:
-    kind = dice.choices(list(_KINDS), list(_KINDS.values()))[0]
+    kind = _limited_kind(number) or dice.choices(list(_KINDS), list(_KINDS.values()))[0]
     aims = dice.choices([0, 1, 2], [45, 45, 10])[0]
     moments = dice.choices(list(_AIMS), list(_AIMS.values()), k=aims)
     seconds = dice.choices(
@@ -224,6 +235,12 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
         serial="" if number % _SERIAL_ONE_IN else f"key-{number // _SERIAL_ONE_IN % _SERIAL_KEYS}",
         cancels=tuple(CancelPlan(each, _after(dice, each, seconds, wait), dice.randrange(clients)) for each in moments),
     )
+
+
+def _limited_kind(number: int) -> Kind | None:
+    """Return the kind of a task that goes to a queue with limits, or None."""
+    place = number % _LIMITED_EVERY
+    return next((kind for kind, first in _LIMITED_FROM.items() if 0 <= place - first < _LIMITED_IN_A_ROW), None)
 
 
 def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
