@@ -331,11 +331,11 @@ def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo
 @click.option("--follow", "-f", is_flag=True, help="Wait for new lines until the task has ended")
 @click.pass_context
 def task_logs(ctx: click.Context, id: str | None, named: str | None, follow: bool) -> TaskLog | None:
-    """Show the log of a task: the lines that the handler printed and logged.
+    """Show the log of a task.
 
-    The log is complete only if the task's worker stores task logs (`nqnb worker --task-logs`). Otherwise, the last 20
-    lines that the handler passed to job.log are shown. With --follow and --json, one JSON object is printed for each
-    line of the log.
+    The log contains the lines that the handler printed and logged, if the task's worker stores task logs (`nqnb worker
+    --task-logs`). Otherwise, the last 20 lines that the handler passed to job.log are shown. With --follow and --json,
+    one JSON object is printed for each line of the log.
     """
     chosen = _chosen_id(id, named)
 

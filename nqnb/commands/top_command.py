@@ -31,11 +31,11 @@ Examples:
 )
 @click.pass_context
 def top(ctx: click.Context, queue: str | None, theme: str | None) -> None:
-    """Show tasks, queues and workers in a full-screen view until you press q.
+    """Show tasks, queues and workers in a full-screen view.
 
     In the view, you can filter tasks, show a task's payload, error and traceback, cancel and requeue tasks, and pause
-    queues. The last line shows the most important keys, and the key ? shows all keys. With QUEUE, only the tasks of
-    this queue are shown. Requires a terminal and nqnb[top].
+    queues. The last line shows the most important keys. Press ? to show all keys, and q to quit. With QUEUE, only the
+    tasks of this queue are shown. Requires a terminal and nqnb[top].
     """
     front = front_of(ctx)
     if front.json or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
