@@ -75,11 +75,7 @@ async def remove_everything(nq: nqnb.Client) -> None:
         await nq.backend.delete_queue(queue)
     for name in (await connection.api("STREAM.NAMES"))["streams"] or []:
         await connection.api(f"STREAM.DELETE.{name}")
-    try:
-        await nq.backend.ensure_buckets()
-    except nqnb.errors.ServerRefused:
-        await asyncio.sleep(1)  # the server was still removing the files of a stream with this name
-        await nq.backend.ensure_buckets()
+    await nq.backend.ensure_buckets()
 
 
 async def put(nq: nqnb.Client, *messages: tuple[str, bytes]) -> None:

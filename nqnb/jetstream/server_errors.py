@@ -28,6 +28,7 @@ _NOT_NOW = {
     **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is currently off"),
     10004: "some servers of the cluster did not reply",
     10041: "the servers of the cluster currently disagree",
+    10049: "the server currently cannot create the stream's files",  # for example, while it removes a deleted stream's
     10075: "the cluster is moving the stream",
     STREAM_FULL: "the stream currently cannot store messages",
     10118: "the servers that have the stream are offline",

@@ -14,6 +14,7 @@ import pytest
 
 import nqnb
 from nqnb import Status
+from nqnb.protocol import names
 from nqnb.protocol.cancel import end_waiting_task
 from nqnb.protocol.purge import new_record
 from nqnb.protocol.wire import TaskMessage
@@ -256,3 +257,12 @@ async def test_a_running_task_survives_a_full_store_and_its_outcome_is_written_l
     assert (runs, stopped) == (1, False)
     lines = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
     assert len(lines) <= 4, "\n".join(lines)
+
+
+async def test_a_stream_is_created_once_the_server_has_removed_the_files_of_a_deleted_one(tmp_path: Path) -> None:
+    with nqnb.DevServer(store_dir=tmp_path) as server:
+        async with nqnb.connect(server.url) as nq:
+            await nq.submit("other", 1)
+            # The server's first attempt fails with error 10049, and removes the file.
+            (tmp_path / "jetstream" / "$G" / "streams" / names.task_stream("work")).touch()
+            assert await (await nq.submit("work", 1)).status() is Status.PENDING
