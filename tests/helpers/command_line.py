@@ -45,7 +45,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def ended(process: subprocess.Popen[str]) -> Answer:
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     return Answer(process.returncode, out, err)
 
 

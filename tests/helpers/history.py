@@ -56,7 +56,7 @@ def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Statu
     return statuses[-1]
 
 
-async def assert_queues_empty(nq: nqnb.Client, *queues: str, within: float = 5.0) -> None:
+async def assert_queues_empty(nq: nqnb.Client, *queues: str, within: float = 30.0) -> None:
     """Assert that no message stays in the queues' streams. Acks may take a moment to arrive."""
     for queue in queues:
         streams = await nq.backend.ensure_queue(queue)

@@ -15,7 +15,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a cell that has not ended fails its test."""
 
 _TELL_A_WAIT = """

@@ -20,9 +20,7 @@ from nqnb.metrics.exporter import Exporter
 
 def free_port() -> int:
     """Return a port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_ports(1)
 
 
 def free_ports(count: int) -> int:
@@ -56,7 +54,7 @@ class Scrape:
 
 def scrape_now(port: int) -> Scrape:
     """Read an endpoint."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         return Scrape(answer.read().decode())
 
 

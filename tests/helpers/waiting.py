@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, overload
@@ -11,7 +13,7 @@ from typing import Any, TypeVar, overload
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 10.0, what: str = "", *, pause: float = 0.01) -> T:
+def until(condition: Callable[[], T], seconds: float = 30.0, what: str = "", *, pause: float = 0.01) -> T:
     """Return the first true value that a condition gives, or fail the test.
 
     Args:
@@ -41,7 +43,7 @@ async def until_async(
 
 
 async def until_async(
-    condition: Callable[[], Any], seconds: float = 10.0, what: str = "", *, pause: float = 0.02
+    condition: Callable[[], Any], seconds: float = 30.0, what: str = "", *, pause: float = 0.02
 ) -> Any:
     """Do the same as `until` on the event loop; the condition may be a coroutine function."""
     __tracebackhide__ = True
@@ -64,3 +66,19 @@ def _expired(condition: Callable[[], object], seconds: float, what: str, value: 
         except (OSError, TypeError):
             what = repr(condition)
     return f"not within {seconds:g} s: {what}; the last value was {value!r}"
+
+
+def noting(begun: threading.Event, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a handler that sets an event when it begins, so that a test can stop it then and not before."""
+
+    @functools.wraps(handler)
+    def noting(*args: Any) -> Any:
+        begun.set()
+        return handler(*args)
+
+    @functools.wraps(handler)
+    async def noting_coroutine(*args: Any) -> Any:
+        begun.set()
+        return await handler(*args)
+
+    return noting_coroutine if inspect.iscoroutinefunction(handler) else noting

@@ -52,9 +52,9 @@ async def processing(nq: nqnb.Client, count: int) -> list[nqnb.TaskInfo]:
         found = await nq.tasks(status=Status.PROCESSING)
         return found if len(found) >= count else []
 
-    return await until_async(enough, 20, f"{count} tasks run")
+    return await until_async(enough, 60, f"{count} tasks run")
 
 
 async def started(diary: Path, *tasks: nqnb.Task) -> None:
     """Wait until the handlers of the tasks run."""
-    await until_async(lambda: {task.id for task in tasks} <= set(words(diary, "start")), 20)
+    await until_async(lambda: {task.id for task in tasks} <= set(words(diary, "start")), 60)

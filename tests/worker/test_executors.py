@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers.waiting import until_async
+from helpers.waiting import noting, until_async
 
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.protocol.lifecycle import Ended
@@ -27,7 +27,7 @@ from nqnb.worker.job import Job
 
 pytestmark = pytest.mark.anyio
 
-GRACE = 0.05
+GRACE = 0.2
 
 
 def executor(function: Callable[..., Any], payload: bytes = b"null", grace: float = GRACE) -> Executor:
@@ -35,14 +35,19 @@ def executor(function: Callable[..., Any], payload: bytes = b"null", grace: floa
     return make_executor(make_handler("q", function, grace=grace), job)
 
 
-async def ended(run: Executor, seconds: float = 10.0) -> Result:
-    return await asyncio.wait_for(run.run(), seconds)
+async def ended(run: Executor) -> Result:
+    return await asyncio.wait_for(run.run(), 30)
 
 
-async def stopped_after(run: Executor, seconds: float) -> Result:
-    """Start a run, stop it after some seconds, and wait for its end."""
-    asyncio.get_running_loop().call_later(seconds, run.stop)
-    return await ended(run)
+async def stopped(function: Callable[..., Any], grace: float = GRACE) -> Result:
+    """Start a run, stop it soon after its handler has begun, and wait for its end."""
+    begun = threading.Event()
+    run = executor(noting(begun, function), grace=grace)
+    ending = asyncio.ensure_future(ended(run))
+    await until_async(begun.is_set)
+    await asyncio.sleep(0.05)
+    run.stop()
+    return await ending
 
 
 def spin(seconds: float) -> None:
@@ -150,7 +155,7 @@ class TestThread:
         assert result.value[0] == "here"
         assert result.value[1] != threading.get_ident()
 
-    @pytest.mark.parametrize("look", [lambda job: job.raise_if_cancelled(), lambda job: job.wait(5)])
+    @pytest.mark.parametrize("look", [lambda job: job.raise_if_cancelled(), lambda job: job.wait(60)])
     async def test_a_handler_that_checks_its_flag_stops_before_anything_is_raised_in_it(
         self, look: Callable[[Job], None]
     ) -> None:
@@ -159,11 +164,7 @@ class TestThread:
                 look(job)
                 time.sleep(0.001)
 
-        run = executor(handle, grace=5.0)
-        begun = time.monotonic()
-        result = await stopped_after(run, 0.05)
-        assert result.ended is Ended.STOPPED
-        assert time.monotonic() - begun < 2.0
+        assert (await stopped(handle, grace=60.0)).ended is Ended.STOPPED
 
     async def test_one_that_sees_it_and_returns_has_returned(self) -> None:
         def handle(job: Job) -> str:
@@ -171,7 +172,7 @@ class TestThread:
                 time.sleep(0.001)
             return "tidied up"
 
-        assert await stopped_after(executor(handle, grace=5.0), 0.05) == Result(Ended.RETURNED, "tidied up")
+        assert await stopped(handle, grace=60.0) == Result(Ended.RETURNED, "tidied up")
 
     async def test_a_handler_that_ignores_its_flag_is_stopped_after_its_grace_through_except_exception(self) -> None:
         caught: list[BaseException] = []
@@ -185,12 +186,11 @@ class TestThread:
                 except Exception as error:  # noqa: BLE001  that is what is tested
                     caught.append(error)
 
-        run = executor(handle, grace=0.2)
-        result = await stopped_after(run, 0.1)
+        result = await stopped(handle)
         assert result.ended is Ended.STOPPED
         assert isinstance(result.error, JobCancelled)
         assert caught == []
-        assert time.monotonic() - started[0] >= 0.25
+        assert time.monotonic() - started[0] >= GRACE
 
     async def test_a_handler_that_swallows_the_exception_is_pushed_again(self) -> None:
         swallowed: list[BaseException] = []
@@ -198,13 +198,13 @@ class TestThread:
         def handle(job: Job) -> None:
             while True:
                 try:
-                    spin(5)
+                    spin(60)
                 except BaseException as error:
                     if len(swallowed) == 3:
                         raise
                     swallowed.append(error)
 
-        result = await stopped_after(executor(handle), 0.02)
+        result = await stopped(handle)
         assert result.ended is Ended.STOPPED
         assert [type(each) for each in swallowed] == [JobCancelled] * 3
 
@@ -213,21 +213,21 @@ class TestThread:
 
         def handle(job: Job) -> None:
             try:
-                spin(5)
+                spin(60)
             finally:
                 tidied.append(True)
 
-        assert (await stopped_after(executor(handle), 0.02)).ended is Ended.STOPPED
+        assert (await stopped(handle)).ended is Ended.STOPPED
         assert tidied == [True]
 
     async def test_another_error_on_the_way_out_is_still_a_stop(self) -> None:
         def handle(job: Job) -> None:
             try:
-                job.wait(5)
+                job.wait(60)
             finally:
                 raise ValueError("while tidying up")
 
-        result = await stopped_after(executor(handle), 0.02)
+        result = await stopped(handle)
         assert result.ended is Ended.STOPPED
         assert isinstance(result.error, ValueError)
 
@@ -236,9 +236,8 @@ class TestThread:
             time.sleep(0.4)
             return "slept"
 
-        run = executor(handle, grace=0.01)
         begun = time.monotonic()
-        await stopped_after(run, 0.05)
+        await stopped(handle, grace=0.01)
         assert time.monotonic() - begun >= 0.39
 
     async def test_the_loop_stays_free_while_threads_run(self) -> None:
@@ -251,14 +250,17 @@ class TestThread:
                 ticks += 1
 
         ticking = asyncio.ensure_future(tick())
-        await stopped_after(executor(lambda job: spin(5)), 0.3)
+        spinning = executor(lambda job: spin(60))
+        ending = asyncio.ensure_future(ended(spinning))
+        await until_async(lambda: ticks >= 5)
+        spinning.stop()
+        assert (await ending).ended is Ended.STOPPED
         ticking.cancel()
-        assert ticks >= 5
 
     async def test_no_thread_is_left_after_a_run(self) -> None:
         before = threading.active_count()
         await asyncio.gather(*(ended(executor(lambda job: None)) for _ in range(20)))
-        await until_async(lambda: threading.active_count() <= before, 5)
+        await until_async(lambda: threading.active_count() <= before)
 
 
 class TestCoroutine:
@@ -274,14 +276,12 @@ class TestCoroutine:
 
         async def handle(job: Job) -> None:
             try:
-                await asyncio.sleep(30)
+                await asyncio.sleep(60)
             finally:
                 seen.append(job.cancelled)
 
-        begun = time.monotonic()
-        result = await stopped_after(executor(handle, grace=5.0), 0.02)
+        result = await stopped(handle, grace=60.0)
         assert result.ended is Ended.STOPPED
-        assert time.monotonic() - begun < 2.0
         assert seen == [True]
 
     async def test_a_coroutine_that_swallows_its_cancel_is_cancelled_again(self) -> None:
@@ -291,41 +291,41 @@ class TestCoroutine:
             nonlocal swallowed
             while True:
                 try:
-                    await asyncio.sleep(30)
+                    await asyncio.sleep(60)
                 except asyncio.CancelledError:
                     swallowed += 1
                     if swallowed == 3:
                         raise
 
-        result = await stopped_after(executor(handle), 0.02)
+        result = await stopped(handle)
         assert result.ended is Ended.STOPPED
         assert swallowed == 3
 
     async def test_a_cancelled_coroutine_that_returns_has_returned(self) -> None:
         async def handle(job: Job) -> str:
             try:
-                await asyncio.sleep(30)
+                await asyncio.sleep(60)
             except asyncio.CancelledError:
                 return "in spite of it"
             return "never"
 
-        assert await stopped_after(executor(handle), 0.02) == Result(Ended.RETURNED, "in spite of it")
+        assert await stopped(handle) == Result(Ended.RETURNED, "in spite of it")
 
     async def test_another_error_on_the_way_out_is_still_a_stop(self) -> None:
         async def handle(job: Job) -> None:
             try:
-                await asyncio.sleep(30)
+                await asyncio.sleep(60)
             finally:
                 raise ValueError("while tidying up")
 
-        result = await stopped_after(executor(handle), 0.02)
+        result = await stopped(handle)
         assert result.ended is Ended.STOPPED
         assert isinstance(result.error, ValueError)
 
     async def test_a_coroutine_that_other_code_cancels_has_failed(self) -> None:
         async def handle(job: Job) -> None:
             asyncio.current_task().cancel()  # type: ignore[union-attr]
-            await asyncio.sleep(30)
+            await asyncio.sleep(60)
 
         result = await ended(executor(handle))
         assert result.ended is Ended.FAILED
@@ -360,7 +360,7 @@ class TestStress:
         async def one() -> Result:
             run = executor(handle, grace=0.001)
             asyncio.get_running_loop().call_later(random.uniform(0.0, 0.01), run.stop)
-            return await ended(run, 5)
+            return await ended(run)
 
         results: list[Result] = []
         for _ in range(30):
@@ -388,13 +388,13 @@ class TestStress:
             assert isinstance(run, ThreadExecutor)
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
-            assert returning.wait(5)
+            assert returning.wait(30)
             # The ladder's own push, without its pauses. As after a stop, the run withdraws it at its end.
             run._stopping = True
             until = time.monotonic() + 5
             while run._thread is not None and run._thread.is_alive() and time.monotonic() < until:
                 run._push()
-            return await asyncio.wait_for(ending, 5)
+            return await asyncio.wait_for(ending, 30)
 
         wait = threading.Condition.wait
         for _ in range(300):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 import threading
@@ -47,10 +48,6 @@ async def readiness(port: int) -> tuple[int, str]:
 def new_worker(settings: nqnb.Settings | str, port: int, **options: Any) -> nqnb.Worker:
     worker = nqnb.Worker(settings, health=port, **options)
 
-    @worker.handler("sleep")
-    async def sleep(job: nqnb.Job, payload: float) -> None:
-        await asyncio.sleep(payload)
-
     @worker.handler("block")
     async def block(job: nqnb.Job, payload: float) -> None:
         time.sleep(payload)  # noqa: ASYNC251  blocking is what it is for
@@ -63,18 +60,27 @@ async def test_a_worker_is_alive_from_its_start_and_ready_until_it_stops(
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)  # health checks need no extra
     port = free_port()
-    worker = new_worker(settings, port)
+    worker, go = new_worker(settings, port), asyncio.Event()
+
+    @worker.handler("wait")
+    async def wait(job: nqnb.Job) -> None:
+        await go.wait()
+
     await worker.start()
     assert (await health(port), await readiness(port)) == (OK, OK)
     assert await asyncio.to_thread(ask, port, "/") == (404, "not found: use /healthz or /readyz")
-    await nq.submit("sleep", 0.4)
-    await until_async(lambda: worker.running, 10)
+    await nq.submit("wait")
+    await until_async(lambda: worker.running)
     worker.pause()
     assert await readiness(port) == (503, "the worker is paused, and pulls no more tasks")
     stopping = asyncio.ensure_future(worker.stop())
-    await asyncio.sleep(0.1)
-    assert await readiness(port) == (503, "the worker is stopping")
+
+    async def says_so() -> bool:
+        return await readiness(port) == (503, "the worker is stopping")
+
+    await until_async(says_so)
     assert await health(port) == OK, "a worker that waits for its tasks must not be killed"
+    go.set()
     await stopping
     with pytest.raises(OSError, match="refused"):
         await health(port)
@@ -85,10 +91,16 @@ async def test_a_worker_is_alive_from_its_start_and_ready_until_it_stops(
 async def test_a_worker_that_cannot_hear_cancels_yet_is_not_ready() -> None:
     port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        worker = new_worker(f"nats://127.0.0.1:{silent.getsockname()[1]}", port, connect_timeout=0.5)
+        worker = new_worker(f"nats://127.0.0.1:{silent.getsockname()[1]}", port, connect_timeout=3.0)
         starting = asyncio.ensure_future(worker.start())
-        await asyncio.sleep(0.2)
-        assert (await health(port), await readiness(port)) == (OK, (503, "the worker is starting"))
+
+        async def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return await health(port) == OK
+            return False
+
+        await until_async(answers)
+        assert await readiness(port) == (503, "the worker is starting")
         with pytest.raises(nqnb.NoServer):
             await starting
     with pytest.raises(OSError, match="refused"):
@@ -126,11 +138,11 @@ async def test_a_worker_that_lost_its_server_is_not_ready_and_later_not_alive(
         async def is_ready() -> bool:
             return await readiness(port) == OK
 
-        await until_async(is_lost, 10)
-        await until_async(gives_up, 10)
+        await until_async(is_lost)
+        await until_async(gives_up)
         assert (await health(port))[1].startswith("the connection has been lost for ")
         await asyncio.to_thread(server.restart)
-        await until_async(is_ready, 20)
+        await until_async(is_ready)
         assert await health(port) == OK
 
 
@@ -138,7 +150,7 @@ async def test_a_worker_that_lost_its_server_is_not_ready_and_later_not_alive(
 async def test_a_worker_whose_event_loop_is_blocked_is_not_ready_and_later_not_alive(
     settings: nqnb.Settings, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nqnb.worker.runtime.MAX_BLOCK_SECONDS", 0.6)
+    monkeypatch.setattr("nqnb.worker.runtime.MAX_BLOCK_SECONDS", 1.5)
     port = free_port()
     answers: list[tuple[tuple[int, str], tuple[int, str]]] = []
     over = threading.Event()
@@ -151,14 +163,13 @@ async def test_a_worker_whose_event_loop_is_blocked_is_not_ready_and_later_not_a
         probing = threading.Thread(target=probe)
         probing.start()
         try:
-            await (await nq.submit("block", 1.5)).wait(20)
-            await asyncio.sleep(0.2)
+            await (await nq.submit("block", 3.0)).wait(30)
+            await until_async(lambda: [code for code, _ in answers[-1]] == [200, 200])
         finally:
             over.set()
             probing.join()
     seen = [(alive[0], ready[0]) for alive, ready in answers]
     assert {(200, 200), (200, 503), (503, 503)} <= set(seen)
-    assert seen[-1] == (200, 200)
     blocked = next(texts for texts, codes in zip(answers, seen, strict=True) if codes == (503, 503))
     assert all(text.startswith("the event loop has been blocked for ") for _, text in blocked)
 

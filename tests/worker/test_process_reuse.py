@@ -298,16 +298,15 @@ class TestIdleProcesses:
     async def test_processes_are_kept_for_as_many_tasks_as_ran_and_given_back_after_a_while(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(process_pool, "IDLE_SECONDS", 1.0)
         reserve = Reserve([], 4)
         handler = handler_of(reuse=None)
         first = await asyncio.gather(*(done_by(handler) for _ in range(4)))
-        begun = time.monotonic()
         assert len(supervisors()) == 4
         again = await asyncio.gather(*(done_by(handler) for _ in range(4)))
-        if time.monotonic() - begun < 0.9:
-            assert {supervisor for _, supervisor, _ in again} == {supervisor for _, supervisor, _ in first}
-        await until_async(lambda: len(supervisors()) == process_pool.MOST_SPARES, 20)
+        assert {supervisor for _, supervisor, _ in again} == {supervisor for _, supervisor, _ in first}
+        monkeypatch.setattr(process_pool, "IDLE_SECONDS", 0.5)
+        await asyncio.gather(*(done_by(handler) for _ in range(4)))
+        await until_async(lambda: len(supervisors()) == process_pool.MOST_SPARES)
         await reserve.close()
         assert supervisors() == []
 
@@ -373,7 +372,7 @@ async def test_a_cancelled_or_timed_out_task_s_process_is_not_reused(
         assert await run() == [*first[:2], 2]
         task = await nq.submit("work", f"sleep {tmp_path / 'cancel'}")
         await until_async((tmp_path / "cancel").exists)
-        assert (await task.cancel(wait=10)).status is nqnb.Status.CANCELLED
+        assert (await task.cancel(wait=30)).status is nqnb.Status.CANCELLED
         second = await run()
         assert (second[0] != first[0], second[2]) == (True, 1)
         task = await nq.submit("work", f"sleep {tmp_path / 'timeout'}", timeout=1)
@@ -417,5 +416,5 @@ async def test_idle_processes_end_with_their_worker(
         sessions = {*sessions, *supervisors(program.pid)}
         assert len(in_sessions(*sessions)) >= 2 * len(supervisors(program.pid)) >= 2
         program.send_signal(how)
-        await until_async(lambda: not in_sessions(*sessions), 10)
-        await asyncio.to_thread(program.wait, 10)
+        await until_async(lambda: not in_sessions(*sessions))
+        await asyncio.to_thread(program.wait, 30)

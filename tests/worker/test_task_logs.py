@@ -161,7 +161,7 @@ async def test_a_log_is_followed_over_a_retry_until_the_task_has_ended(
         await until_async(lambda: len(found) == 2)
         assert not following.done()
         go_on.set()
-        await asyncio.wait_for(following, 10)
+        await asyncio.wait_for(following, 30)
     assert [(line.attempt, line.number, line.missing, line.text) for line in found] == [
         (1, 1, 0, "attempt 1"),
         (2, 1, 0, "attempt 2"),

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers.waiting import until
+from helpers.waiting import noting, until, until_async
 
 import nqnb
 from nqnb import Status
@@ -32,9 +32,15 @@ def executor(function: Callable[..., Any], grace: float = 0.02) -> ThreadExecuto
     return ThreadExecutor(make_handler("q", function, grace=grace), Job("a", "q", b"null", 1, 0, None, lambda: None))
 
 
-async def stopped(run: ThreadExecutor, after: float = 0.05, seconds: float = 20.0) -> Result:
-    asyncio.get_running_loop().call_later(after, run.stop)
-    return await asyncio.wait_for(run.run(), seconds)
+async def stopped(function: Callable[..., Any]) -> Result:
+    """Start a run, stop it soon after its handler has begun, and wait for its end."""
+    begun = threading.Event()
+    run = executor(noting(begun, function))
+    ending = asyncio.ensure_future(asyncio.wait_for(run.run(), 60))
+    await until_async(begun.is_set)
+    await asyncio.sleep(0.05)
+    run.stop()
+    return await ending
 
 
 def module(name: str, source: str) -> dict[str, Any]:
@@ -66,11 +72,11 @@ class Swallower:
         self._ends = False
         self.thread = threading.Thread(target=self._main, daemon=True)
         self.thread.start()
-        until(lambda: hasattr(self, "base"), 5)
+        until(lambda: hasattr(self, "base"))
 
     def end(self) -> None:
         self._ends = True
-        self.thread.join(10)
+        self.thread.join(30)
         assert not self.thread.is_alive()
 
     def _main(self) -> None:
@@ -115,7 +121,7 @@ def test_nothing_is_raised_in_a_guarded_module(name: str) -> None:
 
     swallower = Swallower(step, guarded["owns"])
     assert swallower.thread.ident is not None
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while swallower.struck < 300 and time.monotonic() < until:
         interrupt(swallower.thread.ident, swallower.base)
         time.sleep(0)
@@ -128,11 +134,11 @@ def test_a_thread_that_waits_in_guarded_code_is_not_interrupted() -> None:
     release = threading.Event()
 
     def step() -> None:
-        release.wait(20)
+        release.wait(60)
 
     swallower = Swallower(step, lambda: False)
     assert swallower.thread.ident is not None
-    until(lambda: getattr(innermost(swallower.thread), "f_globals", {}) is vars(threading), 5)
+    until(lambda: getattr(innermost(swallower.thread), "f_globals", {}) is vars(threading))
     time.sleep(0.05)
     tried = [interrupt(swallower.thread.ident, swallower.base) for _ in range(100)]
     swallower._ends = True
@@ -156,11 +162,11 @@ class TestThreadsThatNeverPause:
                     while True:
                         log.info("still here: %s", job.id)
 
-                results = await asyncio.gather(*(stopped(executor(handle)) for _ in range(8)))
+                results = await asyncio.gather(*(stopped(handle) for _ in range(8)))
                 assert {result.ended for result in results} == {Ended.STOPPED}
                 assert {type(result.error) for result in results} == {JobCancelled}
                 assert handler.lock is not None
-                assert handler.lock.acquire(timeout=5), "a thread died and owns its lock"
+                assert handler.lock.acquire(timeout=30), "a thread died and owns its lock"
                 handler.release()
             finally:
                 log.removeHandler(handler)
@@ -175,16 +181,16 @@ class TestThreadsThatNeverPause:
                 except queue.Empty:
                     continue
 
-        result = await stopped(executor(handle))
+        result = await stopped(handle)
         assert result.ended is Ended.STOPPED
-        assert empty.mutex.acquire(timeout=5)
+        assert empty.mutex.acquire(timeout=30)
 
     async def test_a_thread_that_reports_progress_without_a_pause_is_stopped(self) -> None:
         def handle(job: Job) -> None:
             while True:
                 job.progress(1, 2)
 
-        assert (await stopped(executor(handle))).ended is Ended.STOPPED
+        assert (await stopped(handle)).ended is Ended.STOPPED
 
     async def test_the_traps_in_log_calls_and_waits_are_removed_again(self) -> None:
         def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -197,12 +203,12 @@ class TestThreadsThatNeverPause:
 
             def handle(job: Job) -> None:
                 inside.set()
-                release.wait(20)
-                threading.Event().wait(20)
+                release.wait(60)
+                threading.Event().wait(60)
 
             run = executor(handle)
             ending = asyncio.ensure_future(run.run())
-            until = time.monotonic() + 10
+            until = time.monotonic() + 30
             while (
                 not inside.is_set()
                 or run._thread is None
@@ -236,17 +242,17 @@ class TestThreadsThatHaveLeftTheirHandler:
         base, ident = run._base, run._thread.ident
         assert base is not None
         assert ident is not None
-        run._thread.join(10)
+        run._thread.join(30)
         stranger, hits = self.stranger(ident)
         for _ in range(20):
             assert not interrupt(ident, base)
             Interrupter.here().add(ident, base)
             run._push()
             await asyncio.sleep(0.01)
-        assert await asyncio.wait_for(ending, 5) == Result(Ended.RETURNED, "done")
+        assert await asyncio.wait_for(ending, 30) == Result(Ended.RETURNED, "done")
         Interrupter.here().remove(ident, base)
         stranger.ends.set()  # type: ignore[attr-defined]
-        stranger.join(10)
+        stranger.join(30)
         assert hits == []
 
     @staticmethod
@@ -282,7 +288,7 @@ class TestThreadsThatHaveLeftTheirHandler:
             run.stop()
             while run._thread is not None and run._thread.is_alive():
                 run._push()
-            assert (await asyncio.wait_for(ending, 5)).ended in (Ended.RETURNED, Ended.STOPPED)
+            assert (await asyncio.wait_for(ending, 30)).ended in (Ended.RETURNED, Ended.STOPPED)
 
 
 async def test_a_task_whose_thread_cannot_be_interrupted_yet_is_stopping(
@@ -290,21 +296,18 @@ async def test_a_task_whose_thread_cannot_be_interrupted_yet_is_stopping(
 ) -> None:
     worker = nqnb.Worker(settings, shutdown_timeout=0)
     gate: queue.Queue[int] = queue.Queue()
-    inside = threading.Event()
 
     @worker.handler("work", grace=0.05)
     def work(job: Job) -> None:
         while True:
-            inside.set()
             gate.get()
 
     async with worker:
         task = await nq.submit("work", None)
-        assert await asyncio.to_thread(inside.wait, 20)
-        await asyncio.sleep(0.1)
+        await until_async(lambda: gate.not_empty._waiters, what="the handler waits")  # type: ignore[attr-defined]
         receipt = await task.cancel(wait=0.5)
         assert receipt.stopping
         assert await task.status() is Status.PROCESSING
         gate.put(1)
         assert await task.wait(timeout=20) is Status.CANCELLED
-        assert gate.mutex.acquire(timeout=5)
+        assert gate.mutex.acquire(timeout=30)

@@ -46,8 +46,8 @@ async def test_a_result_has_the_annotated_type(nq: nqnb.Client, settings: nqnb.S
         image = await submitted
         if TYPE_CHECKING:
             assert_type(image, Image)
-            assert_type(await submitted.result(5), Image)
-        assert image == await submitted.result(5) == Image("a.png@800", datetime(2026, 11, 29, tzinfo=timezone.utc))
+            assert_type(await submitted.result(30), Image)
+        assert image == await submitted.result(30) == Image("a.png@800", datetime(2026, 11, 29, tzinfo=timezone.utc))
         assert (await submitted.status()).label == "completed"
     assert task(nqnb.testing.job(), Resize("b.png", 5)).path == "b.png@5"
     assert repr(task) == "<task resize of queue resize>"

@@ -40,7 +40,7 @@ async def test_a_task_that_kills_its_workers_is_marked_failed(server: nqnb.DevSe
     async with nqnb.connect(server.url, ack_wait=0.5) as nq:
         task = await nq.submit("work", "poison", retry=5)
         deaths = 0
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not (await task.status()).terminal:
             assert time.monotonic() < until
             worker = subprocess.Popen([sys.executable, program, server.url])
@@ -73,18 +73,20 @@ async def test_a_final_failure_is_not_retried(nq: nqnb.Client, settings: nqnb.Se
         for payload, expected in (("final", 1), ("passing", 3)):
             attempts.clear()
             task = await nq.submit("work", payload, retry=2)
-            assert await task.wait(timeout=10) is Status.FAILED
+            assert await task.wait(timeout=30) is Status.FAILED
             assert len(attempts) == expected
 
 
 async def test_shutdown_on_disconnect_stops_at_once_and_says_so(
     nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings
 ) -> None:
-    worker = nqnb.Worker(settings, shutdown_on_disconnect=True, request_timeout=0.5)
-    stopped = []
+    # Its lease would stop the run much later.
+    worker = nqnb.Worker(settings, shutdown_on_disconnect=True, request_timeout=0.5, ack_wait=60)
+    begun, stopped = asyncio.Event(), []
 
     @worker.handler("work")
     async def work(job: nqnb.Job) -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -92,35 +94,37 @@ async def test_shutdown_on_disconnect_stops_at_once_and_says_so(
 
     serving = asyncio.ensure_future(worker.serve())
     task = await nq.submit("work")
-    while await task.status() is not Status.PROCESSING:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+    await begun.wait()
     killed = time.monotonic()
     server.kill()
     with pytest.raises(nqnb.ConnectionFailed, match="lost"):
-        await asyncio.wait_for(serving, 10)
-    assert stopped[0] - killed < 0.5
+        await asyncio.wait_for(serving, 30)
+    assert stopped[0] - killed < 10
     server.restart()
     assert await task.status() is Status.PROCESSING
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTSTP")
 async def test_sigtstp_stops_pulling_only(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    worker = nqnb.Worker(settings)
+    worker, begun, go = nqnb.Worker(settings), asyncio.Event(), asyncio.Event()
 
     @worker.handler("work")
-    async def work(job: nqnb.Job, seconds: float) -> str:
-        await asyncio.sleep(seconds)
+    async def work(job: nqnb.Job) -> str:
+        begun.set()
+        await go.wait()
         return "done"
 
+    async def pulls_nothing() -> bool:
+        return not (await nq.backend.connection.api("CONSUMER.INFO.work.MONITOR"))["num_waiting"]
+
     serving = asyncio.ensure_future(worker.serve())
-    running = await nq.submit("work", 0.5)
-    while await running.status() is not Status.PROCESSING:
-        await asyncio.sleep(0.01)
+    running = await nq.submit("work")
+    await begun.wait()
     signal.raise_signal(signal.SIGTSTP)
-    await asyncio.sleep(0.1)
-    waiting = await nq.submit("work", 0)
-    assert await running.result(timeout=5) == "done"
+    await until_async(pulls_nothing)
+    waiting = await nq.submit("work")
+    go.set()
+    assert await running.result(timeout=30) == "done"
     await asyncio.sleep(0.3)
     assert await waiting.status() is Status.PENDING
     worker.request_stop()
@@ -148,7 +152,7 @@ async def test_the_entries_of_many_tasks_are_watched_a_few_at_a_time(
 
     async with worker:
         tasks = await nq.submit_many("q", [None] * 20)
-        await until_async(lambda: len(started) == 20, 20, "each task is watched")
+        await until_async(lambda: len(started) == 20, what="each task is watched")
         done.set()
         await asyncio.gather(*(task.result(20) for task in tasks))
     rounds = [sum(abs(one - other) < WATCH_AFTER_SECONDS / 4 for other in started) for one in started]
