@@ -101,7 +101,7 @@ class TestServed:
         process = start("worker", "jobs:worker", "-u", url, cwd=tmp_path)
         until_said(process, "is serving slow")
         many("slow", 2)
-        until(lambda: len(run("tasks", "-s", "processing", "--json").json) == 2, 20, "both tasks run")
+        until(lambda: len(run("tasks", "-s", "processing", "--json").json) == 2, what="both tasks run")
         assert [run("check").code, run("check", "slow").code] == [0, 0]
         process.kill()
         process.wait()
@@ -112,7 +112,7 @@ class TestServed:
                     await nq.backend.presence.withdraw(each.id)
 
         asyncio.run(forget_the_worker())
-        until(lambda: run("check").code == 1, 20, "the check reports the abandoned tasks")
+        until(lambda: run("check").code == 1, what="the check reports the abandoned tasks")
         assert "no worker is serving queue 'slow', in which 2 tasks are waiting" in run("check", "slow").err
 
     def test_a_go_worker_serves_the_queue(self, url: str, run: Run) -> None:
@@ -134,7 +134,7 @@ class TestServed:
                 first, _ = await nq.submit_many("go", [1, 2])
                 codes.append((await asyncio.to_thread(run, "check", "go")).code)
                 await pull()
-                await inbox.next_msg(timeout=5)
+                await inbox.next_msg(timeout=30)
                 # A Go worker writes the state without a worker id.
                 entry = json.loads((await store.get(first.id)).value or b"")
                 entry["Status"] = nqnb.Status.PROCESSING

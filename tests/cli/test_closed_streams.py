@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import Answer, Many, Run, Start, ended, environment, one_line, until_said
+from helpers.waiting import until
 
 import nqnb
 
@@ -25,7 +26,7 @@ async def stubborn(job, payload):
     try:
         await asyncio.sleep(60)
     finally:
-        await asyncio.sleep(10)
+        await asyncio.sleep(60)
 """
 
 FULL = "No space left on device"
@@ -39,7 +40,7 @@ def shell(url: str, line: str) -> Answer:
         env=environment(NATS_URL=url),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     return Answer(done.returncode, done.stdout, done.stderr)
@@ -120,8 +121,11 @@ def test_an_interrupted_wait_says_that_the_task_continues(
     arguments: tuple[str, ...], url: str, start: Start, run: Run
 ) -> None:
     run("submit", "idle", "1", "--id", "awaited")
+    submitted = "submit" in arguments
+    before = len(run("tasks", "idle", "--json").json)
     process = start("-v", "-u", url, *arguments)
     until_said(process, "server")
+    until(lambda: len(run("tasks", "idle", "--json").json) == before + submitted)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     process.send_signal(signal.SIGINT)
@@ -160,10 +164,11 @@ def test_an_interrupted_cancel_says_that_it_is_stored(
         ),
     ):
         for each in ids:
-            while run("task", "status", each).out != "processing\n":
-                pass
-        process = start("-v", "-u", url, "cancel", *ids, "--wait", "30")
+            until(lambda: run("task", "status", each).out == "processing\n")  # noqa: B023  it is called at once
+        process = start("-v", "-u", url, "cancel", *ids, "--wait", "60")
         until_said(process, "server")
+        for each in ids:
+            until(lambda: run("task", "show", each, "--json").json["cancel"])  # noqa: B023  as above
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
         process.send_signal(signal.SIGINT)

@@ -28,7 +28,7 @@ def test_the_command_reports_every_outcome_as_expected() -> None:
         env={**kept, "PYTHONPATH": str(Path(nqnb.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert answer.returncode == 0, answer.stderr

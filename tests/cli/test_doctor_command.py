@@ -123,7 +123,7 @@ def test_a_killed_worker_is_named_until_another_takes_over(
 
     first = serve()
     ids = many("slow", 2)
-    until(lambda: len(run("tasks", "slow", "-s", "processing", "--json").json) == 2, 20, "both tasks run")
+    until(lambda: len(run("tasks", "slow", "-s", "processing", "--json").json) == 2, what="both tasks run")
     assert run("doctor", "slow", *OLD).code == 0
     first.kill()
     first.wait()
@@ -131,11 +131,11 @@ def test_a_killed_worker_is_named_until_another_takes_over(
     def lost() -> list[str]:
         return [each["code"] for each in run("doctor", "slow", *OLD, "--json").json["findings"]]
 
-    until(lambda: lost() == ["no-worker", "lost-worker"], 20, "the worker counts as dead")
+    until(lambda: lost() == ["no-worker", "lost-worker"], what="the worker counts as dead")
     serve()
-    until(lambda: "lost-worker" not in lost(), 20, "the tasks run again")
+    until(lambda: "lost-worker" not in lost(), what="the tasks run again")
     run("task", "cancel", *ids)
-    until(lambda: lost() == [], 20, "the queue is healthy")
+    until(lambda: lost() == [], what="the queue is healthy")
 
 
 def test_a_wrong_clock_of_the_machine_is_found(url: str, run: Run) -> None:
@@ -146,7 +146,8 @@ def test_a_wrong_clock_of_the_machine_is_found(url: str, run: Run) -> None:
     )
     assert done.returncode == 1, done.stderr
     (finding,) = json.loads(done.stdout)["findings"]
-    assert (finding["code"], "90 s behind the server's clock" in finding["problem"]) == ("clock-skew", True)
+    assert finding["code"] == "clock-skew"
+    assert re.search("(89|90|91) s behind the server's clock", finding["problem"])
 
 
 def test_text_from_the_server_is_escaped() -> None:

@@ -41,7 +41,7 @@ def worker(url: str, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     until_said(process, "is serving quick")
     yield
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def states(run: Run, queue: str) -> list[str]:
@@ -49,7 +49,7 @@ def states(run: Run, queue: str) -> list[str]:
 
 
 def until_status(run: Run, queue: str, status: str) -> None:
-    until(lambda: status in states(run, queue), 20, f"a task of {queue} is {status}")
+    until(lambda: status in states(run, queue), what=f"a task of {queue} is {status}")
 
 
 # Purge and delete
@@ -106,7 +106,7 @@ def test_delete_refuses_before_the_confirmation(run: Run, many: Many) -> None:
 
 
 def test_delete_refuses_a_queue_that_a_worker_serves(run: Run, worker: None) -> None:
-    run("submit", "quick", "1", "--wait", "10")
+    run("submit", "quick", "1", "--wait", "30")
     refused = run("queue", "delete", "quick")
     assert (refused.code, refused.out, one_line(refused.err)) == (1, "", True)
     assert "1 worker is serving it" in refused.err
@@ -124,7 +124,7 @@ def test_delete_of_an_empty_queue_needs_a_confirmation(run: Run, many: Many) -> 
 def test_a_forced_delete_waits_until_the_code_has_stopped(run: Run, worker: None) -> None:
     run("submit", "held", "1")
     until_status(run, "held", "processing")
-    answer = run("queue", "delete", "held", "--force", "--wait", "10", "--yes", "--json")
+    answer = run("queue", "delete", "held", "--force", "--wait", "30", "--yes", "--json")
     assert (answer.code, answer.json["cancelled"]) == (0, 1), answer.err
     assert states(run, "held") == ["cancelled"]
 
@@ -143,7 +143,7 @@ def test_an_unknown_queue_is_one_line(command: str, run: Run) -> None:
 
 
 def test_a_paused_queue_waits_until_it_is_resumed(run: Run, worker: None) -> None:
-    run("submit", "quick", "1", "--wait", "10")
+    run("submit", "quick", "1", "--wait", "30")
     assert run("queue", "pause", "quick", "--json").json["paused"] is True
     time.sleep(1.1)  # with an older server, a worker notices the pause within a second
     (task_id,) = run("submit", "quick", "2").out.split()
@@ -154,7 +154,7 @@ def test_a_paused_queue_waits_until_it_is_resumed(run: Run, worker: None) -> Non
     assert watched["queues"][0]["paused"] is True
     assert run("task", "result", task_id, "--timeout", "0.5").code == 1
     assert "paused" not in run("queue", "resume", "quick").out
-    assert run("task", "result", task_id, "--timeout", "10").json == 2
+    assert run("task", "result", task_id, "--timeout", "30").json == 2
 
 
 # Requeue
@@ -191,10 +191,10 @@ def failed(url: str, queue: str, payloads: Sequence[str]) -> list[str]:
         async def broken(job: nqnb.Job, payload: str) -> None:
             raise TimeoutError(payload) if payload.startswith("slow") else ValueError(payload)
 
-        async with worker, nqnb.connect(url) as nq:
+        async with nqnb.connect(url) as nq:
             tasks = await nq.submit_many(queue, payloads)
-            for task in tasks:
-                assert await task.wait(20) is nqnb.Status.FAILED
+            await asyncio.wait_for(worker.run_until_idle(), 30)  # with all earlier tasks of the queue
+            assert {await task.status() for task in tasks} == {nqnb.Status.FAILED}
             return [task.id for task in tasks]
 
     return asyncio.run(fail())

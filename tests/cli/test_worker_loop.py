@@ -67,7 +67,7 @@ def test_a_worker_runs_its_tasks_on_the_chosen_loop(
     for queue in ("coroutine", "thread", "process"):
         task = run("submit", queue, "--json").json["id"]
         until(partial(is_processing, run, task))
-        assert run("cancel", task, "--wait", "10", "--json").json["status"] == "cancelled"
+        assert run("cancel", task, "--wait", "30", "--json").json["status"] == "cancelled"
     worker.send_signal(signal.SIGINT)
     answer = ended(worker)
     assert answer.code == 0

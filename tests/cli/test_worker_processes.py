@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
@@ -69,7 +68,7 @@ def start_processes(url: str, folder: Path, start: Start, run: Run) -> StartProc
 
 def wait_for_processes(run: Run, count: int, without: int = 0) -> set[int]:
     """Return the process ids that serve, once there are ``count`` of them."""
-    return until(lambda: found if len(found := serving(run) - {without}) == count else set(), 30)
+    return until(lambda: found if len(found := serving(run) - {without}) == count else set(), 60)
 
 
 def serving(run: Run) -> set[int]:
@@ -87,26 +86,40 @@ def alive(pid: int) -> bool:
 
 
 def wait_until_ended(pids: set[int]) -> None:
-    until(lambda: not any(map(alive, pids)), 30)
+    until(lambda: not any(map(alive, pids)))
 
 
 def diary(folder: Path, word: str) -> list[list[str]]:
     return [line.split()[1:] for line in (folder / "diary").read_text().splitlines() if line.startswith(word)]
 
 
+def waiting_pulls(url: str) -> int:
+    """Return how many pull requests of workers wait at the server."""
+
+    async def look() -> int:
+        async with nqnb.connect(url) as nq:
+            return int((await nq.backend.connection.api("CONSUMER.INFO.slow.MONITOR"))["num_waiting"])
+
+    return asyncio.run(look())
+
+
 def test_each_task_ends_once_and_ctrl_c_stops_every_process(
-    start_processes: StartProcesses, folder: Path, run: Run
+    start_processes: StartProcesses, url: str, folder: Path, run: Run
 ) -> None:
     parent, pids = start_processes(3)
-    lines = b"\n".join([b"0.05"] * 60)
-    ids = run("submit", "slow", "--lines", "-", "--json", stdin=lines).json["ids"]
-    until(lambda: len(diary(folder, "end")) >= 60, 30)
+    lines, ids = b"\n".join([b"0.05"] * 60), []
+
+    def every_process_ran_some() -> bool:
+        ids.extend(run("submit", "slow", "--lines", "-", "--json", stdin=lines).json["ids"])
+        until(lambda: len(diary(folder, "end")) >= len(ids))
+        return {int(pid) for _, pid in diary(folder, "start")} == pids
+
+    until(every_process_ran_some)
     assert Counter(each for each, _ in diary(folder, "start")) == Counter(ids)
-    assert {int(pid) for _, pid in diary(folder, "start")} == pids, "every process ran some"
-    (last,) = run("submit", "slow", "1.5").out.split()
-    until(lambda: len(diary(folder, "start")) == 61, 30)
+    (last,) = run("submit", "slow", "3").out.split()
+    until(lambda: len(diary(folder, "start")) == len(ids) + 1)
     parent.send_signal(signal.SIGTSTP)
-    time.sleep(0.3)
+    until(lambda: not waiting_pulls(url))
     (later,) = run("submit", "slow", "0").out.split()
     # A terminal sends the signal to the whole foreground group.
     os.killpg(parent.pid, signal.SIGINT)
@@ -127,7 +140,7 @@ def test_each_process_serves_its_endpoints_on_the_next_port(url: str, folder: Pa
     shown = [scrape_now(each).families["nqnb_worker_info"].samples[0].labels["worker"] for each in (port, port + 1)]
     assert set(shown) == ids
     for each in (health, health + 1):
-        with urllib.request.urlopen(f"http://127.0.0.1:{each}/readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{each}/readyz", timeout=30) as answer:
             assert answer.read() == b"ok\n"
     parent.send_signal(signal.SIGTERM)
     assert ended(parent).code == 0
@@ -145,7 +158,7 @@ def test_a_killed_process_is_replaced_and_all_stop_when_the_parent_is_killed(
         assert "jobs:worker" in ps("args", pid)
         assert url not in ps("args", pid), "the address may contain a password"
     (task_id,) = run("submit", "slow", "0.3").out.split()
-    until(lambda: diary(folder, "start"), 30)
+    until(lambda: diary(folder, "start"))
     parent.kill()
     said = ended(parent).err
     assert f"worker process {victim} was killed by SIGKILL; starting a replacement in" in said

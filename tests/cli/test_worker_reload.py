@@ -47,7 +47,7 @@ def test_a_change_restarts_the_worker_after_its_running_tasks(url: str, folder: 
     parent = start("worker", "shop.jobs:worker", "-u", url, "--reload", cwd=folder)
     starts(parent)
     (running,) = run("submit", "price", "1").out.split()
-    until(lambda: run("task", "status", running).out == "processing\n", 10)
+    until(lambda: run("task", "status", running).out == "processing\n")
     (folder / "shop" / "prices.py").write_text("PRICE = 2")
     until_said(parent, "prices.py changed; restarting the worker")
     starts(parent)
