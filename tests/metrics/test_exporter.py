@@ -33,7 +33,7 @@ async def scrape_until(port: int, name: str, value: float, **labels: str) -> Scr
         found = await scrape(port)
         return found.of(name, **labels) == value
 
-    await until_async(look, 15, f"{name} {labels} is {value}", pause=0.1)
+    await until_async(look, what=f"{name} {labels} is {value}", pause=0.1)
     return found
 
 
@@ -43,6 +43,7 @@ async def test_a_scrape_shows_the_whole_server(settings: nqnb.Settings, nq: nqnb
     async with exporting(nq) as port:
         waiting = [await nq.submit("resize", "ok", retry=0) for _ in range(3)]
         await nq.submit("resize", "later", process_at=timedelta(hours=1))
+        await scrape_until(port, "nqnb_tasks", 1, queue="resize", state="scheduled")
         first = await scrape_until(port, "nqnb_tasks", 3, queue="resize", state="pending")
         await asyncio.sleep(0.3)
         later = await scrape(port)
@@ -57,9 +58,9 @@ async def test_a_scrape_shows_the_whole_server(settings: nqnb.Settings, nq: nqnb
         async with worker:
             bad, slow = await nq.submit("resize", "bad", retry=0), await nq.submit("resize", "slow")
             for task in (*waiting, bad):
-                await task.wait(10)
+                await task.wait(30)
             await scrape_until(port, "nqnb_tasks", 1, queue="resize", state="processing")
-            await slow.cancel(wait=10)
+            await slow.cancel(wait=30)
             await waiting[0].fetch()
             last = await scrape_until(port, "nqnb_tasks_ended_total", 1, queue="resize", state="cancelled")
     assert first.of("nqnb_up") == 1
@@ -69,7 +70,7 @@ async def test_a_scrape_shows_the_whole_server(settings: nqnb.Settings, nq: nqnb
     assert first.of("nqnb_queue_workers", queue="resize") == 0
     assert first.of("nqnb_queue_pulls", queue="resize") == 0
     oldest = [each.of("nqnb_oldest_pending_seconds", queue="resize") or 0 for each in (first, later)]
-    assert 0.2 < oldest[1] - oldest[0] < 10, "a task that is due later is not the oldest"
+    assert 0.2 < oldest[1] - oldest[0] < 60, "a task that is due later is not the oldest"
     assert last.of("nqnb_tasks_ended_total", queue="resize", state="completed") == 3
     assert last.of("nqnb_tasks_ended_total", queue="resize", state="failed") == 1
     assert last.of("nqnb_tasks", queue="resize", state="completed") == 3
@@ -97,8 +98,12 @@ async def test_a_worker_that_dies_is_lost_and_one_that_stops_is_not(settings: nq
         await scrape_until(port, "nqnb_workers", 0)
         # A worker whose last heartbeat is never followed by another one.
         silent = new_worker()
-        await nq.backend.presence.announce(silent.info([], 0.5))
-        await scrape_until(port, "nqnb_workers", 1)
+
+        async def is_counted() -> bool:
+            await nq.backend.presence.announce(silent.info([], 1.0))
+            return (await scrape(port)).of("nqnb_workers") == 1
+
+        await until_async(is_counted)
         lost = await scrape_until(port, "nqnb_workers", 0)
         again = await scrape(port)
     assert lost.of("nqnb_workers_lost_total") == 1
@@ -212,7 +217,7 @@ def test_the_command_serves_until_it_is_stopped(start: Start, url: str) -> None:
     port = free_port()
     process = start("exporter", "-u", url, "--metrics", f"127.0.0.1:{port}")
     until_said(process, f"http://127.0.0.1:{port}/metrics")
-    until(lambda: scrape_now(port).of("nqnb_up") == 1, 10)
+    until(lambda: scrape_now(port).of("nqnb_up") == 1)
     process.send_signal(signal.SIGTERM)
     answer = ended(process)
     assert (answer.code, answer.err) == (0, "")

@@ -50,8 +50,8 @@ def test_each_line_names_the_task_that_it_concerns(start: Start, run: Run, url: 
     (coroutine,) = run("submit", "coroutine", '"b"').out.split()
     (waiting,) = run("submit", "waiting").out.split()
     ends = {"completed\n", "failed\n"}
-    until(lambda: all(run("task", "status", task).out in ends for task in (thread, coroutine)), 20)
-    until(lambda: run("task", "status", waiting).out == "processing\n", 20)
+    until(lambda: all(run("task", "status", task).out in ends for task in (thread, coroutine)))
+    until(lambda: run("task", "status", waiting).out == "processing\n")
     process.send_signal(signal.SIGTERM)
     answer = ended(process)
     found = lines(answer.err)

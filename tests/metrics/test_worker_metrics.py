@@ -33,18 +33,18 @@ async def test_a_scrape_shows_what_the_worker_has_run_and_is_running(settings: n
     async with worker:
         ended = [await nq.submit("resize", what, retry=retry) for what, retry in (("a", 0), ("bad", 0), ("flaky", 1))]
         for task in ended:
-            await task.wait(10)
+            await task.wait(30)
         slow = await nq.submit("resize", "slow")
-        await until_async(lambda: slow.id in worker.running, 10)
-        await until_async(lambda: len(worker.running) == 1, 10)
+        await until_async(lambda: slow.id in worker.running)
+        await until_async(lambda: len(worker.running) == 1)
         before = await scrape(port)
-        await slow.cancel(wait=10)
-        await until_async(lambda: not worker.running, 10)
+        await slow.cancel(wait=30)
+        await until_async(lambda: not worker.running)
 
         async def is_counted() -> bool:
             return (await scrape(port)).of("nqnb_worker_runs_total", queue="resize", outcome="cancelled") == 1
 
-        await until_async(is_counted, 10)
+        await until_async(is_counted)
         after = await scrape(port)
     outcomes = {
         each: before.of("nqnb_worker_runs_total", queue="resize", outcome=each)
@@ -104,8 +104,8 @@ async def test_a_port_that_is_taken_stops_the_start_and_a_later_start_works(
     settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = int(taken.getsockname()[1])
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         worker = nqnb.Worker(settings, metrics=f"127.0.0.1:{port}")
         worker.handler("q")(lambda payload: None)
         with pytest.raises(nqnb.MetricsUnavailable, match=rf"metrics cannot be served on 127.0.0.1:{port}: .*in use"):

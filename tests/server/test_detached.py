@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.scrape import free_port
 from helpers.waiting import until
 
 import nqnb
@@ -42,8 +44,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert folder.is_relative_to(tmp_path)
     yield folder
     for left in supervisors(folder):
-        os.kill(left, signal.SIGTERM)
-    until(lambda: not supervisors(folder), 10)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(left, signal.SIGTERM)
+    until(lambda: not supervisors(folder))
 
 
 def supervisors(folder: Path) -> list[int]:
@@ -81,7 +84,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     return process.returncode, out, err
 
 
@@ -193,7 +196,7 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     assert main(["up", "--stop", "--yes"]) == 0
     assert "was stopped" in capsys.readouterr().out
     assert not server_file().exists()
-    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
+    until(lambda: not supervisors(detached.home()))  # it frees its lock just before it ends
     assert main(["up", "--stop"]) == 0
     assert main(["up", "--status"]) == 1
     assert "No detached server is running" in capsys.readouterr().out
@@ -210,7 +213,7 @@ def test_the_port_is_kept_over_restarts(running: detached.Detached, capsys: pyte
     again, new = detached.start()
     assert (again.port, new) == (running.port, True)
     os.kill(again.pid, signal.SIGKILL)
-    until(lambda: not supervisors(detached.home()), 10)
+    until(lambda: not supervisors(detached.home()))
     assert detached.start()[0].port == running.port
     detached.stop()
     with socket.socket() as other:
@@ -281,9 +284,7 @@ def test_an_idle_server_is_stopped_without_a_question(running: detached.Detached
 
 
 def test_the_options_of_up_are_used(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     assert main(["up", "--detach", "--port", str(port), "--store-dir", str(tmp_path / "s"), "--go-queue", "q"]) == 0
     server = detached.look().server
     assert server is not None
@@ -296,7 +297,7 @@ def test_a_stale_file_is_recognised_and_cleaned_up(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.keeper, signal.SIGKILL)
-    until(lambda: detached.look().condition is Condition.STALE, 5)
+    until(lambda: detached.look().condition is Condition.STALE)
     assert detached.find() is None
     assert main(["up", "--status"]) == 1
     assert "it was killed" in capsys.readouterr().out
@@ -304,7 +305,7 @@ def test_a_stale_file_is_recognised_and_cleaned_up(
     assert new
     assert again.pid != running.pid
     os.kill(again.keeper, signal.SIGKILL)
-    until(lambda: detached.look().condition is Condition.STALE, 5)
+    until(lambda: detached.look().condition is Condition.STALE)
     assert main(["up", "--stop"]) == 0
     assert detached.look().condition is Condition.NONE
 
@@ -313,8 +314,8 @@ def test_the_status_says_that_the_server_ended_by_itself(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.pid, signal.SIGKILL)
-    until(lambda: detached.look().condition is Condition.STALE, 5)
-    until(lambda: not supervisors(detached.home()), 5)
+    until(lambda: detached.look().condition is Condition.STALE)
+    until(lambda: not supervisors(detached.home()))
     assert main(["up", "--status"]) == 1
     assert "exited with code -9" in capsys.readouterr().out
     assert detached.start()[1]
@@ -325,9 +326,9 @@ def test_another_server_at_its_port_is_not_joined(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.keeper, signal.SIGKILL)
-    until(lambda: detached.look().condition is Condition.STALE, 5)
+    until(lambda: detached.look().condition is Condition.STALE)
     # The server ends with its supervisor, a moment later.
-    until(lambda: not listens(running.port), 5)
+    until(lambda: not listens(running.port))
     with DevServer(running.port) as stranger:
         assert detached.find() is None
         assert main(["up", "--detach", "--json"]) == 0
@@ -354,7 +355,7 @@ def test_a_wrong_token_is_refused(running: detached.Detached, capsys: pytest.Cap
     assert code == 1
     assert "may still have unfinished tasks" in err
     assert main(["up", "--stop", "--yes"]) == 0
-    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
+    until(lambda: not supervisors(detached.home()))  # it frees its lock just before it ends
 
 
 @linux_only
@@ -417,7 +418,7 @@ def test_a_detached_server_that_does_not_answer_is_not_ignored(
 ) -> None:
     os.kill(running.pid, signal.SIGSTOP)
     # The threads of the server stop one after another, and the last one could still answer.
-    until(lambda: stopped(running.pid), 10)
+    until(lambda: stopped(running.pid))
     try:
         with pytest.raises(NoServer, match=r"does not answer .*nqnb up --stop` and `nqnb up --detach`.*NATS_URL"):
             choose(connect_timeout=0.2)
@@ -447,15 +448,15 @@ def test_a_detached_server_that_is_starting_is_not_ignored() -> None:
 
 def test_a_choice_waits_for_a_detached_server_that_comes_up() -> None:
     process = start("up", "--detach")
-    until(lambda: detached.look().condition is not Condition.NONE, 20)
+    until(lambda: detached.look().condition is not Condition.NONE)
     assert choose(connect_timeout=30).detached
     assert ended(process)[0] == 0
 
 
 def test_files_of_a_dead_detached_server_lead_to_the_default(running: detached.Detached) -> None:
     os.kill(running.pid, signal.SIGKILL)
-    until(lambda: detached.look().condition is Condition.STALE, 5)
-    until(lambda: not supervisors(detached.home()), 5)
+    until(lambda: detached.look().condition is Condition.STALE)
+    until(lambda: not supervisors(detached.home()))
     assert not choose().named
 
 
@@ -476,7 +477,7 @@ def test_a_worker_that_names_no_server_serves_the_detached_one(running: detached
         assert main(["submit", "echo", "5", "--wait", "20"]) == 0
     finally:
         process.terminate()
-        said = process.communicate(timeout=20)[1]
+        said = process.communicate(timeout=60)[1]
     assert f"uses your detached server at {running.url}" in said
     assert running.token not in said
 

@@ -159,10 +159,10 @@ starter.start()
 starter.join()
 fork = os.fork() if sys.argv[1] == "with-fork" else None
 if fork == 0:
-    time.sleep(20)
+    time.sleep(100)
     os._exit(0)
 print(server.url.rpartition(":")[2], server.store_dir, fork or 0, flush=True)
-time.sleep(60)
+time.sleep(100)
 """
 
 
@@ -180,8 +180,8 @@ def test_a_killed_parent_takes_server_and_store_along(kind: str) -> None:
             assert listens(int(port)), "it ended with the thread that started it"
             parent.kill()
             parent.wait()
-            until(lambda: not listens(int(port)), 3)
-            until(lambda: not Path(store).parent.exists(), 3)
+            until(lambda: not listens(int(port)))
+            until(lambda: not Path(store).parent.exists())
     finally:
         parent.kill()
         parent.wait()
@@ -203,7 +203,7 @@ def test_a_killed_supervisor_takes_the_server_along_and_stop_removes_the_rest() 
     port, store = port_of(server), server.store_dir
     keeper = int(Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(keeper, signal.SIGKILL)
-    until(lambda: not listens(port), 3)
+    until(lambda: not listens(port))
     assert not server.running
     with pytest.raises(DevServerError, match=r"start\(\)"):
         server.restart()
@@ -231,7 +231,7 @@ def test_kill_and_restart_keep_address_and_store() -> None:
 def test_a_dead_server_is_noticed_and_can_be_restarted_at_once() -> None:
     with DevServer() as server:
         os.kill(server.pid, signal.SIGKILL)
-        until(lambda: not server.running, 1)
+        until(lambda: not server.running)
         server.restart()
         for _ in range(10):
             os.kill(server.pid, signal.SIGKILL)
@@ -275,7 +275,7 @@ def test_a_busy_port_is_refused_promptly() -> None:
         begun = time.monotonic()
         with pytest.raises(DevServerError, match=rf"port {port} .* is using the port.* port=0"):
             DevServer(port).start()
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8
 
 
 def test_the_port_of_another_nats_server_is_refused() -> None:
@@ -323,8 +323,8 @@ def test_a_server_that_never_answers_fails_the_start(monkeypatch: pytest.MonkeyP
     mute.write_text("#!/bin/sh\necho mute >&2\nexec sleep 60\n")
     mute.chmod(0o755)
     monkeypatch.setenv(SERVER_VARIABLE, str(mute))
-    monkeypatch.setattr("nqnb.server.devserver.START_TIMEOUT_SECONDS", 0.5)
-    with pytest.raises(DevServerError, match=r"did not listen on a port within 0.5 s; the end of its log:\nmute"):
+    monkeypatch.setattr("nqnb.server.devserver.START_TIMEOUT_SECONDS", 2.5)
+    with pytest.raises(DevServerError, match=r"did not listen on a port within 2.5 s; the end of its log:\nmute"):
         DevServer().start()
 
 

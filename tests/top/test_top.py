@@ -50,7 +50,7 @@ class View:
                 all(word in each for word in words) for each in self.text.splitlines()
             )
 
-        await until_async(shown, 10, f"{words} without {without!r}", pause=0.05)
+        await until_async(shown, what=f"{words} without {without!r}", pause=0.05)
         return next(each for each in self.text.splitlines() if all(word in each for word in words))
 
 
@@ -89,7 +89,11 @@ async def test_a_cancelled_task_is_shown_as_running_until_its_code_has_stopped(
         await view.until("no row is chosen")
         await view.press("down", "c")
         await view.until("cancelling, still running", task.id, without="cancelled")
-        await until_async(lambda: task.fetch(), what="the worker has the cancel")
+
+        async def has_the_cancel() -> bool:
+            return (await task.fetch()).cancel is not None
+
+        await until_async(has_the_cancel)
         assert (await task.status()) is Status.PROCESSING
         release.set()
         await view.until("cancelled", task.id, without="still running")
