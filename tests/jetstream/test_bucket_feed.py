@@ -294,7 +294,7 @@ async def test_a_closed_client_ends_the_watch(settings: nqnb.Settings) -> None:
     await asyncio.sleep(0.1)
     await nq.close()
     with pytest.raises(nqnb.ConnectionFailed):
-        await asyncio.wait_for(reading, 10)
+        await asyncio.wait_for(reading, 30)
 
 
 async def test_a_custom_store_is_polled(settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +352,7 @@ async def test_a_closed_client_ends_the_watch_of_a_custom_store(
     await asyncio.sleep(0.1)
     await nq.close()
     with pytest.raises(nqnb.ConnectionFailed, match="closed"):
-        await asyncio.wait_for(reading, 10)
+        await asyncio.wait_for(reading, 30)
 
 
 async def test_a_feed_has_at_most_two_open_pulls_however_often_they_expire(

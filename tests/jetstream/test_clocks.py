@@ -246,7 +246,7 @@ async def test_a_clock_step_changes_nothing(
             assert entry is not None
             assert await nq.backend.presence.rest(worker.id, task.queue, task.id, entry.created) > 0
         monkeypatch.undo()
-        assert (await task.cancel(wait=10)).status is Status.CANCELLED
+        assert (await task.cancel(wait=30)).status is Status.CANCELLED
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])

@@ -69,7 +69,7 @@ async def test_waiting_tasks_are_scheduled_and_running_tasks_are_processing(
 
         await until_async(counted)
         # Acked messages leave gaps between the others.
-        await tasks[1].cancel(wait=10)
+        await tasks[1].cancel(wait=30)
         await tasks[-1].cancel()
 
         async def counted_again() -> bool:

@@ -175,7 +175,7 @@ async def test_a_running_task_stops_although_its_cancel_request_has_no_room(
         await fill(nq)
         with pytest.raises(nqnb.NoRoom, match="Free space"):
             await task.cancel()
-        await asyncio.wait_for(stopped.wait(), 10)
+        await asyncio.wait_for(stopped.wait(), 30)
         await nq.purge_queue("work")
         assert await task.wait(timeout=20) is Status.CANCELLED
 

@@ -146,7 +146,7 @@ async def test_tasks_that_are_stopped_during_an_outage_share_a_line_of_the_log(
         await nq.submit_many("work", range(TASKS))
         await until_async(lambda: running == TASKS)
         await asyncio.to_thread(server.kill)
-        await until_async(lambda: stopped == TASKS, 20)
+        await until_async(lambda: stopped == TASKS)
         lines = [each for each in warnings(caplog) if "being stopped" in each]
         await asyncio.to_thread(server.restart)
     assert lines

@@ -37,10 +37,12 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
             if not nq.backend.can_schedule:
                 pytest.skip("this server keeps no schedules")
             await connection.api("STREAM.CREATE.ballast", {"name": "ballast", "subjects": ["ballast"]})
-            due = time.time() + 2.0
+            for _ in range(15):
+                await connection.publish("ballast", bytes(200_000))
+            due = time.time() + 3.0
             with provider.get_tracer("test").start_as_current_span("caller") as caller:
-                waiting = await nq.submit("work", 1, process_at=timedelta(seconds=2.0))
-            cancelled = await nq.submit("work", 2, process_at=timedelta(seconds=2.0))
+                waiting = await nq.submit("work", 1, process_at=timedelta(seconds=3.0))
+            cancelled = await nq.submit("work", 2, process_at=timedelta(seconds=3.0))
             later = await nq.submit("work", 3, process_at=timedelta(seconds=600))
             for size in (200_000, 10_000, 500, 10):
                 with contextlib.suppress(NoRoom):

@@ -127,8 +127,8 @@ async def reaches(task: nqnb.Task, status: Status, attempt: int = 1) -> None:
 
 async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
     """Do everything that a client does, while a worker runs."""
-    assert await (await nq.submit(QUEUE, "small")).result(10) == "small"
-    assert len(await (await nq.submit(QUEUE, "large")).result(10)) == 10_000
+    assert await (await nq.submit(QUEUE, "small")).result(30) == "small"
+    assert len(await (await nq.submit(QUEUE, "large")).result(30)) == 10_000
     for task in await nq.submit_many(QUEUE, ["small"] * 3):
         assert [info.status async for info in task.updates()][-1] is Status.COMPLETED
 
@@ -143,11 +143,11 @@ async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
 
     await until_async(told)
     await asyncio.sleep(2 * WATCH_AFTER_SECONDS)  # longer runs are watched
-    receipts = await asyncio.gather(lasting.cancel(wait=10), lasting.cancel(wait=10))
+    receipts = await asyncio.gather(lasting.cancel(wait=30), lasting.cancel(wait=30))
     assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
     message = CancelMessage(foreign.id, f"{QUEUE}.cancel").encode()
     await operator.backend.connection.publish(f"{QUEUE}.cancel", message)
-    assert await foreign.wait(10) is Status.CANCELLED
+    assert await foreign.wait(30) is Status.CANCELLED
     await reaches(failing, Status.PENDING, attempt=2)
     assert (await failing.cancel()).status is Status.CANCELLED
 
@@ -190,7 +190,7 @@ async def test_the_documented_permissions_are_enough_and_each_is_used(
             await until_async(seen)
             assert [info.paused for info in await nq.queues()] == [True]
             await operator.resume(QUEUE)
-            assert await held.result(10) == "small"
+            assert await held.result(30) == "small"
         # Servers that can pause consumers can also read many messages with one request.
         idle = set() if can_pause(nq.backend.connection) else {pauses, f"$JS.API.DIRECT.GET.{QUEUE}"}
         if not can_schedule(nq.backend.connection):
@@ -439,7 +439,7 @@ async def test_a_watch_without_permission_ends() -> None:
         await prepare(settings[OPERATOR])
         async with nqnb.connect(settings[CLIENT]) as nq:
             with pytest.raises(ServerRefused, match="may not publish to"):
-                await asyncio.wait_for(anext(nq.watch()), 5)
+                await asyncio.wait_for(anext(nq.watch()), 30)
 
 
 async def test_without_permission_for_an_inbox_the_connect_is_refused() -> None:

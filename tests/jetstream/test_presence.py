@@ -57,7 +57,7 @@ async def test_a_killed_worker_is_silent_after_it_has_missed_a_heartbeat(
             assert await nq.backend.presence.silent() == {}
             await asyncio.sleep(0.3)
         process.kill()
-        silent = await until_async(nq.backend.presence.silent, 20)
+        silent = await until_async(nq.backend.presence.silent)
         assert list(silent) == [running.worker]
         assert 3.4 < silent[running.worker] < 6
         assert await task.status() is Status.PROCESSING
@@ -265,7 +265,7 @@ class TestTwoAckWaits:
             assert info.ttl == PRESENCE_SHARE * LONG
             assert await task.wait(timeout=60) is Status.COMPLETED
             assert "came again" not in caplog.text, "its lease ran out"
-            await slow.cancel(wait=10)
+            await slow.cancel(wait=30)
 
     async def test_after_a_death_each_queue_waits_for_its_own_ack_wait(
         self, nq: nqnb.Client, settings: nqnb.Settings, slow_queue: None
@@ -279,7 +279,7 @@ class TestTwoAckWaits:
             async def both_named() -> bool:
                 return {quick.id, slow.id} == {each for info in await nq.workers() for each in info.running}
 
-            await until_async(both_named, 20, "its presence does not name them")
+            await until_async(both_named, what="its presence does not name them")
             (dead,) = await nq.workers()
         finally:
             process.kill()
@@ -316,7 +316,7 @@ async def test_a_worker_without_presence_counts_as_alive_while_the_bucket_is_you
     async def over() -> bool:
         return await rest("w-gone", "q", "t", 0.0, lease) == 0
 
-    await until_async(over, 20, "it counts as alive without end")
+    await until_async(over, what="it counts as alive without end")
     assert await rest("w-gone", "q", "t", 0.0) == 0
 
 

@@ -96,7 +96,7 @@ async def test_a_task_that_waits_is_counted_as_scheduled(
                     return info.pending, info.scheduled, info.processing
                 await asyncio.sleep(0.02)
 
-        assert await asyncio.wait_for(settled(), 5) == (0, 1, 0)
+        assert await asyncio.wait_for(settled(), 30) == (0, 1, 0)
         assert (await task.cancel()).status is nqnb.Status.DELETED
 
 

@@ -161,7 +161,7 @@ class TestListing:
         async with Proxy(shared_server, delay=0.02) as proxy:
             far = await Connection.open(nqnb.Settings(proxy.url))
             writing = [asyncio.ensure_future(write()) for _ in range(3)]
-            found = await asyncio.wait_for(_keys(KeyValueStore(far, bucket).entries()), 10)
+            found = await asyncio.wait_for(_keys(KeyValueStore(far, bucket).entries()), 30)
             ended = True
             await asyncio.gather(*writing)
             await far.close()
@@ -205,7 +205,7 @@ class TestListing:
             proxy.hang_up()
             await proxy.heal()
             assert [*found, *await rest] == list(range(35))
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 30
             await ours.close()
 
     @pytest.mark.parametrize("lost", [1, 7, 10, 35])
@@ -235,7 +235,7 @@ class TestListing:
         start = time.monotonic()
         found += await _keys(entries)
         assert found == [*range(12), *range(13, 31, 2), *range(31, 35)]
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 4
 
     async def test_an_entry_rewritten_meanwhile_is_listed_once(
         self, connection: Connection, bucket: str, store: KeyValueStore
@@ -557,13 +557,13 @@ class TestAStoreOfOnesOwn:
             never = await nq.submit("idle")
             assert (await never.cancel()).status is Status.DELETED
             async with worker:
-                assert await (await nq.submit("work", "a")).result(10) == "A"
-                assert await (await nq.submit("work", "fail once", retry=1)).result(10) == "FAIL ONCE"
+                assert await (await nq.submit("work", "a")).result(30) == "A"
+                assert await (await nq.submit("work", "fail once", retry=1)).result(30) == "FAIL ONCE"
                 sleeping = await nq.submit("work", "sleep")
                 async for update in sleeping.updates():
                     if update.status is Status.PROCESSING:
                         break
-                assert (await sleeping.cancel(wait=10)).status is Status.CANCELLED
+                assert (await sleeping.cancel(wait=30)).status is Status.CANCELLED
             assert store.writes > len(store) == 4
             assert {info.status for info in await nq.tasks()} == {Status.DELETED, Status.COMPLETED, Status.CANCELLED}
             again = await never.requeue()

@@ -81,7 +81,7 @@ async def test_the_run_is_stopped_before_the_entry_is_read(
     assert receipt.by == (await task.fetch()).client
     assert receipt.requested_at is not None
     with pytest.raises(nqnb.TaskCancelled):
-        await task.result(10)
+        await task.result(30)
 
 
 async def test_a_task_that_is_submitted_names_its_queue_itself(
@@ -90,7 +90,7 @@ async def test_a_task_that_is_submitted_names_its_queue_itself(
     task = await nq.submit("work")
     await runs.until(runs.started, task)
     answered = blocked_reads(nq, monkeypatch)
-    cancelling = asyncio.ensure_future(task.cancel(wait=10))
+    cancelling = asyncio.ensure_future(task.cancel(wait=30))
     await runs.until(runs.stopped, task)
     answered.set()
     assert (await cancelling).status is Status.CANCELLED
@@ -106,7 +106,7 @@ async def test_a_task_of_another_queue_is_not_cancelled(nq: nqnb.Client, runs: R
     assert await intents(nq) == []
     assert "nowhere" not in [info.name for info in await nq.queues()]
     runs.release.set()
-    assert await task.result(10) == "returned"
+    assert await task.result(30) == "returned"
     assert await waiting.status() is Status.PENDING
     assert not runs.stopped
 
@@ -134,7 +134,7 @@ async def test_a_cancel_of_an_unknown_task_stops_no_later_task_with_that_id(
     # The worker has received the notes once it has received a message that was sent later.
     await runs.until(runs.started, await nq.submit("more"))
     runs.release.set()
-    assert await task.result(10) == "returned"
+    assert await task.result(30) == "returned"
     assert not runs.stopped
 
 
@@ -165,7 +165,7 @@ async def test_a_cancel_of_a_waiting_task_leaves_no_request(nq: nqnb.Client) -> 
 async def test_a_cancel_of_an_ended_task_is_too_late(nq: nqnb.Client, runs: Runs) -> None:
     runs.release.set()
     task = await nq.submit("work")
-    assert await task.result(10) == "returned"
+    assert await task.result(30) == "returned"
     with pytest.raises(nqnb.NotCancellable):
         await nq.cancel(task.id, queue="work")
     assert await intents(nq) == []

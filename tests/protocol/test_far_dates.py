@@ -59,7 +59,7 @@ async def test_a_task_of_a_far_year_is_scheduled_once(
             while "far.sched.late" not in ((await stream(nq)).get("subjects") or {}):
                 assert time.monotonic() < until, "it is not scheduled"
                 await asyncio.sleep(0.02)
-        assert await (await nq.submit("far")).result(timeout=10) == "ran"
+        assert await (await nq.submit("far")).result(timeout=30) == "ran"
         before = (await stream(nq))["last_seq"]
         await asyncio.sleep(1.0)
         state = await stream(nq)
@@ -84,7 +84,7 @@ async def test_a_schedule_that_fires_early_is_not_scheduled_again(nq: nqnb.Clien
     async with make_worker(settings):
         while "far.sched.late" in ((await stream(nq)).get("subjects") or {}):
             await asyncio.sleep(0.02)
-        assert await (await nq.submit("far")).result(timeout=10) == "ran"
+        assert await (await nq.submit("far")).result(timeout=30) == "ran"
         before = (await stream(nq))["last_seq"]
         await asyncio.sleep(1.0)
         assert (await stream(nq))["last_seq"] == before, "it was scheduled again"
@@ -99,7 +99,7 @@ async def test_a_number_out_of_range_ends_its_message_once(
     data = b'{"ID":"late","Queue":"far"' + fields + b',"Meta":' + meta + b"}"
     await publish(nq, data, entry=False, **{CLIENT_HEADER: "task"})
     async with make_worker(settings) as worker:
-        assert await (await nq.submit("far")).result(timeout=10) == "ran"
+        assert await (await nq.submit("far")).result(timeout=30) == "ran"
         await assert_queues_empty(nq, "far")
         assert worker.malformed == 1
         assert len([each for each in caplog.records if "message 1 of queue far" in each.getMessage()]) == 1
@@ -116,7 +116,7 @@ async def test_an_entry_with_a_number_out_of_range_does_not_stop_its_task(
         async with make_worker(settings):
             while (await nq.backend.connection.api("STREAM.INFO.far"))["state"]["messages"]:
                 await asyncio.sleep(0.02)
-            assert await task.result(timeout=10) == "ran"
+            assert await task.result(timeout=30) == "ran"
     assert "overwriting the malformed entry of task late" in caplog.text
 
 

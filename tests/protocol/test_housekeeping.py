@@ -15,7 +15,7 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.jetstream import backend as backends
-from nqnb.jetstream.queue_streams import can_pause
+from nqnb.jetstream.queue_streams import can_pause, create_stream
 from nqnb.protocol import lifecycle, prune
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 
@@ -61,11 +61,12 @@ class TestPurge:
             retried = await nq.submit("work", "fail", retry=3)
             running, waiting = await nq.submit_many("work", ["a", "b"])
             await until_async(lambda: _is(retried, lambda info: info.attempt == 2))
+            await until_async(lambda: running.id in started)
             receipt = await nq.purge_queue("work")
             assert await retried.status() is Status.CANCELLED
             assert receipt.cancelled == 1
-            assert await running.wait(5) is Status.COMPLETED
-            assert await waiting.wait(5) in (Status.COMPLETED, Status.DELETED)
+            assert await running.wait(30) is Status.COMPLETED
+            assert await waiting.wait(30) in (Status.COMPLETED, Status.DELETED)
             await assert_queues_empty(nq, "work")
 
     async def test_no_task_is_both_deleted_and_started(
@@ -190,14 +191,14 @@ class TestRequeue:
         started: list[str] = []
         async with make_worker(settings, started):
             first = await nq.submit("work", "fail", timeout=9, deadline=timedelta(hours=1))
-            assert await first.wait(5) is Status.FAILED
+            assert await first.wait(30) is Status.FAILED
         second = await first.requeue()
         info = await second.fetch()
         assert (info.queue, info.payload, info.timeout, info.origin) == ("work", b'"fail"', 9, first.id)
         assert (info.status, info.attempt, info.deadline, info.error) == (Status.PENDING, 0, None, None)
         assert await first.status() is Status.FAILED
         async with make_worker(settings, started):
-            assert await second.wait(5) is Status.FAILED
+            assert await second.wait(30) is Status.FAILED
         assert (await second.fetch()).origin == first.id
         third = await nq.requeue(second.id)
         assert (await third.fetch()).origin == first.id
@@ -231,11 +232,11 @@ class TestPause:
             tasks = await nq.submit_many("work", range(20))
             await asyncio.sleep(1.2)
             assert started == [running.id]
-            assert await running.status() is Status.COMPLETED
+            assert await running.wait(30) is Status.COMPLETED
             assert [queue.paused for queue in await nq.queues()] == [True]
             await nq.resume("work")
             await nq.resume("work")
-            assert {await task.wait(3) for task in tasks} == {Status.COMPLETED}
+            assert {await task.wait(30) for task in tasks} == {Status.COMPLETED}
             assert [queue.paused for queue in await nq.queues()] == [False]
 
     async def test_it_outlives_the_consumer_and_the_server(
@@ -243,7 +244,7 @@ class TestPause:
     ) -> None:
         started: list[str] = []
         async with make_worker(settings, started):
-            await (await nq.submit("work")).wait(5)
+            await (await nq.submit("work")).wait(30)
             await nq.pause("work")
             await asyncio.sleep(0.7)
             await nq.backend.connection.api("CONSUMER.DELETE.work.MONITOR")
@@ -255,7 +256,7 @@ class TestPause:
             assert await task.status() is Status.PENDING
             assert len(started) == 1
             await nq.resume("work")
-            assert await task.wait(5) is Status.COMPLETED
+            assert await task.wait(30) is Status.COMPLETED
 
     async def test_a_worker_that_comes_later_waits_too(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         task = await nq.submit("work")
@@ -264,10 +265,13 @@ class TestPause:
             await asyncio.sleep(0.8)
             assert await task.status() is Status.PENDING
             if can_pause(nq.backend.connection):
-                info = await nq.backend.connection.api("CONSUMER.INFO.work.MONITOR")
-                assert info["paused"] is True
+
+                async def paused() -> bool:
+                    return bool((await nq.backend.connection.api("CONSUMER.INFO.work.MONITOR")).get("paused"))
+
+                await until_async(paused)
             await nq.resume("work")
-            assert await task.wait(3) is Status.COMPLETED
+            assert await task.wait(30) is Status.COMPLETED
 
     async def test_a_consumer_that_another_program_resumed_is_paused_again(
         self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
@@ -306,8 +310,7 @@ class TestRetention:
         async with nqnb.connect(settings, retention=timedelta(seconds=1)) as nq:
             kept = await nq.submit("other")
             task = await nq.submit("work")
-            await nq.purge_queue("work")
-            assert await task.status() is Status.DELETED
+            assert (await nq.purge_queue("work")).deleted == 1
 
             async def gone() -> bool:
                 return await nq.backend.states.get(task.id) is None
@@ -341,7 +344,7 @@ class TestRetention:
         api = nq.backend.connection.api
         await api("STREAM.DELETE.KV_nq-store")
         config = {"name": "KV_nq-store", "subjects": ["$KV.nq-store.>"], "max_msgs_per_subject": 1, "discard": "new"}
-        await api("STREAM.CREATE.KV_nq-store", config)
+        await create_stream(nq.backend.connection, config)
         # Another client recreated the bucket: the write succeeds all the same.
         revision = await nq.backend.states.create("a", b"one", 60)
         assert await nq.backend.states.update("a", b"two", revision, 60) > revision
@@ -359,7 +362,7 @@ class TestPrune:
     async def test_what_ended_goes_with_all_that_belongs_to_it(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         async with make_worker(settings, []):
             done = await nq.submit("work", "x" * 10_000)
-            assert await done.wait(5) is Status.COMPLETED
+            assert await done.wait(30) is Status.COMPLETED
             await assert_queues_empty(nq, "work")
         cancelled, waiting = await nq.submit("idle"), await nq.submit("idle")
         await cancelled.cancel()

@@ -89,7 +89,7 @@ async def test_replace_waits_for_the_code_of_the_old_task(nq: nqnb.Client, setti
         await until_async(lambda: running)
         second = await nq.submit("work", 0, key=KEY, if_exists="replace")
         assert await first.status() is Status.CANCELLED
-        assert await second.result(timeout=10) == 0
+        assert await second.result(timeout=30) == 0
     assert most == 1
 
 

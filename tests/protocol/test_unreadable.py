@@ -255,7 +255,7 @@ class TestCancels:
         worker.handler("q")(lambda job: 1)
         async with worker:
             await nq.backend.connection.publish("q.cancel", data)
-            assert await (await nq.submit("q")).result(timeout=10) == 1
+            assert await (await nq.submit("q")).result(timeout=30) == 1
         assert [entry.key async for entry in nq.backend.intents.entries()] == []
 
 
@@ -311,7 +311,7 @@ class TestKeys:
             raw.close()
             task = await nq.submit("q")
             assert await asyncio.to_thread(started.wait, 10)
-            assert (await task.cancel(wait=10)).status is Status.CANCELLED
+            assert (await task.cancel(wait=30)).status is Status.CANCELLED
 
 
 def test_the_text_of_a_long_cancel_request_is_clipped() -> None:
@@ -382,7 +382,7 @@ async def test_a_reply_that_cannot_be_read_fails_its_request_at_once(
 
     connection = nq.backend.connection
     with pytest.raises(expected):
-        await asyncio.wait_for(connection.ask("$JS.API.INFO", b"", b"", read), 2)
+        await asyncio.wait_for(connection.ask("$JS.API.INFO", b"", b"", read), 30)
 
 
 async def test_a_stored_header_does_not_replace_that_of_the_server(nq: nqnb.Client) -> None:
