@@ -84,7 +84,7 @@ def test_tasks_remember_their_notebook_and_cell(cells: Kernel, server: nqnb.DevS
     assert cells.run(code).stdout == "0 4 0 5 6 True\n"
     assert elsewhere.id not in cells.run("print(nq.here().ids)").stdout
     cells.manager.restart_kernel()
-    cells.client.wait_for_ready(timeout=30)
+    cells.client.wait_for_ready(timeout=60)
     cells.run(OPEN.format(url=server.url))
     assert cells.run("print(len(nq.here()))").stdout == "5\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from html import unescape
 from typing import Any
@@ -228,17 +229,21 @@ class TestFrame:
 
 class TestCompleted:
     def test_tasks_are_yielded_as_they_end_and_one_failure_hides_no_other(self, session: Session) -> None:
-        @session.handler("sleep", concurrency=4)
-        def sleep(job: nqnb.Job, payload: float) -> float:
-            job.wait(payload)
-            if payload == 0.4:
-                raise ValueError("four")
-            return payload
+        may_end = [threading.Event() for _ in range(3)]
 
-        tasks = session.map("sleep", [0.9, 0.0, 0.4])
-        ended = list(tasks.completed(20))
-        assert [tasks.index(task) for task in ended] == [1, 2, 0]
-        assert [task.status() for task in ended] == [Status.COMPLETED, Status.FAILED, Status.COMPLETED]
+        @session.handler("held", concurrency=4)
+        def held(job: nqnb.Job, number: int) -> None:
+            may_end[number].wait(60)
+            if number == 2:
+                raise ValueError("two")
+
+        tasks = session.map("held", range(3))
+        ended = iter(tasks.completed(60))
+        for number in (1, 2, 0):
+            may_end[number].set()
+            assert tasks.index(next(ended)) == number
+        assert list(ended) == []
+        assert [task.status() for task in tasks] == [Status.COMPLETED, Status.COMPLETED, Status.FAILED]
         assert {*tasks.completed()} == {*tasks}
         assert list(TaskList(session).completed()) == []
 
@@ -255,9 +260,10 @@ class TestCompleted:
     def test_the_wait_has_a_limit_and_the_ended_tasks_come_first(self, session: Session) -> None:
         serve(session)
         tasks = session.map("resize", images(2)) + session.map("other", [1])
+        tasks[:2].wait(30)
         ended: list[SessionTask] = []
-        with pytest.raises(nqnb.WaitTimeout, match="1 of 3 tasks did not end within 3 s"):
-            ended.extend(task for task in tasks.completed(3))
+        with pytest.raises(nqnb.WaitTimeout, match="1 of 3 tasks did not end within 1 s"):
+            ended.extend(task for task in tasks.completed(1))
         assert {*ended} == {*tasks[:2]}
 
 

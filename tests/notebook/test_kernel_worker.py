@@ -91,17 +91,17 @@ class TestSwap:
 
         worker = session.local["resize"].info.id
         first = session.submit("resize")
-        assert began.wait(10)
+        assert began.wait(30)
         assert session.local["resize"].running == [first.id]
 
         @session.handler("resize", concurrency=3)
         async def new(job: nqnb.Job) -> str:
             return "new"
 
-        assert session.submit("resize").result(10) == "new"
+        assert session.submit("resize").result(30) == "new"
         assert first.status() is Status.PROCESSING
         go.set()
-        assert first.result(10) == "old"
+        assert first.result(30) == "old"
         here = session.local["resize"]
         assert (here.info.id, here.concurrency, here.place, here.name.rpartition(".")[2], here.swaps) == (
             *(worker, 3, "coroutine", "new"),
@@ -125,10 +125,10 @@ class TestSwap:
         try:
             task = session.submit("resize")
             session.handler("resize")(lambda job: "old")
-            assert claiming.wait(10)
+            assert claiming.wait(30)
             session.handler("resize")(lambda job: "new")
             go.set()
-            assert task.result(10) == "new"
+            assert task.result(30) == "new"
         finally:
             session.down()
 
@@ -137,14 +137,14 @@ class TestSwap:
             return [os.getpid(), threading.current_thread() is threading.main_thread()]
 
         session.handler("resize")(count_session)
-        assert session.submit("resize").result(10) == [os.getpid(), False]
+        assert session.submit("resize").result(30) == [os.getpid(), False]
         if os.name == "posix":
             session.handler("resize", isolation="process")(count_session)
             pid, main = session.submit("resize").result(20)
             assert pid != os.getpid()
             assert main
         session.handler("resize", isolation="thread", concurrency=5)(count_session)
-        assert session.submit("resize").result(10) == [os.getpid(), False]
+        assert session.submit("resize").result(30) == [os.getpid(), False]
         assert session.local["resize"].concurrency == 5
         # An invalid handler does not replace the current one.
         for wrong in ({"isolation": "fiber"}, {"concurrency": 0}, {"grace": -1}):
@@ -152,7 +152,7 @@ class TestSwap:
                 session.handler("resize", **wrong)(count_session)
         with pytest.raises(nqnb.InvalidHandler):
             session.handler("resize")(lambda: None)
-        assert session.submit("resize").result(10) == [os.getpid(), False]
+        assert session.submit("resize").result(30) == [os.getpid(), False]
 
     def test_twenty_swaps_under_load_lose_no_task_and_start_none_on_an_old_handler(self, session: Session) -> None:
         runs: list[tuple[int, str, float]] = []
@@ -183,7 +183,7 @@ class TestSwap:
         assert all(versions[task.id] >= least for least, task in after)
         # A task that began just before the swap may enter its function a moment later.
         late = [(began - swapped[version + 1]) for version, _, began in runs if version < 20]
-        assert max(late) < 1
+        assert max(late) < 5
         assert len(set(versions.values())) > 5
 
         def state() -> Any:
@@ -191,8 +191,8 @@ class TestSwap:
 
         assert state()["consumer_count"] == 1
         # The worker writes the outcome first, and acknowledges the message after it.
-        until(lambda: state()["messages"] == 0, 5)
-        until(lambda: threading.active_count() <= threads + 1, 5)
+        until(lambda: state()["messages"] == 0)
+        until(lambda: threading.active_count() <= threads + 1)
         assert len(session.local) == 1
 
     def test_stop_redelivers_running_tasks_and_restores_the_streams(self, session: Session) -> None:
@@ -207,8 +207,8 @@ class TestSwap:
         session.handler("scale")(lambda job: "scaled")
         assert isinstance(sys.stdout, Router)
         task = session.submit("resize")
-        assert began.wait(10)
-        assert session.submit("scale").result(10) == "scaled"
+        assert began.wait(30)
+        assert session.submit("scale").result(30) == "scaled"
         shown = repr(session.local)
         assert f"running {task.id}" in shown
         assert "scale: " in shown
@@ -237,8 +237,8 @@ class TestSwap:
                 time.sleep(0.01)
 
         task = session.submit("resize")
-        until(lambda: task.status() is Status.PROCESSING, 10)
-        assert task.cancel(wait=10).status is Status.CANCELLED
+        until(lambda: task.status() is Status.PROCESSING)
+        assert task.cancel(wait=30).status is Status.CANCELLED
 
     def test_a_handler_may_use_the_session(self, session: Session) -> None:
         @session.handler("resize", concurrency=2)
@@ -253,9 +253,9 @@ class TestSwap:
                 refused = str(error)
             return [refused, await session.task("first"), (await session.client.fetch("first")).queue]
 
-        assert session.submit("resize", 0, id="first").result(10) == 0
-        assert session.submit("resize", 1).result(10) == 1
-        refused, awaited, fetched = session.submit("scale").result(10)
+        assert session.submit("resize", 0, id="first").result(30) == 0
+        assert session.submit("resize", 1).result(30) == 1
+        refused, awaited, fetched = session.submit("scale").result(30)
         assert "plain function" in refused
         assert (awaited, fetched) == (0, "resize")
 
@@ -321,7 +321,7 @@ class TestPrints:
         tasks.results(20)
         assert [said(task) for task in tasks] == [[str(number)] * 3 for number in range(3)]
         later.set()
-        until(lambda: "late" not in {thread.name for thread in threading.enumerate()}, 10)
+        until(lambda: "late" not in {thread.name for thread in threading.enumerate()})
         assert sorted(capfd.readouterr().out.splitlines()) == [f"too late {number}" for number in range(3)]
         session.local.stop()
         assert threading.Thread.start is not starts
@@ -380,7 +380,7 @@ class TestPrints:
 
         with contextlib.redirect_stdout(io.StringIO()) as elsewhere:
             task = session.submit("resize")
-            task.result(10)
+            task.result(30)
             print("from the cell")
         assert elsewhere.getvalue() == "from the cell\n"
         assert said(task) == ["from the task"]
@@ -438,7 +438,10 @@ class TestInAKernel:
         cells.run("began = []\ntask = nq.submit('touch', 0)\ntime.sleep(1); ended = time.monotonic()")
         assert cells.run("print(await task, began[0] >= ended)").stdout == "True True\n"
         # A task that is cancelled while it waits never begins.
-        cells.run("began = []\ntask = nq.submit('touch', 0)\ntime.sleep(0.5)\nreceipt = task.cancel(wait=5)")
+        cells.run(
+            "began = []\ntask = nq.submit('touch', 0)\nwhile task.status().label != 'processing': time.sleep(0.01)\n"
+            "receipt = task.cancel(wait=30)"
+        )
         assert cells.run("await asyncio.sleep(0.2)\nprint(receipt.status.label, began)").stdout == "cancelled []\n"
 
     def test_on_the_kernels_loop_a_task_counts_as_stopped_once_its_code_has_ended(self, cells: Kernel) -> None:
@@ -462,21 +465,21 @@ class TestInAKernel:
     def test_a_handler_that_blocks_the_kernel_keeps_its_lease_and_is_named(
         self, cells: Kernel, server: nqnb.DevServer, session: Session
     ) -> None:
-        cells.run(f"own = nqnb.session({server.url!r}, ack_wait=1.0)")
+        cells.run(f"own = nqnb.session({server.url!r}, ack_wait=2.0)")
         cells.run(
             "began = []\n"
             "@own.handler('block', isolation='kernel')\n"
             "async def block(job):\n"
             "    began.append(1)\n"
-            "    time.sleep(9)\n"
+            "    time.sleep(15)\n"
             "    await asyncio.sleep(30)"
         )
         task = session.submit("block")
-        until(lambda: task.status() is Status.PROCESSING, 20)
-        time.sleep(2)
+        until(lambda: task.status() is Status.PROCESSING)
+        time.sleep(3)
         receipt = task.cancel()
         assert (receipt.status, receipt.stopping) == (Status.PROCESSING, True)
-        until(lambda: task.status() is Status.CANCELLED, 20)
+        until(lambda: task.status() is Status.CANCELLED)
         log = cells.run("print(began, *own.log, sep='\\n'); own.down()").stdout
         assert log.startswith("[1]\n")
         (told,) = (line for line in log.splitlines() if "has blocked the kernel" in line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from helpers.waiting import until_async
 
 from nqnb.errors import BadInput, ConnectionFailed
 from nqnb.notebook.loop import Loop
@@ -62,18 +64,17 @@ def test_an_interrupt_ends_a_call_at_once_and_its_coroutine_too(loop: Loop) -> N
     took = time.monotonic() - began - 0.2
     timer.join()
     assert ended.is_set()
-    assert took < 3, "a fifth of a second, on a machine that is not busy"
+    assert took < 10, "a fifth of a second, on a machine that is not busy"
     assert loop.call(asyncio.sleep(0, "usable")) == "usable"
 
 
 def test_a_coroutine_that_does_not_end_delays_an_interrupt_only_a_moment(loop: Loop) -> None:
+    ends = threading.Event()
+
     async def stubborn() -> None:
-        end = time.monotonic() + 2
-        while time.monotonic() < end:
-            try:
-                await asyncio.sleep(2)
-            except asyncio.CancelledError:
-                continue
+        while not ends.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
 
     timer = interrupt_in(0.2)
     began = time.monotonic()
@@ -81,7 +82,8 @@ def test_a_coroutine_that_does_not_end_delays_an_interrupt_only_a_moment(loop: L
         loop.call(stubborn())
     took = time.monotonic() - began - 0.2
     timer.join()
-    assert took < 1.5, "a fifth of a second, on a machine that is not busy"
+    ends.set()
+    assert took < 10, "a fifth of a second, on a machine that is not busy"
 
 
 def test_a_call_from_the_loop_itself_is_refused(loop: Loop) -> None:
@@ -93,24 +95,26 @@ def test_a_call_from_the_loop_itself_is_refused(loop: Loop) -> None:
 
 
 def test_a_call_can_be_awaited_from_another_loop_and_is_cancelled_with_its_waiter(loop: Loop) -> None:
-    cancelled = threading.Event()
+    begun, cancelled = threading.Event(), threading.Event()
 
     async def wait() -> str:
         try:
-            await asyncio.sleep(0.05)
-            await asyncio.sleep(30)
+            begun.set()
+            await asyncio.sleep(60)
         except asyncio.CancelledError:
             cancelled.set()
             raise
         return ""
 
     async def both() -> str:
+        waiting = loop.begin(wait())
+        await until_async(begun.is_set)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(loop.begin(wait())._from_another_loop(), 0.2)
+            await asyncio.wait_for(waiting._from_another_loop(), 0.1)
         return await loop.begin(asyncio.sleep(0.01, "done"))
 
     assert asyncio.run(both()) == "done"
-    assert cancelled.wait(2)
+    assert cancelled.wait(30)
 
 
 def test_a_call_without_a_waiter_is_kept_from_the_garbage_collector(loop: Loop) -> None:
@@ -169,7 +173,7 @@ from nqnb.notebook.loop import LOOP
 async def stubborn():
     while True:
         try:
-            await asyncio.sleep(30)
+            await asyncio.sleep(100)
         except asyncio.CancelledError:
             pass
 
@@ -180,9 +184,9 @@ LOOP.call(asyncio.sleep(0))
 def test_the_end_of_the_process_does_not_wait_for_the_loop() -> None:
     began = time.monotonic()
     program = PROGRAM + "LOOP.begin(stubborn()); LOOP.call(asyncio.sleep(0.01)); print('over')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 25
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -194,7 +198,7 @@ parent = LOOP._loop
 with LOOP._lock:  # as if another thread held it at that moment
     child = os.fork()
 if child == 0:
-    LOOP.begin(asyncio.sleep(0.01)).wait(5) or os._exit(1)
+    LOOP.begin(asyncio.sleep(0.01)).wait(30) or os._exit(1)
     assert LOOP._loop is not parent
     LOOP.stop()
     os._exit(7)
@@ -203,7 +207,7 @@ print(code, LOOP.call(asyncio.sleep(0.01, "alive")))
 """
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program], capture_output=True, text=True, timeout=30
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "7 alive\n", done.stderr
 
@@ -217,7 +221,7 @@ home = asyncio.new_event_loop()
 asyncio.set_event_loop(home)
 nest_asyncio2.apply(home)
 async def outer():
-    return asyncio.run(inner()), LOOP.call(asyncio.wait_for(asyncio.sleep(0.01, "there"), 5)), await LOOP.begin(inner())
+    return asyncio.run(inner()), LOOP.call(asyncio.wait_for(asyncio.sleep(0.01, "there"), 9)), await LOOP.begin(inner())
 async def inner():
     return "here"
 print(home.run_until_complete(outer()))
@@ -225,5 +229,5 @@ print("patched" if type(LOOP._loop)._run_once is type(home)._run_once else "unpa
 home.close()
 """
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stdout == "('here', 'there', 'here')\nunpatched\n", done.stderr

@@ -85,13 +85,13 @@ def test_a_missing_server_is_reported_without_delay(session: Session, server: nq
     version = server.version
     session.submit("resize")
     server.kill()
-    until(lambda: not session.connected, 10)
+    until(lambda: not session.connected)
     began = time.monotonic()
     for said in (as_text(session), session._repr_html_()):
         assert "not connected: the server is down" in said
         assert f"nats-server {version}" in said
         assert "queues" not in said
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9
     server.restart()
 
 

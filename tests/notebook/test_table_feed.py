@@ -41,14 +41,14 @@ def test_tables_show_that_the_watch_has_failed_and_a_new_watch_starts_empty(
 
     monkeypatch.setattr(session.client, "watch", broken)
     first = session.watch("q")
-    until(lambda: first._state == "lost", 5)
+    until(lambda: first._state == "lost")
     assert list(first.df.index) == [old.id]
     session.call(session.client.backend.states.delete(old.id, old.revision))
     new = session.submit("q")
     monkeypatch.setattr(session.client, "watch", watch)
     second = session.watch("q")
     for table in (first, second):
-        until(lambda: table._state == "live", 5)  # noqa: B023  it is called at once
+        until(lambda: table._state == "live")  # noqa: B023  it is called at once
         assert list(table.df.index) == [new.id]
 
 
@@ -59,7 +59,7 @@ def test_a_table_says_that_no_worker_serves_its_queue(session: Session) -> None:
     table, other, everything = session.watch("fech"), session.watch("fetch"), session.watch()
     task = session.submit("fech")
     session.submit("fetch", process_at=datetime.now(timezone.utc) + timedelta(hours=1))
-    until(lambda: says_so(table) and says_so(everything), 10)
+    until(lambda: says_so(table) and says_so(everything))
     assert not says_so(other)
     assert table._page.body()["unserved"] == ["fech"]
     assert other._page.body()["unserved"] == [], "its task waits for its time"
@@ -68,8 +68,8 @@ def test_a_table_says_that_no_worker_serves_its_queue(session: Session) -> None:
     def fetch(job: nqnb.Job) -> None:
         job.wait(600)
 
-    until(lambda: task.status() is nqnb.Status.PROCESSING, 10)
-    until(lambda: not says_so(table) and not says_so(everything), 10)
+    until(lambda: task.status() is nqnb.Status.PROCESSING)
+    until(lambda: not says_so(table) and not says_so(everything))
 
 
 def test_an_original_shows_as_which_task_it_was_requeued(session: Session) -> None:
@@ -82,11 +82,11 @@ def test_an_original_shows_as_which_task_it_was_requeued(session: Session) -> No
     def requeued_as(of: TaskTable) -> dict[str, str]:
         return {str(task_id): each for task_id, each in of.df.requeued_as.items() if isinstance(each, str)}
 
-    until(lambda: requeued_as(table) == requeued_as(only_first) == {first.id: second.id}, 5)
+    until(lambda: requeued_as(table) == requeued_as(only_first) == {first.id: second.id})
     assert table._rows.row(first.id)["requeued"] == second.id
     second.cancel()
     third = session.requeue(second)
-    until(lambda: requeued_as(table) == {first.id: third.id, second.id: third.id}, 5)
+    until(lambda: requeued_as(table) == {first.id: third.id, second.id: third.id})
     assert requeued_as(only_first) == {first.id: third.id}
     assert requeued_as(session.watch()) == {first.id: third.id, second.id: third.id}
     assert f"requeued as {third.id}" in table._repr_mimebundle_()[0]["text/plain"]
@@ -99,13 +99,13 @@ def test_the_requeue_button_submits_a_failed_task_again(session: Session) -> Non
 
     table = session.watch("flaky")
     old = session.submit("flaky", {"n": 1})
-    until(lambda: table._rows.can_requeue(old.id), 10)
+    until(lambda: table._rows.can_requeue(old.id))
     table._receive({"type": "requeue", "ids": [old.id]})
-    until(lambda: len(table.df) == 2, 10)
+    until(lambda: len(table.df) == 2)
     (new_id,) = [str(task_id) for task_id in table.df.index if task_id != old.id]
     new = session.task(new_id).fetch()
     assert (new.origin, new.payload) == (old.id, old.fetch().payload)
-    until(lambda: table._rows.row(old.id)["requeued"] == new.id, 10)
+    until(lambda: table._rows.row(old.id)["requeued"] == new.id)
 
 
 def test_a_scheduled_task_is_counted_as_scheduled_until_it_is_due(session: Session) -> None:
@@ -113,13 +113,13 @@ def test_a_scheduled_task_is_counted_as_scheduled_until_it_is_due(session: Sessi
     start = time.time()
     session.submit("q", process_at=timedelta(seconds=4))
     session.submit("q", process_at=timedelta(hours=1))
-    until(lambda: table._page.body()["counts"]["scheduled"] == 2, 5)
+    until(lambda: table._page.body()["counts"]["scheduled"] == 2)
     assert table._page.body()["counts"]["pending"] == 0
     pushed: list[dict[str, Any]] = []
     table.send = lambda content, buffers=None: pushed.append(content)
     table._receive({"type": "hello", "view": "v"})
     # No worker changes the task: the table itself notices that the task is due.
-    until(lambda: pushed and pushed[-1]["counts"]["pending"] == 1, 15)
+    until(lambda: pushed and pushed[-1]["counts"]["pending"] == 1)
     assert time.time() - start >= 4
     assert pushed[-1]["counts"]["scheduled"] == 1
     table.close()
@@ -131,7 +131,7 @@ def test_in_plain_python_a_table_is_text_with_the_current_rows(session: Session)
     assert task.id in repr(table)
     assert "a.png" in repr(table)
     session.cancel(task.id)
-    until(lambda: repr(table).startswith("q: 1 deleted"), 5)
+    until(lambda: repr(table).startswith("q: 1 deleted"))
     assert repr(session.watch_queues()).startswith("queues")
 
 
@@ -150,8 +150,8 @@ def test_fields_are_columns_and_workers_have_the_name_of_their_host_and_process(
     assert sorted(each["→ bytes"] for each in fields) == ["1,000", "2,000"]
     assert sorted(each["payload.path"] for each in fields) == ["1.png", "2.png"]
     name = f"{socket.gethostname()}/{os.getpid()}"
-    until(lambda: {row["worker"] for row in table._page.body()["rows"]} == {name}, 10)
-    until(lambda: name in session.watch("resize")._repr_mimebundle_()[0]["text/plain"], 10)
+    until(lambda: {row["worker"] for row in table._page.body()["rows"]} == {name})
+    until(lambda: name in session.watch("resize")._repr_mimebundle_()[0]["text/plain"])
     with pytest.raises(nqnb.BadInput, match="columns="):
         session.watch("resize", columns="path")
 
@@ -169,19 +169,19 @@ def test_several_tables_share_one_subscription_and_cost_nothing_after_the_sessio
     tasks = session.map("q", range(5))
     before = consumers(session)
     tables = [session.watch("q"), session.watch(), session.watch(tasks[:2])]
-    until(lambda: [len(table.df) for table in tables] == [5, 5, 2], 5)
+    until(lambda: [len(table.df) for table in tables] == [5, 5, 2])
     assert consumers(session) == before + 1
     for table in tables[:2]:
         table.close()
     assert consumers(session) == before + 1
     tables[2].close()
-    until(lambda: consumers(session) == before, 5)
+    until(lambda: consumers(session) == before)
     table = session.watch("q")
     session.down()
-    until(lambda: not [each for each in threading.enumerate() if each.name.startswith("nqnb table")], 5)
+    until(lambda: not [each for each in threading.enumerate() if each.name.startswith("nqnb table")])
     assert len(table.df) == 5, "the tasks remain"
     other = nqnb.session(settings.urls[0])
-    until(lambda: consumers(other) == before, 5)
+    until(lambda: consumers(other) == before)
     other.down()
 
 

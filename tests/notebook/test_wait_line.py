@@ -91,7 +91,7 @@ def test_a_quiet_command_shows_nothing(cells: Kernel) -> None:
 
 
 def test_all_calls_of_a_cell_share_one_line(cells: Kernel) -> None:
-    code = "for each in (running, tasks[-1], lost):\n  try: each.wait(1.6)\n  except nqnb.WaitTimeout: pass"
+    code = "for each in (running, tasks[-1], lost):\n  try: each.wait(2.5)\n  except nqnb.WaitTimeout: pass"
     cell = cells.run(code)
     assert cell.text.count("waited ") == 3, cell
     assert cell.displays == 1
@@ -127,7 +127,7 @@ def test_a_terminal_shows_the_line_and_removes_it(session: Session, monkeypatch:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with pytest.raises(nqnb.WaitTimeout):
-        task.wait(5)
+        task.wait(30)
     assert f"\r\x1b[Ktask {task.id}: pending, no worker serves queue 'nobody', " in terminal.getvalue()
     assert terminal.getvalue().endswith("s\r\x1b[K")
 

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import comm
@@ -121,29 +120,29 @@ def test_a_page_that_says_hello_receives_the_rows(viewed: Table) -> None:
     assert (last["title"], last["state"], last["total"], last["matching"], last["open"]) == ("resize", "live", 3, 3, 3)
     assert last["counts"]["pending"] == 3
     assert last["heard"] == {"v1": 1}
-    assert abs(last["now"] - time.time()) < 5
+    assert abs(last["now"] - time.time()) < 60
 
 
 def test_a_large_table_is_shown_before_all_rows_have_loaded(
     make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "ENOUGH_ROWS", 3)
-    monkeypatch.setattr(table, "SHOW_SECONDS", 0.2)
-    monkeypatch.setattr(table, "LOAD_SECONDS", 0.4)
     found = make()
 
-    def seconds(front_end: bool) -> float:
+    def seconds(front_end: bool, show: float = 60, load: float = 60) -> float:
+        monkeypatch.setattr(table, "SHOW_SECONDS", show)
+        monkeypatch.setattr(table, "LOAD_SECONDS", load)
         monkeypatch.setattr(jupyter_compat, "has_front_end", lambda: front_end)
         start = time.monotonic()
         found.it.wait_until_shown()
         return time.monotonic() - start
 
-    assert 0.2 <= seconds(True) < 0.4
+    assert 0.2 <= seconds(True, show=0.2) < 30
     found.it.update(batch("a", "b", "c", complete=False))
-    assert seconds(True) < 0.1
-    assert 0.4 <= seconds(False) < 3, "nbconvert cannot show the other rows later"
+    assert seconds(True) < 30
+    assert 0.4 <= seconds(False, load=0.4) < 30, "nbconvert cannot show the other rows later"
     found.it.update(batch("d"))
-    assert seconds(False) < 0.1
+    assert seconds(False) < 30
 
 
 def test_a_message_of_the_page_is_answered_without_the_pause_between_messages(make: Callable[..., Table]) -> None:
@@ -152,7 +151,7 @@ def test_a_message_of_the_page_is_answered_without_the_pause_between_messages(ma
     found.comm.page(type="hello", n=1)
     until(lambda: found.comm.last.get("heard") == {"v1": 1})
     found.comm.page(type="look", sort="id", down=True, n=2)
-    until(lambda: found.comm.last["heard"] == {"v1": 2}, 5)
+    until(lambda: found.comm.last["heard"] == {"v1": 2})
 
 
 def test_empty_fields_are_not_sent(viewed: Table) -> None:
@@ -193,7 +192,7 @@ def test_changes_are_merged_and_the_latest_wins(viewed: Table) -> None:
     took = time.monotonic() - began
     assert len(viewed.comm.pushes) - before <= took / table.MESSAGE_SECONDS + 2
     times = [at for kind, _, at in viewed.comm.published if kind == "comm_msg"][before:]
-    assert all(later - earlier > 0.9 * table.MESSAGE_SECONDS for earlier, later in pairwise(times))
+    assert times[-1] - times[0] > (len(times) - 2) * table.MESSAGE_SECONDS
 
 
 def test_rows_are_not_in_the_saved_state(viewed: Table) -> None:
@@ -623,17 +622,17 @@ def test_a_removed_output_ends_the_watch(make: Callable[..., Table], monkeypatch
 
 
 def test_a_reloaded_page_continues(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.5)
     found = make()
     found.comm.page(type="hello")
     found.it.update(batch("a"))
     found.comm.page(type="bye", why="removed")
     found.comm.page(type="hello", view="v2")
     until(lambda: found.comm.last.get("heard") is not None and found.shown() == ["a"])
-    time.sleep(0.4)
+    time.sleep(0.8)
     assert not found.closed
     found.comm.page(type="bye", why="hidden", view="v2")
-    time.sleep(0.4)
+    time.sleep(0.8)
     assert not found.closed, "a page that is hidden may come back"
 
 
