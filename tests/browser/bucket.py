@@ -50,7 +50,7 @@ class Bucket:
 
         return str(self.call(submit))
 
-    def ended(self, id: str, within: float = 10.0) -> tuple[nqnb.Status, float]:
+    def ended(self, id: str, within: float = 30.0) -> tuple[nqnb.Status, float]:
         """Wait until a task ends; return how it ended, and after how many seconds."""
         start = time.monotonic()
         while not (status := self.status(id)).terminal:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from browser.labs import NEXT_FRAME
+
 import nqnb
 from nqnb.protocol.wire import Meta, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
@@ -88,9 +90,9 @@ class Bench:
         self.page.route("**/*", self._serve)
         self.page.expose_function("toKernel", self._hear)
         self.page.goto(f"{SITE}#shadow" if shadow else SITE)
-        self.until(lambda: self.page.evaluate("window.ready"), 30)
+        self.until(lambda: self.page.evaluate("window.ready"))
         # The kernel sends rows only to a page from which it has received a message.
-        self.until(lambda: self.heard or self._kept, 30)
+        self.until(lambda: self.heard or self._kept)
 
     def close(self) -> None:
         self.table.close()
@@ -107,9 +109,10 @@ class Bench:
         end, exchanges = time.monotonic() + seconds, 0
         while time.monotonic() < end or exchanges < 10:
             self._pump()
+            self.page.evaluate(NEXT_FRAME)
             exchanges += 1
 
-    def until(self, true: Callable[[], Any], seconds: float = 5) -> None:
+    def until(self, true: Callable[[], Any], seconds: float = 30) -> None:
         """Exchange messages until a condition holds."""
         end = time.monotonic() + seconds
         while not true():

@@ -28,6 +28,8 @@ FLAGS = [
     "--disable-sync",
     "--font-render-hinting=none",
 ]
+NEXT_FRAME = "() => new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))"
+"""Waits until the page has drawn what it has received."""
 PATIENCE = 60.0
 """Seconds until the server must be up."""
 SETTINGS = {
@@ -35,6 +37,8 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
     # An automatic save would race with the tests.
     "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+    # Completions that come after this time are ignored; default one second.
+    "@jupyterlab/completer-extension/manager.jupyterlab-settings": {"providerTimeout": 30_000},
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent, indent
+
+from helpers.scrape import free_port
 
 PATIENCE = 60.0
 """Seconds until the server must be up."""
@@ -32,9 +33,7 @@ def marimo(notebook: Path, home: Path, nats_url: str) -> Iterator[str]:
         home: an empty folder, which replaces the home of the real user.
         nats_url: the address of the nats-server.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = home / "config" / "marimo" / "marimo.toml"
     settings.parent.mkdir(parents=True)
     settings.write_text('[display]\ntheme = "system"\n')

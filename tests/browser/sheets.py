@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import nbformat
-from browser.labs import Lab
+from browser.labs import NEXT_FRAME, Lab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -116,11 +116,12 @@ class Sheet:
     def _check_dialogs(self) -> None:
         """Fail at once where a dialog stands in front of the notebook."""
         # A dialog is attached before its header has its text.
-        header, text = self.page.evaluate(
-            "[document.querySelector('.jp-Dialog-header')?.innerText, document.querySelector('.jp-Dialog')?.innerText]"
-        )
-        if header and text:
-            raise UnexpectedDialog(text)
+        for header, text in self.page.evaluate(
+            "[...document.querySelectorAll('.jp-Dialog')]"
+            ".map(each => [each.querySelector('.jp-Dialog-header')?.innerText, each.innerText])"
+        ):
+            if header and text:
+                raise UnexpectedDialog(text)
 
     def close(self) -> None:
         """Close the page; fail the test if the page had errors, or if its kernel left tasks or errors behind."""
@@ -173,6 +174,7 @@ class Sheet:
     def ended(self, i: int, timeout: float = PATIENCE) -> None:
         """Wait until a cell has its number, whether it failed or not."""
         self.page.wait_for_function(f"i => /\\[\\d+\\]/.test({PROMPT})", arg=i, timeout=timeout)
+        self.page.evaluate(NEXT_FRAME)
 
     def failed(self, i: int) -> bool:
         """Whether a cell shows an error."""

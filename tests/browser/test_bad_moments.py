@@ -59,7 +59,7 @@ def test_after_a_kernel_restart_the_buttons_of_an_old_table_are_off(
     again.until(lambda: again.ids == [task], "a new table of the new kernel")
     assert state(page, 2) == "kernel restarted: run the cell again"
     again.button(task).click()
-    assert look.ended(task, 30)[0] is Status.CANCELLED
+    assert look.ended(task, 60)[0] is Status.CANCELLED
 
 
 def test_after_a_kernel_crash_the_table_says_that_the_kernel_restarted(
@@ -97,7 +97,7 @@ def test_while_the_server_is_gone_a_press_is_not_sent_yet(
     shot(page.output(2), "lost")
     server.restart()
     table.until(lambda: table.label(task) == "cancelled", "the press is sent now")
-    assert look.ended(task, 30)[0] is Status.CANCELLED
+    assert look.ended(task, 60)[0] is Status.CANCELLED
 
 
 def test_the_row_of_a_killed_worker_says_that_it_is_silent(

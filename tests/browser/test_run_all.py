@@ -44,7 +44,7 @@ def test_run_all_with_magics_and_again_after_a_restart(app: App, sheet: Callable
     page = sheet(app, *MAGICS)
     page.run_all()
     assert not any(page.failed(i) for i in range(len(MAGICS) + 1)), [page.text(i) for i in range(len(MAGICS) + 1)]
-    assert look.counts("greet") == {"completed": 3}
+    page.until(lambda: look.counts("greet") == {"completed": 3})
     assert look.counts("later") == {"deleted": 1}
     table = page.table(10)
     table.until(lambda: table.count() == 4, "all tasks")
@@ -55,7 +55,7 @@ def test_run_all_with_magics_and_again_after_a_restart(app: App, sheet: Callable
     table = page.table(10)
     table.until(lambda: table.count() == 8, "those of before, and the new ones")
     assert before < set(table.ids)
-    assert look.counts() == {"completed": 6, "deleted": 2}
+    page.until(lambda: look.counts() == {"completed": 6, "deleted": 2})
 
 
 @pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
@@ -63,4 +63,4 @@ def test_run_all_with_nest(app: App, sheet: Callable[..., Sheet], look: Bucket) 
     page = sheet(app, *NEST)
     page.run_all()
     assert [page.text(i) for i in range(7, 13)] == ["3", "7", "11", "15", "(19, 0)", "the end"]
-    assert look.counts("add") == {"completed": 6}
+    page.until(lambda: look.counts("add") == {"completed": 6})

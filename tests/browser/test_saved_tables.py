@@ -67,7 +67,7 @@ def test_the_table_of_a_queue_is_in_the_saved_notebook(
     ids = [look.submit("saved", number) for number in range(12)]
     table = page.table(2)
     table.until(lambda: (table.count("completed"), table.count("failed")) == (10, 1), "all but one have ended")
-    assert len(shown_rows(page, 2)) == 12, "the live view alone is visible"
+    page.until(lambda: len(shown_rows(page, 2)) == 12, "the live view alone is visible")
     # No cell runs any more: the snapshot follows the rows by itself.
     path = lab.root / page.name
     saved = page.until(partial(save_with, page, path, "completed <b>10<"), "the snapshot has the last rows")
@@ -81,12 +81,12 @@ def test_the_table_of_a_queue_is_in_the_saved_notebook(
     page.open()
     again = page.table(2)
     again.until(lambda: again.count() == 12, "it is live again while its kernel runs")
-    assert len(shown_rows(page, 2)) == 12
+    page.until(lambda: len(shown_rows(page, 2)) == 12, "its rows")
 
     lab.end_kernels()
     page.open()
     page.page.wait_for_timeout(4000)
-    assert len(shown_rows(page, 2)) == 12, page.text(2)
+    page.until(lambda: len(shown_rows(page, 2)) == 12, "the saved rows")
     assert "no image 7" in shown_rows(page, 2)[0], "failures are first"
     assert not page.page.get_by_text("model not found").is_visible()
     assert page.output(2).locator(".nq").count() == 0
@@ -98,12 +98,12 @@ def test_a_table_is_frozen_when_its_kernel_is_shut_down(sheet: Callable[..., She
     page.run(0)
     page.run(1)
     page.run(2)
-    page.table(2)
+    table = page.table(2)
     ids = [look.submit("saved", number) for number in range(3)]
-    page.until(lambda: look.counts("saved")["completed"] == 3, "they have ended")
+    table.until(lambda: table.count("completed") == 3, "they have ended")
     page.menu("Kernel", "Shut Down Kernel")
     page.output(2).locator(".nq").wait_for(state="detached")
-    assert len(shown_rows(page, 2)) == 3
+    page.until(lambda: len(shown_rows(page, 2)) == 3, "the frozen rows")
     assert "3 tasks, as of " in page.output(2).inner_text()
     saved = save(page, lab.root / page.name)
     assert all(each in saved.cells[2].outputs[0].data["text/html"] for each in ids)

@@ -37,8 +37,8 @@ def test_a_wait_shows_the_state_of_its_task_and_an_interrupt_shows_the_cell(shee
         page.output(i).get_by_text(state).wait_for()
         page.interrupt()
         page.ended(i)
+        page.until(lambda: page.text(i).startswith("waited "))  # noqa: B023  it is called at once
         said = page.text(i)
-        assert said.startswith("waited "), said
         assert f"Cell In[{i + 1}], line 2\n" in said, said
         assert f"----> 2 {code.splitlines()[1]}\n" in said, said
         assert "File " not in said, said
