@@ -79,14 +79,14 @@ async def run(nq: nqnb.Client, settings: nqnb.Settings, function: Callable[..., 
     worker.handler("work", backoff=nqnb.Backoff(0, 0))(function)
     async with worker:
         task = await nq.submit("work", **options)
-        await task.wait(timeout=5)
+        await task.wait(timeout=30)
         await assert_queues_empty(nq, "work", within=3)
         return await task.fetch()
 
 
 async def the_next_task_runs(nq: nqnb.Client, queue: str) -> None:
     task = await nq.submit(queue, "good")
-    assert await task.wait(timeout=5) is Status.COMPLETED
+    assert await task.wait(timeout=30) is Status.COMPLETED
 
 
 class TestInvalidNames:
@@ -343,7 +343,7 @@ class TestCancel:
         async with worker:
             task = await nq.submit("work")
             assert await asyncio.to_thread(started.wait, 5)
-            receipt = await task.cancel(wait=5)
+            receipt = await task.cancel(wait=30)
             assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
             assert await task.cancel() == receipt
         assert await task.cancel(wait=1) == receipt
@@ -612,10 +612,10 @@ class TestUnreachableServers:
         async with nqnb.connect(settings, **options):
             pytest.fail("it is open")
 
-    async def quick_refusal(self, *parts: str, within: float = 2.0, **options: Any) -> NoServer:
+    async def quick_refusal(self, *parts: str, url: str, connect_timeout: float = 60.0, **options: Any) -> NoServer:
         begun = time.monotonic()
-        error: NoServer = await refusal(NoServer, self.open(options.pop("url"), **options), *parts)
-        assert time.monotonic() - begun < within
+        error: NoServer = await refusal(NoServer, self.open(url, connect_timeout=connect_timeout, **options), *parts)
+        assert time.monotonic() - begun < 30
         return error
 
     async def test_a_refused_connection_is_reported(self) -> None:
@@ -635,7 +635,7 @@ class TestUnreachableServers:
 
     async def test_an_unknown_host_is_reported(self) -> None:
         url = "nats://no-such-host.invalid:4222"
-        await self.quick_refusal(url, "the host name is unknown; check its spelling", url=url, within=6)
+        await self.quick_refusal(url, "the host name is unknown; check its spelling", url=url)
 
     async def test_a_server_that_never_answers_is_reported(self) -> None:
         with socket.socket() as mute:

@@ -67,19 +67,23 @@ async def test_submit_many_keeps_the_order(nq: nqnb.Client) -> None:
 
 
 async def test_updates_show_every_stage_and_end(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    worker = nqnb.Worker(settings)
+    worker, halfway_seen = nqnb.Worker(settings), asyncio.Event()
 
     @worker.handler("work")
     async def work(job: nqnb.Job) -> str:
         job.progress(1, 2, "half")
         job.log("on my way")
-        await asyncio.sleep(0.3)
+        await halfway_seen.wait()
         job.progress(2, 2, "all")
         return "done"
 
+    seen = []
     async with worker:
         task = await nq.submit("work")
-        seen = [update async for update in task.updates()]
+        async for update in task.updates():
+            seen.append(update)
+            if update.progress:
+                halfway_seen.set()
     assert [update.status for update in seen][-2:] == [Status.PROCESSING, Status.COMPLETED]
     halfway = [update.progress for update in seen if update.status is Status.PROCESSING and update.progress]
     assert (halfway[0].done, halfway[0].total, halfway[0].text) == (1, 2, "half")
@@ -113,14 +117,14 @@ async def test_wait_and_result_time_out_and_the_task_continues(nq: nqnb.Client) 
     assert await task.status() is Status.PENDING
 
 
-async def test_a_wait_ends_soon_after_the_task(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_wait_ends_soon_after_the_task(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nqnb.protocol.follow._POLL_SECONDS", 60.0)  # the watch is faster
     task = await nq.submit("idle")
-    waiting = asyncio.ensure_future(task.wait(timeout=10))
+    waiting = asyncio.ensure_future(task.wait(timeout=30))
     await asyncio.sleep(0.2)
     assert not waiting.done()
     await task.cancel()
-    # Polling alone would take two seconds; the watch is faster.
-    assert await asyncio.wait_for(waiting, 1.5) is Status.DELETED
+    assert await waiting is Status.DELETED
 
 
 async def test_a_cancelled_pending_task_is_deleted_with_its_message(nq: nqnb.Client) -> None:
@@ -151,18 +155,18 @@ async def test_a_cancel_never_deletes_another_message_with_the_same_sequence(nq:
 
 
 async def test_concurrent_cancels_of_one_task_agree(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    worker = nqnb.Worker(settings)
+    worker, begun = nqnb.Worker(settings), asyncio.Event()
 
     @worker.handler("work")
     async def work(job: nqnb.Job) -> None:
+        begun.set()
         await asyncio.sleep(60)
 
     async with worker, nqnb.connect(settings) as other:
         task = await nq.submit("work")
-        while await task.status() is not Status.PROCESSING:
-            await asyncio.sleep(0.01)
+        await begun.wait()
         clients = [nq, other] * 5
-        receipts = await asyncio.gather(*(client.cancel(task.id, wait=5) for client in clients))
+        receipts = await asyncio.gather(*(client.cancel(task.id, wait=30) for client in clients))
     assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
     assert not any(receipt.stopping for receipt in receipts)
     final = await task.cancel()
@@ -184,28 +188,28 @@ async def test_a_stubborn_thread_is_reported_as_stopping_until_it_has_stopped(
 
     @worker.handler("work", grace=0.05)
     def work(job: nqnb.Job) -> None:
-        release.wait(30)  # one long C call, in which no exception can be raised
+        release.wait(60)  # one long C call, in which no exception can be raised
         while True:
             pass
 
     async with worker:
         task = await nq.submit("work")
-        while await task.status() is not Status.PROCESSING:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: release._cond._waiters, what="the handler waits")  # type: ignore[attr-defined]
         receipt = await task.cancel(wait=0.5)
         assert receipt.stopping
         assert await task.status() is Status.PROCESSING
         assert len(worker._runtime.runs) == 1 if worker._runtime else False
         release.set()
-        receipt = await task.cancel(wait=5)
+        receipt = await task.cancel(wait=30)
         assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
 
 
 async def test_a_handler_that_returns_despite_a_cancel_has_completed(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    worker = nqnb.Worker(settings)
+    worker, begun = nqnb.Worker(settings), asyncio.Event()
 
     @worker.handler("work")
     async def work(job: nqnb.Job) -> str:
+        begun.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -214,9 +218,8 @@ async def test_a_handler_that_returns_despite_a_cancel_has_completed(nq: nqnb.Cl
 
     async with worker:
         task = await nq.submit("work")
-        while await task.status() is not Status.PROCESSING:
-            await asyncio.sleep(0.01)
-        receipt = await task.cancel(wait=5)
+        await begun.wait()
+        receipt = await task.cancel(wait=30)
         assert (receipt.status, receipt.stopping) == (Status.COMPLETED, False)
         assert await task == "finished all the same"
 
@@ -258,7 +261,7 @@ async def test_running_tasks_are_listed_before_the_next_heartbeat(
     async with make_worker(settings.urls[0], tmp_path / "diary", ack_wait=300.0):
         tasks = await nq.submit_many("coroutine", [1.0, 30.0])
         for running in ({task.id for task in tasks}, {tasks[1].id}):
-            until = time.monotonic() + 10
+            until = time.monotonic() + 30
             while set((await nq.workers())[0].running) != running:
                 assert time.monotonic() < until, await nq.workers()
                 await asyncio.sleep(0.05)
@@ -340,7 +343,7 @@ async def test_an_old_cancel_request_does_not_stop_a_new_task_with_the_same_id(
         while await first.status() is not Status.PROCESSING:
             await asyncio.sleep(0.01)
         # Without the queue. A worker that heeds an early cancel may be done before the client writes an intent.
-        assert (await nq.cancel("nightly", wait=10)).status is Status.CANCELLED
+        assert (await nq.cancel("nightly", wait=30)).status is Status.CANCELLED
         # The entry expires, as it does after some time, and nothing removes the intent.
         entry = await nq.backend.states.get("nightly")
         assert entry is not None
@@ -378,7 +381,7 @@ async def test_a_new_task_with_the_id_of_a_cancelled_one_can_be_cancelled(
         task = await nq.submit("work", id="mine")
         assert await nq.backend.intents.get("mine") is None
         await started.wait()
-        assert (await task.cancel(wait=10)).status is Status.CANCELLED
+        assert (await task.cancel(wait=30)).status is Status.CANCELLED
     intent = await nq.backend.intents.get("mine")
     assert intent is not None
     assert intent.revision > revision

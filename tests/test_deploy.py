@@ -263,7 +263,7 @@ async def test_nack_would_not_undo_what_nqnb_configures() -> None:
         worker = nqnb.Worker(nq.backend.settings)
         worker.handler("resize")(lambda payload: payload)
         async with worker:
-            assert await (await nq.submit("resize", 1)).result(timeout=10) == 1
+            assert await (await nq.submit("resize", 1)).result(timeout=30) == 1
             await (await nq.submit("resize", 2, process_at=timedelta(hours=1))).cancel()
         api = nq.backend.connection.api
         found = {each["name"]: (await api(f"STREAM.INFO.{each['name']}"))["config"] for each in streams}

@@ -176,7 +176,7 @@ class TestTasks:
             await api(nq, "STREAM.PURGE.live")
             assert codes(await nq.doctor("live", ignore=OLD)) == []
             go.set()
-            await task.wait(10)
+            await task.wait(30)
 
     async def test_that_were_submitted_again_before_the_repair_are_kept(self, nq: nqnb.Client) -> None:
         task = await nq.submit("renewed", id="again-1")
@@ -200,7 +200,7 @@ class TestTasks:
         assert codes(fixed) == ["no-worker"]
         assert await nq.status("orphan") is Status.PENDING
         async with worker_for(shared, "orphaned"):
-            assert await nq.wait("orphan", 10) is Status.COMPLETED
+            assert await nq.wait("orphan", 30) is Status.COMPLETED
         assert (await nq.doctor("orphaned", ignore=OLD)).ok
 
     async def test_without_an_entry_obey_an_earlier_cancel(self, nq: nqnb.Client) -> None:
@@ -222,7 +222,7 @@ class TestTasks:
             in lost.remedy
         )
         async with worker_for(shared, "lost"):
-            assert await task.wait(10) is Status.COMPLETED
+            assert await task.wait(30) is Status.COMPLETED
             assert (await nq.doctor("lost", ignore=OLD)).ok
 
     async def test_whose_entry_cannot_be_read_are_named(self, server: nqnb.DevServer) -> None:
@@ -252,7 +252,7 @@ class TestQueues:
         assert codes(found) == ["no-worker"]
         assert "1 task is waiting" in one(found, "no-worker").problem
         async with worker_for(shared, "unserved"):
-            await task.wait(10)
+            await task.wait(30)
             assert (await nq.doctor("unserved", ignore=OLD)).ok
         await nq.submit("unserved", process_at=timedelta(hours=1))
         assert (await nq.doctor("unserved", ignore=OLD)).ok
@@ -281,7 +281,7 @@ class TestQueues:
 
     async def test_without_a_consumer(self, nq: nqnb.Client, shared: nqnb.DevServer) -> None:
         async with worker_for(shared, "undelivered"):
-            await (await nq.submit("undelivered")).wait(10)
+            await (await nq.submit("undelivered")).wait(30)
         await api(nq, "CONSUMER.DELETE.undelivered.MONITOR")
         # A Go worker that stops deletes the consumer, which matters only if tasks are waiting.
         assert (await nq.doctor("undelivered", ignore=OLD)).ok
@@ -291,7 +291,7 @@ class TestQueues:
         info = await api(nq, "CONSUMER.INFO.undelivered.MONITOR")
         assert info["config"]["ack_wait"] == 1e9
         async with worker_for(shared, "undelivered"):
-            await task.wait(10)
+            await task.wait(30)
             assert (await nq.doctor("undelivered", ignore=OLD)).ok
 
     async def test_without_a_stream_of_cancels(self, nq: nqnb.Client) -> None:
@@ -355,7 +355,7 @@ class TestServers:
         monkeypatch.setattr(examination, "time", slow)
         found = await nq.doctor("timely", ignore=OLD)
         assert codes(found) == ["clock-skew"]
-        assert "60 s behind the server's clock" in one(found, "clock-skew").problem
+        assert re.search("(59|60|61) s behind the server's clock", one(found, "clock-skew").problem)
 
     async def test_that_are_old(self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
         await (await nq.submit("aged")).cancel()
@@ -393,15 +393,23 @@ class TestHealthy:
     async def test_a_fault_that_is_over_at_the_second_look_is_not_reported(
         self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(examination, "LOOK_AGAIN_SECONDS", 0.5)
+        looked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            looked.set()
+            await go_on.wait()
+
+        slow = SimpleNamespace(sleep=sleep, ensure_future=asyncio.ensure_future)
         await lone_message(nq, "moment", "late")
         ending = await nq.submit("moment")
         info = await ending.fetch()
         await api(nq, "STREAM.MSG.DELETE.moment", {"seq": info.sequence})
+        monkeypatch.setattr(examination, "asyncio", slow)
         looking = asyncio.ensure_future(nq.doctor("moment", ignore=OLD))
-        await asyncio.sleep(0.25)
+        await asyncio.wait_for(looked.wait(), 30)
         await nq.backend.states.create("late", TaskMessage(ID="late", Queue="moment", Status=Status.COMPLETED).encode())
         await write(nq, ending.id, Status=Status.COMPLETED)
+        go_on.set()
         assert codes(await looking) == []
 
     async def test_a_first_look_that_misses_messages_is_corrected(

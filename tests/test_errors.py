@@ -155,7 +155,7 @@ class TestTranslation:
         waiting = [asyncio.ensure_future(call) for call in calls]
         await asyncio.sleep(0.002)
         await nq.close()
-        done, pending = await asyncio.wait(waiting, timeout=5)
+        done, pending = await asyncio.wait(waiting, timeout=30)
         assert not pending
         failures = [each.exception() for each in done if each.exception() is not None]
         assert failures
@@ -179,7 +179,7 @@ class TestTranslation:
         await asyncio.sleep(0)
         await nq.close()
         with pytest.raises(NqnbError):
-            await asyncio.wait_for(reading, 5)
+            await asyncio.wait_for(reading, 30)
 
     async def test_after_the_servers_death_every_call_ends_with_an_error_of_nqnb(self, server: nqnb.DevServer) -> None:
         settings = nqnb.Settings(server.url, request_timeout=0.2, retry_for=0.3)
@@ -191,7 +191,7 @@ class TestTranslation:
                 *(nq.submit("idle"), nq.submit("idle", id="mine"), nq.submit("fresh"), nq.submit_many("idle", [1, 2])),
                 *(nq.tasks(), nq.queues(), nq.workers()),
             ]
-            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
             assert [each for each in results if not isinstance(each, NqnbError)] == []
 
     async def test_a_closed_client_says_what_to_do(self, settings: nqnb.Settings) -> None:

@@ -188,7 +188,7 @@ async def test_a_worker_survives_damaged_cancels(
             tried += len(damaged)
             await the_next_task_runs(nq)
             assert await task.status() is Status.PROCESSING
-        receipt = await task.cancel(wait=10)
+        receipt = await task.cancel(wait=30)
         assert receipt.status is Status.CANCELLED
     async for entry in nq.backend.intents.entries():
         names.check_task_id(entry.key)

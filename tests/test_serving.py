@@ -56,7 +56,7 @@ class TestWaiting:
             ):
                 await later.wait(timeout=0.5)
             await later.cancel()
-            await task.cancel(wait=5)
+            await task.cancel(wait=30)
 
     async def test_many_waits_look_once(self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
         looks, service_of = [], nq.backend.service_of
@@ -102,7 +102,7 @@ class TestSubmitting:
             task = await nq.submit("fech", 5)
             assert not await nq.serving.is_missing("fech")
             await asyncio.sleep(0.3)
-            await task.cancel(wait=5)
+            await task.cancel(wait=30)
         assert not caplog.records
 
 
@@ -130,7 +130,7 @@ class TestOtherWorkers:
 
                 # It is busy now, so that it pulls no more.
                 task = await other.submit("fech")
-                await inbox.next_msg(timeout=5)
+                await inbox.next_msg(timeout=30)
                 service = await other.backend.service_of("fech")
                 assert (service.workers, service.pulls, service.leased) == (0, 0, 1)
                 await asyncio.sleep(serving._LOOK_SECONDS)

@@ -30,7 +30,7 @@ async def double(payload: int) -> int:
 async def submit(nq: nqnb.Client) -> None:
     task = await resize.submit(nq, Resize("a.png"))
     assert_type(await task, str)
-    assert_type(await task.result(5), str)
+    assert_type(await task.result(30), str)
     assert_type(await (await double.submit(nq, 21)), int)
     await resize.submit(nq, {"path": "a.png"})  # wrong: not the annotated type
     await resize.submit(nq, Resize(5))  # wrong: the path is text
