@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
@@ -23,6 +24,22 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+@contextlib.contextmanager
+def handled_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[None]:
+    """Call the handler of each signal on the running loop until the block ends. POSIX only."""
+    loop = asyncio.get_running_loop()
+    caught = []
+    for number, handler in handlers.items():
+        with contextlib.suppress(ValueError, RuntimeError):  # the loop is not in the main thread
+            loop.add_signal_handler(number, handler)
+            caught.append(number)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
 
 
 def start_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

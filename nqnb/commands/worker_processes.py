@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -23,12 +24,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
-from nqnb.concurrency import first_of
+from nqnb.concurrency import first_of, handled_signals
 from nqnb.listen_address import ListenAddress
 from nqnb.retry import Backoff
 from nqnb.worker.worker import State, Worker
@@ -165,20 +166,10 @@ def exit_code(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-@contextlib.contextmanager
-def forwarded_signals(forward: Callable[[signal.Signals], None]) -> Iterator[None]:
+def forwarded_signals(forward: Callable[[signal.Signals], None]) -> contextlib.AbstractContextManager[None]:
     """Call ``forward`` for each signal that a parent forwards to its processes, until the block ends."""
-    loop = asyncio.get_running_loop()
-    caught = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT):
-        with contextlib.suppress(ValueError, RuntimeError):  # the loop is not in the main thread
-            loop.add_signal_handler(number, forward, number)
-            caught.append(number)
-    try:
-        yield
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT)
+    return handled_signals({number: functools.partial(forward, number) for number in numbers})
 
 
 class WorkerProcess:

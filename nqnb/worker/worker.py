@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nqnb.concurrency import handled_signals
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.garbage import rare_collections
@@ -584,21 +585,12 @@ class Worker:
             for waiter in waits:
                 waiter.cancel()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        caught: list[signal.Signals] = []
-        if sys.platform != "win32":
-            actions = {signal.SIGINT: self.request_stop, signal.SIGTERM: self.request_stop, signal.SIGTSTP: self.pause}
-            for number, action in actions.items():
-                with contextlib.suppress(ValueError, RuntimeError):
-                    loop.add_signal_handler(number, action)
-                    caught.append(number)
-        try:
-            yield
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
+    def _signals(self) -> contextlib.AbstractContextManager[None]:
+        if sys.platform == "win32":
+            return contextlib.nullcontext()
+        return handled_signals(
+            {signal.SIGINT: self.request_stop, signal.SIGTERM: self.request_stop, signal.SIGTSTP: self.pause}
+        )
 
 
 @contextlib.contextmanager
