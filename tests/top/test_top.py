@@ -63,9 +63,9 @@ async def top(nq: nqnb.Client, queue: str | None = None, width: int = 100, heigh
 
 def stubborn(settings: nqnb.Settings, release: asyncio.Event) -> nqnb.Worker:
     """Return a worker whose handler continues after a cancel until it is released."""
-    worker = nqnb.Worker(settings)
+    worker = nqnb.Worker(settings, ack_wait=60)
 
-    @worker.handler("resize")
+    @worker.handler("resize", grace=60)  # the cancel is repeated only after that
     async def resize(job: nqnb.Job) -> None:
         try:
             await asyncio.sleep(60)
