@@ -497,7 +497,11 @@ class TestWatch:
             await rest.wait()
             yield TaskBatch(tasks=[task], complete=True)
 
+        async def none(queue: str, limit: int) -> list[bytes]:
+            return []
+
         monkeypatch.setattr(session.client, "watch", slow)
+        monkeypatch.setattr(session.client.backend, "first_messages", none)
         start = time.monotonic()
         with contextlib.closing(session.watch("resize")) as table:
             assert 0.3 <= time.monotonic() - start < 20
