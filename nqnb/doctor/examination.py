@@ -278,7 +278,7 @@ class _Examination:
         return self._backend.settings.ack_wait if consumer is None else consumer.ack_wait
 
     def _ahead(self) -> tuple[float, float]:
-        """Return the minimum and maximum number of seconds by which this machine's clock is ahead of the server's."""
+        """Return the least and greatest number of seconds by which the local clock may be ahead of the server's."""
         now = time.time()
         return now - self._backend.latest_now(), now - self._backend.earliest_now()
 

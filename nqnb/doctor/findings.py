@@ -184,7 +184,7 @@ def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]
     Args:
         facts: the configuration.
         seen: the first look, which contains the workers.
-        ahead: the minimum and maximum number of seconds by which this machine's clock is ahead of the server's clock.
+        ahead: the least and greatest number of seconds by which this machine's clock may be ahead of the server's.
     """
     yield from _replicas(facts)
     yield from _limits(facts)

@@ -35,7 +35,7 @@ class WorkerNow(NamedTuple):
     running: Mapping[str, int] = {}
     """The number of running tasks of each queue."""
     cancelled: Mapping[str, float] = {}
-    """For each queue with cancelled tasks whose code has not stopped, the number of seconds since the oldest cancel."""
+    """For each queue with cancelled tasks whose code is still running, the seconds since the oldest cancel."""
     malformed: int = 0
 
 

@@ -411,9 +411,9 @@ class Runtime:
                 run.span.end()
 
     def cancelled_but_running(self) -> dict[str, float]:
-        """Return the seconds since the oldest cancel whose code has not stopped, for each queue that has such a task.
+        """Return how many seconds ago the oldest cancel of a task whose code is still running was requested, by queue.
 
-        Any thread may call this method.
+        Queues without such a task are left out. Any thread may call this method.
         """
         oldest: dict[str, float] = {}
         now = self.backend.now()

@@ -16,7 +16,7 @@ _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class ServiceManager:
-    """The connection to systemd's notification socket, which the environment names when this object is created."""
+    """A client of systemd's notification socket. The environment variable ``NOTIFY_SOCKET`` names the socket."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
