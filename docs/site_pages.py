@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import mmdr
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
@@ -69,8 +72,25 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Draw the pictures of the pages while the site is built. The theme would load a program from the network."""
+    fence = {"name": "mermaid", "class": "mermaid", "format": picture}
+    config.mdx_configs["pymdownx.superfences"] = {"custom_fences": [fence]}
+    return config
+
+
+def picture(source: str, language: str, css_class: str, options: dict[str, str], md: object, **more: object) -> str:
+    """Return a diagram as SVG. The arguments are those of a custom fence of superfences."""
+    look = {"theme": "neutral", "sequence": {"mirrorActors": False, "actorMargin": 30}}
+    svg = mmdr.render(f"%%{{init: {json.dumps(look)}}}%%\n{source}").svg()
+    name = f"picture-{zlib.crc32(source.encode())}"  # a page may have several, whose styles must not be mixed
+    return f'<div class="picture">{svg.replace("merman", name)}</div>'
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace links to files that are not part of the site with their text."""
+    """Replace links to files that are not part of the site with their text, and let the search find guides first."""
+    if page.file.src_uri == f"{page.file.name}.md" and page.file.name not in ("changelog", "comparison"):
+        page.meta["search"] = {"boost": 2}
     if page.file.src_uri.startswith("reference/"):
         return markdown
     markdown = markdown.replace("](../notebooks/", "](notebooks/")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import pytest
+from browser import labs
 
 import nqnb
 from nqnb.commands.command_tree import tree
 from nqnb.notebook.magics.nq_commands import tree as magics
 
 ROOT = Path(__file__).parents[1]
-MISSING = [name for name in ("mkdocs", "material", "mkdocs_jupyter", "mkdocstrings") if find_spec(name) is None]
+MISSING = [name for name in ("mkdocs", "material", "mkdocs_jupyter", "mkdocstrings", "mmdr") if find_spec(name) is None]
 
 
 def commands(command: click.Command, path: str) -> dict[str, click.Command]:
@@ -27,6 +32,30 @@ def commands(command: click.Command, path: str) -> dict[str, click.Command]:
         for name, below in command.commands.items():
             if not below.hidden:
                 found |= commands(below, f"{path} {name}")
+    return found
+
+
+def searched(site: Path, word: str) -> list[str]:
+    """Return the titles that the search of the site finds in Chromium, without a network."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with labs.chromium() as browser:
+            page = browser.new_page()
+            asked: list[str] = []
+            here = f"http://127.0.0.1:{server.server_port}/"
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto(f"{here}architecture/")
+            page.keyboard.press("/")
+            page.keyboard.type(word)
+            titles = page.locator(".md-search-result__item h1")
+            titles.first.wait_for(timeout=30_000)
+            assert [url for url in asked if not url.startswith((here, "data:", "blob:"))] == []
+            found = [title.strip() for title in titles.all_inner_texts()]
+        server.shutdown()
     return found
 
 
@@ -61,4 +90,8 @@ def test_the_site_builds_and_its_reference_is_complete(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text(encoding="utf-8"))
     found = {each["location"].partition("#")[0] for each in index["docs"] if "cancel" in each["text"].lower()}
     assert {"", "cancelling/", "client/", "notebooks/02-cancel-anything/", "reference/client/"} <= found
+    architecture = (tmp_path / "site" / "architecture" / "index.html").read_text(encoding="utf-8")
+    assert architecture.count('<svg id="picture-') == len(set(re.findall(r'<svg id="picture-\d+"', architecture))) == 3
+    if find_spec("playwright") is not None and labs.chromium_path():
+        assert searched(tmp_path / "site", "cancel")[0] == "What a cancel guarantees"
     assert not (ROOT / "site").exists()
