@@ -24,7 +24,7 @@ import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.protocol.parser import AWAITING_MSG_PAYLOAD, Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
 
 from nqnb.protocol import names
 
@@ -233,6 +233,35 @@ class FastClient(NatsClient):
             subscription._pending_queue = self._unused.queue
         return subscription
 
+    async def _read_loop(self) -> None:
+        self._read_directly()
+        await super()._read_loop()
+
+    def _read_directly(self) -> None:
+        """Pass messages to their callbacks as soon as the socket has received them.
+
+        Otherwise, the socket's data would first be stored in a buffer, and the task that reads the buffer would be
+        resumed in the next iteration of the event loop. All other data still takes this way, in the order of arrival.
+        """
+        writer, parser = getattr(self._transport, "_io_writer", None), getattr(self, "_ps", None)
+        unread = getattr(getattr(self._transport, "_io_reader", None), "_buffer", None)
+        if not (isinstance(writer, asyncio.StreamWriter) and isinstance(parser, SafeParser)) or unread is None:
+            return
+        protocol: Any = writer.transport.get_protocol()
+        store = protocol.data_received
+
+        def receive(data: bytes) -> None:
+            parsed = 0
+            # The data of a former connection is ignored, as by nats-py.
+            if not unread and self.is_connected and getattr(self._transport, "_io_writer", None) is writer:
+                parsed = parser.parse_now(bytes(data))
+            if parsed < len(data):
+                store(data[parsed:])
+
+        protocol.data_received = receive
+        # Some event loops keep a reference to the method.
+        writer.transport.set_protocol(protocol)
+
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if not self.dispatch(sid, subject, reply, data, headers):
             # A subject may contain any bytes, and an error here would end the task that reads the socket.
@@ -341,9 +370,26 @@ class SafeParser(Parser):
     def __init__(self, client: object, dispatch: Dispatch | None = None) -> None:
         super().__init__(client)
         self._dispatch = dispatch
+        self._parsing = False
+        """Whether a call of `parse` has not returned yet."""
+
+    def parse_now(self, data: bytes) -> int:
+        """Pass the complete messages at the start of the data to their callbacks, and return their total size.
+
+        Return 0 if earlier data has not been parsed completely.
+        """
+        idle = not self._parsing and not self.buf and self.state == AWAITING_CONTROL_LINE
+        return self._parse_messages(data) if idle and b"\x0b" not in data and b"\x0c" not in data else 0
 
     async def parse(self, data: bytes = b"") -> None:
         """See `nats.protocol.parser.Parser.parse`."""
+        self._parsing = True
+        try:
+            await self._parse(data)
+        finally:
+            self._parsing = False
+
+    async def _parse(self, data: bytes) -> None:
         if self.state == AWAITING_MSG_PAYLOAD:
             missing = self.needed + len(_LINE_END) - len(self.buf)
             await super().parse(data[:missing])

@@ -53,6 +53,20 @@ async def test_written_messages_are_received_in_order(client: FastClient) -> Non
     assert [(each.subject, each.data, each.reply, each.headers or None) for each in got] == sends
 
 
+async def test_a_message_reaches_its_callback_without_a_task_that_reads_a_buffer(server: nqnb.DevServer) -> None:
+    client = FastClient()
+    await client.connect(server.url)
+    tasks: list[asyncio.Task[object] | None] = []
+    await client.listen("lane", lambda message: tasks.append(asyncio.current_task()))
+    await client.write("lane", b"x")
+    await client.write("lane", b"x" * 500_000)  # it arrives in parts, so the task that reads the buffer gets it
+    await client.flush()
+    await client.write("lane", b"x")
+    await client.flush()
+    assert [task is None for task in tasks] == [True, False, True]
+    await client.close()
+
+
 async def test_a_subscription_with_a_callback_has_no_queue_of_its_own(server: nqnb.DevServer) -> None:
     client = FastClient()
     await client.connect(server.url)
