@@ -1,26 +1,39 @@
-"""Reduce the number of garbage collections in processes that run only nqnb.
+"""Fewer garbage collections, while nqnb handles many tasks.
 
-nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's default threshold of 700
-new objects, the collector would repeatedly visit the objects of hundreds of running tasks or requests.
+nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's threshold of 700 new
+objects, the collector visits the objects of hundreds of running tasks or requests again and again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from collections.abc import Iterator
 
 THRESHOLD = 10_000
 """The minimum number of new objects between two collections."""
 
+_lock = threading.Lock()
+_replaced: list[tuple[int, int, int]] = []
+"""The thresholds before the first of the current blocks of `rare_collections`, once for each block."""
+
 
 @contextlib.contextmanager
 def rare_collections() -> Iterator[None]:
-    """Collect garbage less often while the ``with`` block runs. Do nothing if the program has disabled collections."""
-    thresholds = gc.get_threshold()
-    if 0 < thresholds[0] < THRESHOLD:
-        gc.set_threshold(THRESHOLD, *thresholds[1:])
+    """Collect garbage less often until the block ends. Do nothing if the program has disabled collections.
+
+    Blocks may overlap, also in several threads. The last one to end restores the thresholds.
+    """
+    with _lock:
+        thresholds = gc.get_threshold()
+        _replaced.append(_replaced[0] if _replaced else thresholds)
+        if 0 < thresholds[0] < THRESHOLD:
+            gc.set_threshold(THRESHOLD, *thresholds[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*thresholds)
+        with _lock:
+            thresholds = _replaced.pop()
+            if not _replaced:
+                gc.set_threshold(*thresholds)

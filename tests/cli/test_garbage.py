@@ -1,11 +1,13 @@
-"""A command collects garbage less often than the program that runs it."""
+"""A command, and a submission of many tasks, collect garbage less often than the program that runs them."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 
+import nqnb
 from nqnb import cli
 from nqnb.cli import main
 from nqnb.garbage import THRESHOLD, rare_collections
@@ -34,3 +36,29 @@ def test_disabled_or_rarer_collections_stay_as_they_are() -> None:
             assert gc.get_threshold()[0] == threshold
     finally:
         gc.set_threshold(*before)
+
+
+def test_the_last_of_overlapping_blocks_restores_the_thresholds() -> None:
+    before = gc.get_threshold()
+    first, second = rare_collections(), rare_collections()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert gc.get_threshold()[0] == THRESHOLD
+    second.__exit__(None, None, None)
+    assert gc.get_threshold() == before
+
+
+@pytest.mark.anyio
+async def test_a_submission_of_many_tasks_collects_garbage_less_often(server: nqnb.DevServer) -> None:
+    before, during = gc.get_threshold(), []
+
+    def payloads() -> Iterator[bytes]:
+        for _ in range(2):
+            during.append(gc.get_threshold())
+            yield b"x"
+
+    async with nqnb.connect(server.url) as nq:
+        await nq.submit_many("garbage", payloads())
+    assert [threshold[0] for threshold in during] == [THRESHOLD] * 2
+    assert gc.get_threshold() == before
