@@ -298,9 +298,6 @@ def keep_task(worker: int, connection: int, module: str) -> None:
     path = _read_path(worker)
     if path is None:
         return
-    ended_runners: list[int] = []
-    # `atexit` calls the function that was registered first after all others.
-    atexit.register(_exit_quickly, ended_runners)
     prctl = load_prctl()
     if prctl is not None:
         become_subreaper(prctl)
@@ -320,7 +317,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
                 # If the supervisor sent the signal, it could arrive after the start of the handler.
                 os.kill(os.getpid(), _TASK_SIGNALS[command])
             _become_runner(connection, path, module)
-            ended_runners.append(os.getpid())
+            _exit_quickly()
             return
         with contextlib.suppress(OSError):  # the fork has already done this itself
             os.setpgid(runner, runner)
@@ -414,24 +411,37 @@ def _become_runner(connection: int, path: list[str], module: str) -> None:
     import_module(module).run(connection)
 
 
-def _exit_quickly(ended_runners: list[int]) -> None:
-    """End this process if it is a fork whose last task has ended.
+def _exit_quickly() -> None:
+    """End this fork as Python does, but without destroying its objects.
 
-    Otherwise, Python would destroy all objects. In a fork, this copies most of the memory that is shared with the
-    supervisor, which takes longer than the rest of a short task. Only unwritten data of open files must not be lost.
+    Destroying the objects copies most of the memory that is shared with the supervisor, which takes longer than the
+    rest of a short task. Python has no public function for the first two steps of its exit. If one of these functions
+    is missing, return, so that Python exits as usual.
     """
-    if os.getpid() not in ended_runners:
-        return
     import gc  # imported late, because the other role does not use it
     import io
+    import threading
 
-    base = io.IOBase.__base__
-    files = (thing for thing in gc.get_objects() if base in type(thing).__mro__)
+    wait_for_threads, call_functions = getattr(threading, "_shutdown", None), getattr(atexit, "_run_exitfuncs", None)
+    if wait_for_threads is None or call_functions is None:
+        return
+    wait_for_threads()
+    call_functions()
+    base, streams = io.IOBase.__base__, (sys.stdout, sys.stderr)
+    files = [thing for thing in gc.get_objects() if base in type(thing).__mro__]
+    # A compressed file must be closed, but not before the text that is still to be written to it.
+    wrappers = [file for file in files if type(file).__module__ != "_io" and not any(file is each for each in streams)]
+    _call_each("flush", *files)
+    _call_each("close", *wrappers)
     # The standard streams are older than the fork, so they may be excluded from garbage collection.
-    for file in (*files, sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # it may be closed or missing, or the disk may be full
-            file.flush()
+    _call_each("flush", *files, *streams)
     os._exit(0)
+
+
+def _call_each(method: str, *files: object) -> None:
+    for file in files:
+        with contextlib.suppress(Exception):  # it may be closed or missing, or its disk may be full
+            getattr(file, method)()
 
 
 def _wait_for_runner(worker: int, runner: int, wake: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pytest
 from helpers.task_processes import in_sessions, supervisors
@@ -35,7 +36,7 @@ pytestmark = [
 
 calls = 0
 late: list[threading.Thread] = []
-open_files: list[TextIO] = []
+open_files: list[Any] = []
 
 
 def act(job: Job, payload: str) -> list[int]:
@@ -82,8 +83,11 @@ def act(job: Job, payload: str) -> list[int]:
     elif what == "look":
         return [os.environ.get("NQNB_TEST_LEFT") is None, os.getcwd() != "/", "/left" not in sys.path]
     elif what == "file":
-        open_files.append(open(file, "w"))  # noqa: SIM115  it stays open, and is not flushed
-        open_files[-1].write("written")
+        # They stay open, and are not flushed.
+        opened = (open(file, "w"), gzip.open(f"{file}.gz", "wt"))  # noqa: SIM115
+        for each in opened:
+            each.write("written")
+        open_files.extend(opened)
     elif what == "print":
         print(f"printed {calls}", end="")
     elif what == "atexit":
@@ -270,6 +274,16 @@ class TestReuse:
             await reserve.close()
         assert (tmp_path / "flag").exists()
 
+    async def test_atexit_functions_that_python_registered_when_it_started_run(
+        self, tmp_path: Path, reserve: Reserve, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registered = f"__import__('pathlib').Path({str(tmp_path)!r}, str(__import__('os').getpid())).touch()"
+        (tmp_path / "sitecustomize.py").write_text(f"__import__('atexit').register(lambda: {registered})")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        process, *_ = await done_by(handler_of(reuse=None))
+        await reserve.close()
+        assert (tmp_path / str(process)).exists()
+
     async def test_data_of_open_files_is_written_when_the_process_ends(
         self, tmp_path: Path, reserve: Reserve, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -277,6 +291,7 @@ class TestReuse:
         await done_by(handler_of(reuse=None), "print")
         await reserve.close()
         assert (tmp_path / "data").read_text() == "written"
+        assert gzip.decompress((tmp_path / "data.gz").read_bytes()) == b"written"
         assert "printed 1" in capfd.readouterr().err
 
     async def test_an_idle_process_that_died_is_not_used(self) -> None:
