@@ -57,7 +57,7 @@ async def test_concurrency_bounds_all_queues_together(nq: nqnb.Client, settings:
 async def test_a_handlers_concurrency_bounds_its_queue_within_the_workers(
     nq: nqnb.Client, settings: nqnb.Settings, alone: bool
 ) -> None:
-    worker, other = nqnb.Worker(settings, concurrency=5), nqnb.Worker(settings, concurrency=5)
+    worker, other = (nqnb.Worker(settings, concurrency=5, ack_wait=20) for _ in range(2))
     may_end, elsewhere = asyncio.Event(), list[str]()
     running, most = 0, 0
 
