@@ -847,7 +847,7 @@ class Client:
 
         Raises:
             BadInput, InvalidQueueName, UnencodableValue, PayloadTooLarge: an argument is invalid; nothing was stored.
-            ScheduleExists: a schedule with this name has another definition.
+            ScheduleExists: a schedule of this name exists, with a different definition.
             MalformedMessage: the stored schedule cannot be decoded. Pass ``replace=True`` to replace it.
             Unconfirmed: the server's answers were lost. Repeat the call.
         """

@@ -81,7 +81,7 @@ class ServerClock:
         return time.time() if bounds is None else _clock() + (bounds[0] + bounds[1]) / 2
 
     def earliest(self, moment: float | None = None) -> float:
-        """Return the earliest possible value of the server's time, now or at the given value of `elapsed`."""
+        """Return the earliest time that the server's clock can show now, or when `elapsed` returned ``moment``."""
         bounds, moment = self._bounds, elapsed() if moment is None else moment
         return self.at(moment) if bounds is None else moment + bounds[0]
 

@@ -22,7 +22,7 @@
     ├── UnknownQueue              the server has no such queue (see ``.queue``)
     ├── QueueInUse                the queue was not deleted because it has tasks or workers (see ``.queue``)
     ├── UnknownSchedule           the server has no schedule with this name (see ``.name``)
-    ├── ScheduleExists            a schedule with this name has another definition (see ``.name``)
+    ├── ScheduleExists            a schedule of this name exists, with a different definition (see ``.name``)
     ├── TaskError                 an error that concerns one task (see ``.task_id``)
     │   ├── UnknownTask           the state bucket has no such task
     │   ├── TaskExists            another task already has this id or key
@@ -382,7 +382,7 @@ class UnknownSchedule(NqnbError):
 
 
 class ScheduleExists(NqnbError):
-    """A schedule with this name has another definition; ``.name`` is the name.
+    """A schedule of this name exists, with a different definition; ``.name`` is the name.
 
     Examples:
         >>> await nq.every(minutes=5, queue="resize", payload={"path": "a.png"}, name="poll")

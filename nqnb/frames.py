@@ -159,7 +159,7 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
 def schedules_frame(infos: Iterable[ScheduleInfo]) -> pd.DataFrame:
     """Return a DataFrame with one row per schedule, indexed by name. The columns are fields of `ScheduleInfo`.
 
-    The payload is decoded JSON, otherwise bytes.
+    The payload is decoded if it is JSON; otherwise it is bytes.
     """
     schedules = _listed("infos", infos, ScheduleInfo)
     return _frame(

@@ -39,9 +39,9 @@ async def with_silence(nq: Client, tasks: list[TaskInfo]) -> list[TaskInfo]:
 
 
 async def with_absence(nq: Client, receipts: Iterable[CancelReceipt]) -> dict[str, CancelReceipt]:
-    """Return receipts for the tasks that no live worker is stopping, by task id. The field ``how`` contains the reason.
+    """Return receipts for the tasks that no live worker is stopping, by task id. The field ``how`` says why.
 
-    If the workers cannot be read, the result is empty.
+    If the presence entries of the workers cannot be read, the result is empty.
     """
     open_receipts = {each.task_id: each for each in receipts if each.stopping}
     found: dict[str, CancelReceipt] = {}

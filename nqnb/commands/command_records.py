@@ -161,7 +161,7 @@ class RequeuePreview(Struct, frozen=True):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the groups and the id of every task."""
+        """Return the groups of tasks, and the ids of all tasks."""
         rows = [
             {
                 "queue": each.queue,
@@ -244,7 +244,7 @@ class Preview(Struct, frozen=True):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the groups and the id of every task."""
+        """Return the groups of tasks, and the ids of all tasks."""
         rows = [
             {"queue": each.queue, "status": each.status.label, "tasks": each.tasks, "oldest": each.oldest}
             for each in self.groups

@@ -1,4 +1,4 @@
-"""The process of ``nqnb worker --reload``: a parent process restarts the worker when a Python file changes."""
+"""The parent process of ``nqnb worker --reload``, which restarts the worker when a Python file changes."""
 
 from __future__ import annotations
 

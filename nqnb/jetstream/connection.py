@@ -729,9 +729,9 @@ class Outage:
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """End the outage if no error was reported in the last ``quiet_for`` seconds.
+        """Regard the outage as over if no error was reported in the last ``quiet_for`` seconds.
 
-        Return whether the outage has ended.
+        Return whether it is over.
         """
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:

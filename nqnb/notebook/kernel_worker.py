@@ -232,8 +232,8 @@ def _prepare(
         if isolation is None or (isinstance(isolation, str) and isolation in get_args(KernelIsolation)):
             raise
         raise InvalidHandler(
-            f"{str(error).removesuffix('.')}. In a notebook, isolation='kernel' runs a coroutine on the kernel's event "
-            "loop."
+            f"{str(error).removesuffix('.')}. In a notebook, use isolation='kernel' to run an async handler on the "
+            "kernel's event loop."
         ) from None
     except TypeError as error:
         raise BadInput(

@@ -1140,7 +1140,7 @@ class Session:
 
         Raises:
             BadInput: an argument is invalid; nothing was stored.
-            ScheduleExists: a schedule with this name has another definition.
+            ScheduleExists: a schedule of this name exists, with a different definition.
             MalformedMessage: the stored schedule cannot be decoded. Pass ``replace=True`` to replace it.
         """
         return self.call(

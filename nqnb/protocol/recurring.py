@@ -238,7 +238,7 @@ def _check_missed(missed: object) -> Missed:
 
 
 def firing_id(name: str, at: float) -> str:
-    """Return the id of the task that a schedule submits for a scheduled time: the name, and the time in UTC."""
+    """Return the id of a schedule's task for a scheduled time. It consists of the schedule's name and the UTC time."""
     return f"{name}.{datetime.fromtimestamp(at, timezone.utc):%Y%m%dT%H%M%SZ}"
 
 
@@ -251,7 +251,7 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
         replace: whether to replace another definition with the same name.
 
     Raises:
-        ScheduleExists: a schedule with this name has another definition, and ``replace`` is False.
+        ScheduleExists: a schedule of this name exists, with a different definition, and ``replace`` is False.
         MalformedMessage: the stored entry cannot be decoded, and ``replace`` is False.
         PayloadTooLarge: the payload is too large for the server.
     """

@@ -50,11 +50,11 @@ class Question(ModalScreen[bool]):
                 yield Button("Yes (y)", id="yes", variant="warning", compact=True)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Close the dialog with the answer of the pressed button."""
+        """Close the dialog, and return the answer of the button that was pressed."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, yes: bool) -> None:
-        """Close the dialog with the answer of the pressed key."""
+        """Close the dialog, and return the answer that the key stands for."""
         self.dismiss(yes)
 
 

@@ -280,7 +280,7 @@ class _Fields:
         self._default: set[str] = set()
 
     def learn(self, samples: list[dict[str, Any] | None]) -> None:
-        """Read a sample. Fields that have simple values and occur in most objects are shown by default."""
+        """Learn the columns from JSON objects. Simple fields that most objects have are shown by default."""
         counts: Counter[str] = Counter()
         first: dict[str, Any] = {}
         varied, nested = set(), set()

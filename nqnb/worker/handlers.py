@@ -143,7 +143,7 @@ def make_handler(
     if not callable(function):
         raise InvalidHandler(
             f"{shown(function)} cannot handle tasks: it is not callable. "
-            "Use a function that takes (job), (payload) or (job, payload)."
+            "Use a function whose parameters are (job), (payload) or (job, payload)."
         )
     name = _name_of(function)
     seconds = check_seconds("grace", grace, positive=True, refusal=InvalidHandler)
@@ -166,7 +166,8 @@ def make_handler(
         )
     except Exception:  # noqa: BLE001  a user's object may raise anything
         raise InvalidHandler(
-            f"{name} cannot handle tasks: its signature cannot be inspected. Register a function that takes (job)."
+            f"{name} cannot handle tasks: its signature cannot be inspected. "
+            "Register a function with one parameter, such as `def handler(job)`."
         ) from None
     if generates:
         raise InvalidHandler(

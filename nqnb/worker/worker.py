@@ -446,7 +446,7 @@ class Worker:
         return "" if self._runtime is None else self._runtime.failure()
 
     def _not_ready(self) -> str:
-        """Return the reason why the worker cannot receive cancels and tasks, or "". It is called in other threads."""
+        """Return the reason why the worker cannot receive cancels and tasks, or "". Other threads call this method."""
         if self.state is State.NEW:
             return "the worker is starting"
         if self.state is not State.RUNNING or self._runtime is None:

@@ -136,7 +136,7 @@ class TestSignatures:
 
     @pytest.mark.parametrize("thing", [None, 5, "resize", [print]])
     def test_an_object_that_is_not_callable_is_refused(self, thing: Any) -> None:
-        with pytest.raises(InvalidHandler, match=r"it is not callable\. Use a function that takes \(job\),"):
+        with pytest.raises(InvalidHandler, match=r"it is not callable\. Use a function whose parameters are \(job\),"):
             make_handler("q", thing)
 
     def test_an_object_that_fails_while_it_is_inspected_is_refused(self) -> None:

@@ -104,8 +104,8 @@ class ChaosOptions:
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
             raise BadInput(
-                f"faults are invalid: {elsewhere[0]!r} can be injected only into servers that the attack starts. "
-                f"On a server that you pass, use only {' and '.join(FOREIGN_FAULTS)}."
+                f"faults are invalid: {elsewhere[0]!r} can be injected only into servers that the run starts. "
+                f"For a server that you pass, use only {' and '.join(FOREIGN_FAULTS)}."
             )
 
 

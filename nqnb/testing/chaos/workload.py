@@ -1,6 +1,6 @@
 """The workload of an attack: clients that submit tasks and cancel them at planned moments.
 
-``python -m nqnb.testing.chaos.workload`` is the program of the client process whose clock is wrong.
+One client runs in a separate process with a wrong clock: ``python -m nqnb.testing.chaos.workload`` starts it.
 """
 
 from __future__ import annotations

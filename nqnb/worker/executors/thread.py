@@ -276,7 +276,7 @@ class _Due:
                 CHECKS.append(self._print_trap)
 
     def has(self, thread_id: int, base: FrameType) -> bool:
-        """Return whether a thread still has to stop itself."""
+        """Return whether the trap is still waiting for this thread to log or to wait, in order to stop it there."""
         return self._bases.get(thread_id) is base
 
     def remove(self, thread_id: int, base: FrameType) -> None:
