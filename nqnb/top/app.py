@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar
 
+from rich.style import Style
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
@@ -39,6 +40,7 @@ RETRY_SECONDS = 1.0
 """The time before a log is read again, after the connection was lost."""
 NOTE_SECONDS = 10.0
 """How long a message is shown."""
+_NO_ROW = "no row is chosen. Use the arrow keys or the mouse."
 _TABS = ("tasks", "queues", "workers")
 _ONLY_FOR = {
     "filter": {"tasks"},
@@ -96,7 +98,7 @@ class TopApp(App[None]):
     #name { width: auto; text-style: bold; padding-right: 2; }
     #connection { width: 1fr; text-align: right; }
     ContentSwitcher, LineView { height: 1fr; }
-    #counts, #note { height: 1; padding: 0 1; }
+    #counts, #note { height: 1; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #note { background: $surface; }
     #filter { display: none; }
     #filter.shown { display: block; }
@@ -216,7 +218,9 @@ class TopApp(App[None]):
         text, view = Text(no_wrap=True, overflow="ellipsis"), self._view
         for words, tone in cells:
             text.append("  " if text else "")
-            text.append(line(words, 300), view.tone(tone) if tone else "")
+            style = view.tone(tone)
+            # The lines have other backgrounds than the table.
+            text.append(line(words, 300), Style(color=style.color, bold=style.bold) if tone else "")
         return text
 
     def _words(self) -> list[Cell]:
@@ -235,7 +239,8 @@ class TopApp(App[None]):
         return [*(Cell(part, "dim") for part in parts if part), *cells]
 
     def _last_note(self) -> list[Cell]:
-        return [self._note] if time.monotonic() < self._noted_at + NOTE_SECONDS else []
+        outdated = self._note.text == _NO_ROW and self._view.current is not None
+        return [self._note] if time.monotonic() < self._noted_at + NOTE_SECONDS and not outdated else []
 
     @property
     def _is_filtered(self) -> bool:
@@ -378,7 +383,7 @@ class TopApp(App[None]):
             self._views["tasks"].marked.pop(task_id, None)
 
     def _choose_first(self) -> None:
-        self._say("no row is chosen. Use the arrow keys or the mouse.", "warn")
+        self._say(_NO_ROW, "warn")
 
     # Changes
 

@@ -87,12 +87,22 @@ async def test_a_cancelled_task_is_shown_as_running_until_its_code_has_stopped(
         assert not {"\x1b", "\x07", "\u202e"} & set(view.text)
         await view.press("c")
         await view.until("no row is chosen")
-        await view.press("down", "c")
+        await view.press("down")
+        await view.until("processing", task.id, without="no row is chosen")
+        await view.press("c")
         await view.until("cancelling, still running", task.id, without="cancelled")
         assert (await task.status()) is Status.PROCESSING
         release.set()
         await view.until("cancelled", task.id, without="still running")
         assert (await task.status()) is Status.CANCELLED
+
+
+@pytest.mark.full
+async def test_words_that_do_not_fit_into_a_narrow_screen_end_with_an_ellipsis(nq: nqnb.Client) -> None:
+    await nq.submit("thumbnails-of-photos")
+    async with top(nq, width=40) as view:
+        row = await view.until("pending 1", "no worker")
+        assert row.endswith("…")
 
 
 @pytest.mark.full
