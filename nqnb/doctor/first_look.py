@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from nqnb.errors import MalformedMessage
+from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.recurring import ScheduleEntry
 from nqnb.protocol.transition import SeenEntry
@@ -114,7 +115,9 @@ class FirstLook:
             elif queue in (None, seen.task.Queue):
                 made._add(seen.task, seen)
         if any(each.name == names.bucket_stream(backend.settings.schedule_bucket) for each in made.facts.buckets):
-            await made._read_schedules(backend, queue)
+            # Only users of schedules have the permission. The other findings do not need the schedules.
+            with contextlib.suppress(ServerRefused):
+                await made._read_schedules(backend, queue)
         made.workers, made.unreadable_workers = await backend.presence.roll_call()
         return made
 

@@ -217,9 +217,19 @@ async def keep_slot(
     Raises:
         NqnbError: the server did not answer. The next heartbeat tries again.
     """
-    if not await take_slot(backend, worker, attempt, key, limit, still_held):
-        log.warning("task %s is being stopped: its slot of the limit %r is taken by another task", attempt.id, key)
-        attempt.stop(Stop.LEASE)
+    if await take_slot(backend, worker, attempt, key, limit, still_held) or attempt.lost_lease():
+        return
+    log.warning("task %s is being stopped: its slot of the limit %r is taken by another task", attempt.id, key)
+    attempt.stop(Stop.LEASE)
+
+
+async def claims_of(backend: TaskBackend, key: str) -> set[str]:
+    """Return the claims that hold a slot according to a record.
+
+    Raises:
+        NqnbError: the server did not answer.
+    """
+    return {holder.claim for holder in _holders(await backend.limits.get(key))}
 
 
 async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:

@@ -63,7 +63,9 @@ class LeaseKeeper:
         """Send a heartbeat for each run whose last heartbeat is older than ``before`` (on the `elapsed` clock)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
-        looks = spawn(few_at_once(runs, self._look, LOOKS_AT_ONCE))
+        looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
+        # The bucket of the limits may not answer, which must not delay the renewals or a recovery.
+        self._limiter.check_slots()
         orphans = await self._renew(runs, before)
         if orphans:
             # While all slots are taken, nothing is pulled, so nothing else would notice that the consumer is gone.
@@ -107,10 +109,6 @@ class LeaseKeeper:
 
         await few_at_once(runs, renew_one, RENEWALS_AT_ONCE)
         return gone
-
-    async def _look(self, run: Run) -> None:
-        await look(self._backend, self._worker_id, run)
-        await self._limiter.keep(run)
 
     async def _recreate_consumer(self, pull: PullLoop) -> None:
         if pull.queue in self._recreating:

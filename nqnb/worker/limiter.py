@@ -11,20 +11,20 @@ import asyncio
 import contextlib
 import math
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from nqnb.clock import elapsed
-from nqnb.concurrency import spawn
+from nqnb.concurrency import few_at_once, spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
-from nqnb.protocol.lifecycle import due_at
+from nqnb.protocol.lifecycle import Stop, due_at
 from nqnb.protocol.rate import reserve_starts
-from nqnb.protocol.slots import HolderWatch, free_slot, keep_slot, take_slot
+from nqnb.protocol.slots import HolderWatch, claims_of, free_slot, keep_slot, take_slot
 from nqnb.queue_limits import QueueLimits
 from nqnb.worker.run import Run
 
@@ -49,6 +49,9 @@ _LONGEST_NAK_SECONDS = 30.0
 """The longest delay with which a task that waits for its serial key is nak'ed."""
 _MOST_LINES = 1000
 """If more than this many serial keys have a `_Line`, the lines in which no task waits are discarded."""
+
+_CHECKS_AT_ONCE = 25
+"""The maximum number of records that a worker reads concurrently to check the slots of its tasks."""
 
 
 @dataclass
@@ -147,6 +150,8 @@ class Limiter:
         self._lines: dict[str, _Line] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watch = HolderWatch(backend, worker_id, runs)
+        self._runs = runs
+        self._check: asyncio.Task[None] | None = None
 
     def room(self, queue: str, limits: QueueLimits) -> int:
         """Return the number of tasks that may now be fetched from a queue with limits.
@@ -204,16 +209,38 @@ class Limiter:
             return await self._turn_away(run, 0.0)
         return True
 
-    async def keep(self, run: Run) -> None:
-        """Check that a running task still holds its slots; see `nqnb.protocol.slots.keep_slot`."""
-        for key, limit in tuple(run.held.items()):
-            if run.why is None and not run.finishing:
-                with contextlib.suppress(NqnbError):
-                    await keep_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
+    def check_slots(self) -> None:
+        """Begin to check that the running tasks still hold their slots, unless such a check is in progress."""
+        if self._check is None or self._check.done():
+            holding: dict[str, list[Run]] = defaultdict(list)
+            for run in self._runs.values():
+                for key in run.held:
+                    holding[key].append(run)
+            if holding:
+                self._check = spawn(few_at_once(list(holding.items()), self._check_record, _CHECKS_AT_ONCE))
+
+    async def _check_record(self, holding: tuple[str, list[Run]]) -> None:
+        key, runs = holding
+        # With the lock, no slot is freed between the read and the write.
+        with contextlib.suppress(NqnbError):
+            async with self._lock_of(key):
+                claims = await claims_of(self._backend, key)
+                for run in runs:
+                    limit = self._limit_of(run, key)
+                    if limit and run.claim not in claims and key in run.held and _may_run_code(run):
+                        await keep_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
+
+    def _limit_of(self, run: Run, key: str) -> int:
+        """Return the current number of slots of a limit, or 0 if the limit was removed."""
+        queue = run.delivery.queue
+        if key != names.slots_key(queue):
+            return 1
+        limits = self._pulls[queue].limits
+        return 0 if limits is None else limits.concurrency
 
     async def leave(self, run: Run) -> None:
         """Release the slots of a run that has ended."""
-        held, run.held = run.held, {}
+        held, run.held = run.held, set()
         for key in held:
             async with self._lock_of(key):
                 await free_slot(self._backend, run, key)
@@ -297,11 +324,11 @@ class Limiter:
 
     async def _take_slot(self, run: Run, key: str, limit: int) -> bool:
         # If the answer is lost, the slot may have been taken.
-        run.held[key] = limit
+        run.held.add(key)
         async with self._lock_of(key):
             taken = await take_slot(self._backend, self._worker_id, run, key, limit, self._watch.still_held)
         if not taken:
-            del run.held[key]
+            run.held.discard(key)
         return taken
 
     def _lock_of(self, key: str) -> asyncio.Lock:
@@ -348,3 +375,8 @@ class Limiter:
     def _forget_lines(self, now: float) -> None:
         if len(self._lines) > _MOST_LINES:
             self._lines = {key: line for key, line in self._lines.items() if line.last_turn > now}
+
+
+def _may_run_code(run: Run) -> bool:
+    """Return whether the code of a run may be running, and is not yet being stopped for the sake of another run."""
+    return run.claimed and not run.finishing and run.why not in (Stop.LEASE, Stop.SUPERSEDED, Stop.ENDED_ELSEWHERE)

@@ -43,8 +43,8 @@ class Run(Attempt):
     def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float, claim: str) -> None:
         super().__init__(delivery, message, ack_wait, claim)
         self.handler = handler
-        self.held: dict[str, int] = {}
-        """The limits in which this run holds a slot: each key with the number of slots; see `nqnb.protocol.slots`."""
+        self.held: set[str] = set()
+        """The keys of the limits in which this run holds a slot; see `nqnb.protocol.slots`."""
         self.executor: Executor | None = None
         self.job: Job | None = None
         self.watch: EntryWatch | None = None

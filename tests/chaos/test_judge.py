@@ -331,7 +331,7 @@ def test_a_suspended_process_may_exceed_the_concurrency_limit() -> None:
     assert judge(evidence) == []
 
 
-@pytest.mark.parametrize(("count", "rules"), [(7, set()), (20, {Rule.HASTY})])
+@pytest.mark.parametrize(("count", "rules"), [(10, set()), (20, {Rule.HASTY})])
 def test_only_some_runs_may_start_together_after_a_fault_that_delayed_their_claims(
     count: int, rules: set[Rule]
 ) -> None:

@@ -418,6 +418,19 @@ async def test_recurring_tasks_need_the_documented_permissions(
     assert ("may not publish to" in caplog.text) == (not permitted)
 
 
+async def test_a_client_without_the_permission_for_schedules_can_run_the_doctor(server: nqnb.DevServer) -> None:
+    settings = users(server)
+    await prepare(settings[OPERATOR])
+    async with nqnb.connect(settings[OPERATOR]) as operator:
+        await operator.every("0 0 1 1 *", QUEUE, "small", name="rare")
+        await operator.submit(QUEUE, "small")
+        seen = await operator.doctor(QUEUE, ignore="old-server")
+        assert [each.code for each in seen.findings] == ["no-worker", "idle-schedule"]
+    async with nqnb.connect(settings[CLIENT]) as nq:
+        seen = await nq.doctor(QUEUE, ignore="old-server")
+        assert [each.code for each in seen.findings] == ["no-worker"]
+
+
 async def test_a_refused_pull_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A refused pull gets no answer, so the worker logs it."""
     pulls = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.MONITOR"

@@ -28,7 +28,7 @@ from nqnb.protocol.rate import reserve_starts
 from nqnb.protocol.recurring import ScheduleEntry, firing_id
 from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.requeue import requeue
-from nqnb.protocol.slots import Holder, free_slot, keep_slot, take_slot
+from nqnb.protocol.slots import Holder, claims_of, free_slot, keep_slot, take_slot
 from nqnb.protocol.submit import submit
 from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
@@ -269,9 +269,10 @@ class WorkerProcess:
     async def _keep_slot(self) -> None:
         attempt = self._attempt
         if attempt.message.serial and attempt.why is None:
-            key = key_of(attempt.message)
+            key, backend = key_of(attempt.message), as_backend(self._backend)
             with contextlib.suppress(NqnbError):
-                await keep_slot(as_backend(self._backend), self._spec.worker, attempt, key, 1, self._still_held)
+                if attempt.claim not in await claims_of(backend, key):
+                    await keep_slot(backend, self._spec.worker, attempt, key, 1, self._still_held)
 
     async def _still_held(self, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
         """Judge the holders at once: `nqnb.protocol.slots.HolderWatch` waits until it knows what is told here."""

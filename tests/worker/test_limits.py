@@ -28,7 +28,7 @@ from nqnb.protocol.attempt import PRESENCE_SHARE
 from nqnb.protocol.claim import claim
 from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.rate import LATE_SECONDS, Starts, next_starts
-from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWatch, Slots
+from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWatch, Slots, claims_of
 from nqnb.protocol.wire import TaskMessage
 from nqnb.queue_limits import QueueLimits, check_limits, check_rate, rate_text
 from nqnb.records import PresenceSight
@@ -393,6 +393,84 @@ class TestSerial:
             await asyncio.sleep(0.3)
             assert not fleet.overlaps
 
+    async def test_a_check_of_the_slots_takes_none_for_a_run_that_ends_meanwhile(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reading, answer, key = asyncio.Event(), asyncio.Event(), names.serial_key("work", "a")
+
+        async def read_late(backend: Any, key: str) -> set[str]:
+            reading.set()
+            await answer.wait()
+            return set()
+
+        async with Fleet(settings, 1, 4, 60) as fleet:
+            task = await nq.submit("work", "a", serial="a")
+            await until_async(lambda: len(fleet.starts) == 1)
+            monkeypatch.setattr("nqnb.worker.limiter.claims_of", read_late)
+            await reading.wait()
+            await task.cancel(wait=10)
+            answer.set()
+
+            async def is_free() -> bool:
+                entry = await nq.backend.limits.get(key)
+                return entry is not None and not msgspec.json.decode(entry.value, type=Slots).holders
+
+            await until_async(is_free)
+            await asyncio.sleep(0.5)
+            assert await is_free()
+
+    @pytest.mark.full
+    async def test_a_cancelled_run_whose_code_does_not_stop_keeps_its_slot(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        worker, key, release = nqnb.Worker(settings), names.serial_key("work", "a"), asyncio.Event()
+
+        @worker.handler("work")
+        async def work(job: nqnb.Job) -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await release.wait()
+
+        async with worker:
+            task = await nq.submit("work", serial="a")
+
+            async def holders() -> list[Holder]:
+                entry = await nq.backend.limits.get(key)
+                return [] if entry is None else msgspec.json.decode(entry.value, type=Slots).holders
+
+            while await task.status() is not Status.PROCESSING:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)
+            (holder,) = await holders()
+            await task.cancel()
+            await nq.backend.limits.delete(key)
+
+            async def is_held() -> bool:
+                return await holders() == [holder]
+
+            await until_async(is_held, settings.ack_wait)
+            release.set()
+
+    @pytest.mark.full
+    async def test_a_heartbeat_reads_the_record_of_a_limit_once(
+        self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reads = list[str]()
+
+        async def counted(backend: Any, key: str) -> set[str]:
+            reads.append(key)
+            return await claims_of(backend, key)
+
+        monkeypatch.setattr("nqnb.worker.limiter.claims_of", counted)
+        await nq.submit_many("work", ["x"] * 20)
+        await nq.limit_queue("work", concurrency=20)
+        async with Fleet(settings, 1, 20, 60) as fleet:
+            await until_async(lambda: len(fleet.starts) == 20, 20)
+            reads.clear()
+            await asyncio.sleep(settings.ack_wait)
+            assert 1 <= len(reads) <= 5
+
     @pytest.mark.full
     async def test_a_run_is_stopped_if_another_task_has_its_slot(
         self, nq: nqnb.Client, settings: nqnb.Settings
@@ -531,8 +609,8 @@ class TestHolderWatch:
         await nq.backend.presence.withdraw("w-holder")
         assert not await held()
 
-    @pytest.mark.parametrize(("held", "beat"), [({}, 120.0), ({"work.serial.a": 1}, 100.0)])
-    def test_a_redelivery_does_not_extend_the_lease_of_a_holder(self, held: dict[str, int], beat: float) -> None:
+    @pytest.mark.parametrize(("held", "beat"), [(set(), 120.0), ({"work.serial.a"}, 100.0)])
+    def test_a_redelivery_does_not_extend_the_lease_of_a_holder(self, held: set[str], beat: float) -> None:
         """Others take over the slot if the worker writes no presence, whatever the server redelivers to it."""
         handler: Any = None
         first, second = (cast("Any", SimpleNamespace(received=received)) for received in (100.0, 120.0))
@@ -541,9 +619,9 @@ class TestHolderWatch:
         run.adopt(second)
         assert (run.delivery, run.beat) == (second, beat)
 
-    @pytest.mark.parametrize(("held", "within"), [({}, 30.0), ({"work.serial.a": 1}, 27.9)])
+    @pytest.mark.parametrize(("held", "within"), [(set(), 30.0), ({"work.serial.a"}, 27.9)])
     def test_the_code_of_a_holder_is_stopped_before_its_slot_is_free(
-        self, monkeypatch: pytest.MonkeyPatch, held: dict[str, int], within: float
+        self, monkeypatch: pytest.MonkeyPatch, held: set[str], within: float
     ) -> None:
         monkeypatch.setattr("nqnb.worker.run.elapsed", lambda: 100.0)
         delivery: Any = SimpleNamespace(received=100.0)

@@ -57,7 +57,7 @@ class Kind(enum.Enum):
     """A coroutine handler of a queue with a rate limit."""
 
 
-LIMITS = {Kind.NARROW: QueueLimits(concurrency=3), Kind.PACED: QueueLimits(rate=2)}
+LIMITS = {Kind.NARROW: QueueLimits(concurrency=3), Kind.PACED: QueueLimits(rate=3)}
 """The limits of the queues that have limits."""
 
 

@@ -26,12 +26,14 @@ from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.settings import Settings
 from nqnb.testing.chaos.chaos_worker import read_orders, shift_clock
 from nqnb.testing.chaos.evidence import CancelSeen, SubmitSeen
-from nqnb.testing.chaos.plan import CancelPlan, Moment, TaskPlan
+from nqnb.testing.chaos.plan import LIMITS, CancelPlan, Moment, TaskPlan
 
 _SIGN_TIMEOUT_SECONDS = 15.0
 """Seconds after which a cancel call is sent even if its target moment has not been observed."""
 _END_TIMEOUT_SECONDS = 8.0
 """Seconds after which an unfinished task no longer counts towards the limit of open tasks."""
+_LIMITED_END_TIMEOUT_SECONDS = 60.0
+"""The same for tasks of queues with limits. Otherwise, many more tasks than the limits allow would wait in the end."""
 _HELD_BACK_PART = 5
 """One task in this many is submitted only after every kind of fault has been injected."""
 
@@ -115,7 +117,8 @@ class Workload:
         try:
             signs = await self._submit(plan)
             if signs is not None:
-                await _wait(signs.ended, _END_TIMEOUT_SECONDS + plan.wait)
+                timeout = _LIMITED_END_TIMEOUT_SECONDS if plan.kind in LIMITS else _END_TIMEOUT_SECONDS
+                await _wait(signs.ended, timeout + plan.wait)
         finally:
             self._gate.release()
 
