@@ -193,7 +193,9 @@ class Rows:
         grouped, left = self._kinds.group(ids, self._tasks)
         if grouped and self.failure:
             self._rebuild = True
-        kinds, count = self._kinds.listed(ids, self.failure, self.can_requeue, queues=self.many_queues)
+        requeueable = self._failed - self.pending_requeues.requested
+        requeued = [task_id for task_id in ids if task_id not in requeueable]
+        kinds, count = self._kinds.listed(ids, self.failure, requeued, queues=self.many_queues)
         return {"failure": self.failure, "kinds": kinds, "all_kinds": count, "ungrouped": left}
 
     @property
@@ -590,6 +592,11 @@ class PendingRequeues:
     def has(self, task_id: str) -> bool:
         """Return whether a requeue of the task was requested or accepted."""
         return task_id in self._pressed or task_id in self._accepted
+
+    @property
+    def requested(self) -> set[str]:
+        """The ids of the tasks whose requeue was requested or accepted."""
+        return self._pressed | self._accepted.keys()
 
     def is_accepted(self, task_id: str) -> bool:
         """Return whether a requeue of the task was accepted."""

@@ -531,7 +531,7 @@ def test_failed_tasks_are_filtered_by_their_kind(monkeypatch: pytest.MonkeyPatch
 
 
 def test_failed_tasks_are_grouped_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure_kinds, "GROUP_SECONDS", -1.0)
+    monkeypatch.setattr(failure_kinds, "GROUPED_TASKS", 1)
     rows = Rows()
     rows.apply([failed("a", "OSError", "1"), failed("b", "OSError", "2"), failed("c", "OSError", "3", queue="r")])
     rows.only([Status.FAILED], failure_id(rows.task("a")))

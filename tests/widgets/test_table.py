@@ -322,7 +322,7 @@ def test_requeue_all_requeues_the_failed_tasks_that_matched_at_the_question(view
 
 
 def test_the_tasks_of_one_kind_of_failure_are_requeued_once(viewed: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure_kinds, "GROUP_SECONDS", -1.0)  # each message groups one task
+    monkeypatch.setattr(failure_kinds, "GROUPED_TASKS", 1)  # each message groups one task
     kinds = {"a": "disk 1", "b": "disk 2", "c": "wide"}
     for task_id, message in kinds.items():
         fields: Any = {"ID": task_id, "Queue": "q", "Status": Status.FAILED, "Payload": b"{}"}
