@@ -313,6 +313,8 @@ class TestIdleProcesses:
     async def test_processes_are_kept_for_as_many_tasks_as_ran_and_given_back_after_a_while(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # The first search for idle processes follows after this time, and must not be too late for the last step.
+        monkeypatch.setattr(process_pool, "IDLE_SECONDS", 10.0)
         reserve = Reserve([], 4)
         handler = handler_of(reuse=None)
         first = await asyncio.gather(*(done_by(handler) for _ in range(4)))
