@@ -565,6 +565,16 @@ def test_failures_are_grouped_and_one_kind_is_requeued(make: Callable[..., Bench
         "resize.py:14 in resize",
     ], "markup of a task is text"
     assert axe.findings(bench.page, ".nq") == []
+    bench.page.locator("[data-act=example]").first.click()
+    bench.until(lambda: bench.page.locator(".nq-more .nq-error pre").count() == 1)
+    bench.until(lambda: "resize.py" in text(bench, ".nq-more .nq-error pre"))
+    assert bench.focused == f"{bench.ids[0]} nq-opener"
+    bench.page.locator("[data-act=example]").first.click()
+    assert bench.page.locator(".nq-more").count() == 1, "a second click hides nothing"
+    bench.page.keyboard.press("Escape")
+    bench.page.locator(".nq-kinds .nq-chip").click()
+    bench.until(lambda: len(bench.ids) == 8)
+    assert bench.focused.endswith("nq-kinds-opener")
     bench.page.keyboard.press("Tab")
     bench.page.keyboard.press("Enter")
     bench.until(lambda: sorted(bench.ids) == [f"d{n}" for n in range(5)])

@@ -451,6 +451,7 @@ function render({ model, el }) {
   const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });
   const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" });
   const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, preview, yes, no);
+  let example = ""; // the kind of failures whose example is shown when its rows arrive
   /** The visible question: its action, its tasks (null for the tasks that the kernel counted for message n), and the element to focus afterwards. */
   let asked = { requeue: false, ids: /** @type {?string[]} */ (null), n: 0, from: /** @type {?Element} */ (null) };
   const pace = make("span", { className: "nq-pace" });
@@ -772,7 +773,8 @@ function render({ model, el }) {
           make("b", {}, number(count)), make("bdi", {}, error), ...place);
         const requeue = make("button", { type: "button", className: "nq-button nq-again", "data-act": "requeue-kind", "data-kind": id, "aria-label": `Requeue ${tasksOf(left)}: ${error}` },
           `Requeue ${number(left)}…`);
-        return make("li", {}, show, ...(requeues && left ? [requeue] : []));
+        const trace = make("button", { type: "button", className: "nq-button", "data-act": "example", "data-kind": id, "aria-label": `Traceback of one task: ${error}` }, "Traceback");
+        return make("li", {}, show, make("span", { className: "nq-kind-acts" }, trace, ...(requeues && left ? [requeue] : [])));
       }),
       ...(all > found.length ? [make("li", { className: "nq-note" }, `and ${number(all - found.length)} more; nq.failures() returns all kinds`)] : []),
     );
@@ -781,6 +783,15 @@ function render({ model, el }) {
       const same = /** @type {?HTMLElement} */ (kindList.querySelector(`[data-act="${act}"][data-kind="${CSS.escape(kind)}"]`));
       (same ?? kindsButton).focus({ preventScroll: true });
     }
+  }
+
+  /** Expand the first task of the kind whose traceback the user has asked for, once its row is there. */
+  function showExample() {
+    const task = tasks.get(table.tBodies[0]?.dataset.id ?? "");
+    if (!example || look.failure !== example || !task) return;
+    example = "";
+    if (!opened.has(task.id)) toggle(task.id);
+    task.opener.focus();
   }
 
   function showKinds(on) {
@@ -1011,6 +1022,7 @@ function render({ model, el }) {
     if (heard >= lookNumber && (before?.heard[view] ?? 0) < lookNumber) needs.clear();
     arrange();
     if (heard >= lookNumber || !before) rows(message, pointing() && heard < holdNumber && before !== null);
+    if (heard >= lookNumber) showExample();
     for (const id of details.keys()) if (!opened.has(id)) details.delete(id);
     const start = message.page * message.size;
     put(where, message.matching ? `${number(start + 1)} – ${number(start + message.rows.length)} of ${number(message.matching)}` : "0");
@@ -1283,6 +1295,9 @@ function render({ model, el }) {
       case "kind":
         if (control === chosenKind) kindsButton.focus({ preventScroll: true });
         return ask({ failure: look.failure === control.dataset.kind ? "" : control.dataset.kind });
+      case "example":
+        example = control.dataset.kind ?? "";
+        return look.failure === example ? showExample() : ask({ failure: example });
       case "requeue-kind":
         if (look.failure !== control.dataset.kind) ask({ failure: control.dataset.kind });
         return askAboutAll(true);
