@@ -112,6 +112,15 @@ def test_the_table_fits_at_every_width(
         fits(table)
         table.chip("failed").click()
         table.until(lambda: table.ids and set(table.ids) == look.ids("resize", Status.FAILED))
+        table.root.locator("[data-act=kinds]").click()
+        kind = table.root.locator(".nq-kind")
+        assert kind.inner_text().split("\n")[1:] == [
+            "ValueError: cannot identify image file <text>",
+            "Cell In[2], line 14 in resize",
+        ]
+        shot(table.root, "kinds-light")
+        assert axe.findings(page.page, ".nq") == []
+        table.root.locator("[data-act=kinds]").click()
         table.row(table.ids[0]).locator("[data-act=open]").click()
         table.row(table.ids[0]).locator(".nq-error pre").first.wait_for()
         table.chip("processing").click(modifiers=["Shift"])
