@@ -541,7 +541,7 @@ def test_all_matching_failed_tasks_are_requeued_after_a_preview(bench: Bench) ->
     assert not bench.cancelled
 
 
-@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 540)])
+@pytest.mark.parametrize(("dark", "width"), [pytest.param(False, 1200, marks=pytest.mark.full), (True, 540)])
 def test_failures_are_grouped_and_one_kind_is_requeued(make: Callable[..., Bench], dark: bool, width: int) -> None:
     bench = make(dark=dark, width=width)
     trace = 'Traceback (most recent call last):\n  File "/app/resize.py", line 14, in resize\nOSError: '
