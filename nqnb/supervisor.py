@@ -18,7 +18,6 @@ has only one thread. This makes forks safe, including the code that runs between
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import signal
@@ -317,7 +316,6 @@ def keep_task(worker: int, connection: int, module: str) -> None:
                 # If the supervisor sent the signal, it could arrive after the start of the handler.
                 os.kill(os.getpid(), _TASK_SIGNALS[command])
             _become_runner(connection, path, module)
-            _exit_quickly()
             return
         with contextlib.suppress(OSError):  # the fork has already done this itself
             os.setpgid(runner, runner)
@@ -409,39 +407,6 @@ def _become_runner(connection: int, path: list[str], module: str) -> None:
     from importlib import import_module
 
     import_module(module).run(connection)
-
-
-def _exit_quickly() -> None:
-    """End this fork as Python does, but without destroying its objects.
-
-    Destroying the objects copies most of the memory that is shared with the supervisor, which takes longer than the
-    rest of a short task. Python has no public function for the first two steps of its exit. If one of these functions
-    is missing, return, so that Python exits as usual.
-    """
-    import gc  # imported late, because the other role does not use it
-    import io
-    import threading
-
-    wait_for_threads, call_functions = getattr(threading, "_shutdown", None), getattr(atexit, "_run_exitfuncs", None)
-    if wait_for_threads is None or call_functions is None:
-        return
-    wait_for_threads()
-    call_functions()
-    base, streams = io.IOBase.__base__, (sys.stdout, sys.stderr)
-    files = [thing for thing in gc.get_objects() if base in type(thing).__mro__]
-    # A compressed file must be closed, but not before the text that is still to be written to it.
-    wrappers = [file for file in files if type(file).__module__ != "_io" and not any(file is each for each in streams)]
-    _call_each("flush", *files)
-    _call_each("close", *wrappers)
-    # The standard streams are older than the fork, so they may be excluded from garbage collection.
-    _call_each("flush", *files, *streams)
-    os._exit(0)
-
-
-def _call_each(method: str, *files: object) -> None:
-    for file in files:
-        with contextlib.suppress(Exception):  # it may be closed or missing, or its disk may be full
-            getattr(file, method)()
 
 
 def _wait_for_runner(worker: int, runner: int, wake: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -116,8 +115,11 @@ class FirstLook:
                 made._add(seen.task, seen)
         if any(each.name == names.bucket_stream(backend.settings.schedule_bucket) for each in made.facts.buckets):
             # Only users of schedules have the permission. The other findings do not need the schedules.
-            with contextlib.suppress(ServerRefused):
+            try:
                 await made._read_schedules(backend, queue)
+            except ServerRefused as error:
+                if error.code != 403:
+                    raise
         made.workers, made.unreadable_workers = await backend.presence.roll_call()
         return made
 

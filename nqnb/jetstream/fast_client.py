@@ -248,6 +248,8 @@ class FastClient(NatsClient):
         if not (isinstance(writer, asyncio.StreamWriter) and isinstance(parser, SafeParser)) or unread is None:
             return
         protocol: Any = writer.transport.get_protocol()
+        if protocol is None:
+            return  # the connection is already closed, and nats-py reconnects
         store = protocol.data_received
 
         def receive(data: bytes) -> None:

@@ -23,12 +23,14 @@ NO_JETSTREAM_CODES = (10039, 10076)
 
 STREAM_FULL = 10077
 """JetStream's code for "the stream cannot store the message", for example because of the stream's limits."""
+_NO_FILES = 10049
+"""JetStream's code for "error creating store for stream", for example while a deleted stream's files are removed."""
 _NOT_NOW = {
     **dict.fromkeys((10007, 10008, 10009), "JetStream currently has no leader"),
     **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is currently off"),
     10004: "some servers of the cluster did not reply",
     10041: "the servers of the cluster currently disagree",
-    10049: "the server currently cannot create the stream's files",  # for example, while it removes a deleted stream's
+    _NO_FILES: "the server currently cannot create the stream's files",
     10075: "the cluster is moving the stream",
     STREAM_FULL: "the stream currently cannot store messages",
     10118: "the servers that have the stream are offline",
@@ -103,14 +105,15 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
         why = "too many servers of the cluster are offline"
     if why is None and error.code == 503 and not error.err_code:
         why = "JetStream is currently unavailable"
-    if why is not None:
-        return Unavailable(
-            f"{what} failed: {why} ({details}). "
+    if error.err_code == _NO_FILES:
+        remedy = "Try again. If the error persists, the server's log shows why its storage directory cannot be used."
+    else:
+        remedy = (
             "Check that a majority of the cluster's servers are running (`nats server report jetstream`), then try "
-            "again.",
-            what,
-            *facts,
+            "again."
         )
+    if why is not None:
+        return Unavailable(f"{what} failed: {why} ({details}). {remedy}", what, *facts)
     return ServerRefused(
         f"the server refused {what}: {details}. Check the request, and the server's limits and permissions.", *facts
     )

@@ -373,7 +373,7 @@ class TestSerial:
     async def test_a_run_takes_its_slot_again_if_the_record_is_lost(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
-        key = names.serial_key("work", "a")
+        key, settings = names.serial_key("work", "a"), nqnb.Settings.of(settings, ack_wait=4.0)
 
         async def holders() -> list[Holder]:
             entry = await nq.backend.limits.get(key)
@@ -388,7 +388,7 @@ class TestSerial:
             async def is_held() -> bool:
                 return await holders() == [holder]
 
-            await until_async(is_held, settings.ack_wait)
+            await until_async(is_held)
             await nq.submit("work", "a", serial="a")
             await asyncio.sleep(0.3)
             assert not fleet.overlaps
@@ -449,7 +449,7 @@ class TestSerial:
             async def is_held() -> bool:
                 return await holders() == [holder]
 
-            await until_async(is_held, settings.ack_wait)
+            await until_async(is_held)
             release.set()
 
     @pytest.mark.full
@@ -484,7 +484,7 @@ class TestSerial:
             while len(fleet.starts) == 1:
                 await nq.backend.limits.delete(names.serial_key("work", "a"))
                 await asyncio.sleep(0.02)
-            await until_async(lambda: fleet.running["a"] == 1, settings.ack_wait)
+            await until_async(lambda: fleet.running["a"] == 1)
             assert await second.status() is Status.PROCESSING
             await second.cancel(wait=10)
             await until_async(lambda: len(fleet.starts) == 3)
