@@ -316,6 +316,19 @@ def test_a_suspended_process_may_overlap_with_the_next_run() -> None:
     assert Rule.OVERLAP not in {each.rule for each in judge(evidence)}
 
 
+@pytest.mark.parametrize("blocked", [True, False])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_blocked_loop_may_overlap_with_the_next_run_while_its_link_is_disturbed(blocked: bool, cut: bool) -> None:
+    evidence = completed()
+    overlap(evidence)
+    if blocked:
+        evidence.lines.append(line(2.9, "lag", "0.8"))
+    if cut:
+        evidence.faults.append(FaultSeen("link", "the link of worker process 0 was cut", 2.2, 2.8, (0,)))
+    # A blocked loop has a guard that renews the leases, and a loop that is not blocked stops the run in time.
+    assert (Rule.OVERLAP in {each.rule for each in judge(evidence)}) is not (blocked and cut)
+
+
 def test_as_many_tasks_as_the_limits_allow_may_run_and_start() -> None:
     evidence = completed()
     limit, rate = LIMITS[Kind.NARROW].concurrency, LIMITS[Kind.PACED].rate

@@ -82,13 +82,10 @@ def _crowded(evidence: Evidence) -> Iterator[Breach]:
     for kind, limits in LIMITS.items():
         running: list[RunSeen] = []
         for run in evidence.runs_of_kind.get(kind.value, ()) if limits.concurrency else ():
-            # As for serial keys: a suspended process cannot stop its handler.
-            begin = run.begun - evidence.ack_wait
             running = [
                 each
                 for each in running
-                if run.begun < each.ended - SLACK_SECONDS
-                and not overlaps(evidence.stalls.get(each.number, ()), begin, each.ended)
+                if run.begun < each.ended - SLACK_SECONDS and not _cannot_stop(evidence, each, run.begun)
             ]
             if len(running) >= limits.concurrency:
                 others = ", ".join(f"{each.task} in worker process {each.number}" for each in running)
@@ -361,6 +358,19 @@ def _again(task: _Task) -> Iterator[str]:
                 return
 
 
+def _cannot_stop(evidence: Evidence, run: RunSeen, at: float) -> bool:
+    """Return whether a worker process was unable to stop a run before another run took over at the time ``at``.
+
+    A suspended process cannot stop its handlers. Neither can a process whose event loop is blocked by another handler.
+    Then the guard renews the leases, but only if no fault disturbs its connection.
+    """
+    begin = at - evidence.ack_wait
+    if overlaps(evidence.stalls.get(run.number, ()), begin, run.ended):
+        return True
+    blocked = overlaps(evidence.loop_lags.get(run.number, ()), at, at)
+    return blocked and evidence.disturbed(run.number, begin, at)
+
+
 def _overlap(task: _Task) -> Iterator[str]:
     for number, run in enumerate(task.runs):
         if run.kind == Kind.PROCESS.value and not run.word:
@@ -369,9 +379,7 @@ def _overlap(task: _Task) -> Iterator[str]:
         for later in task.runs[number + 1 :]:
             if later.begun >= run.ended - SLACK_SECONDS:
                 continue
-            begin = later.begun - task.evidence.ack_wait
-            # A suspended process cannot stop its handler before the task is redelivered to another worker.
-            if not overlaps(task.evidence.stalls.get(run.number, ()), begin, run.ended):
+            if not _cannot_stop(task.evidence, run, later.begun):
                 yield (
                     f"worker process {run.number} ran it from {_when(task, run.begun)} to {_when(task, run.ended)}, "
                     f"and worker process {later.number} from {_when(task, later.begun)}"
@@ -387,8 +395,7 @@ def _serial(task: _Task) -> Iterator[str]:
         for other in task.evidence.serial_runs.get(task.evidence.serial_of(task.id), ()):
             if other.task == task.id or not run.begun <= other.begun < run.ended - SLACK_SECONDS:
                 continue
-            # As above: a suspended process cannot stop its handler.
-            if not overlaps(task.evidence.stalls.get(run.number, ()), other.begun - task.evidence.ack_wait, run.ended):
+            if not _cannot_stop(task.evidence, run, other.begun):
                 yield (
                     f"worker process {run.number} ran it from {_when(task, run.begun)} to {_when(task, run.ended)}, "
                     f"and worker process {other.number} ran task {other.task} from {_when(task, other.begun)}"
