@@ -8,6 +8,7 @@ whose minutes or hours begin with ``*`` follows the elapsed time instead.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import numbers
@@ -196,10 +197,14 @@ def _check_interval(units: dict[str, object]) -> int:
     """Return the sum of the units in seconds, or raise `BadInput` unless it is a whole number."""
     total = 0.0
     for unit, count in units.items():
-        if not isinstance(count, numbers.Real) or isinstance(count, bool) or count < 0 or not count < math.inf:
+        number = math.nan
+        if isinstance(count, numbers.Real) and not isinstance(count, bool):
+            with contextlib.suppress(Exception):  # a user's number may raise anything
+                # A whole number may be too large for a float.
+                number = float(count) if count <= LONGEST_SECONDS or not count < math.inf else 2.0 * LONGEST_SECONDS
+        if not 0 <= number < math.inf:
             raise BadInput(f"{unit}={shown(count)} is invalid: must be a finite, non-negative number, such as 5.")
-        # A whole number may be too large for a float.
-        total += (float(count) if count <= LONGEST_SECONDS else math.inf) * _UNIT_SECONDS[unit]
+        total += number * _UNIT_SECONDS[unit]
     if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:
         raise BadInput(
             f"the interval of {total:,g} s is invalid: it must be a whole number of seconds, up to 100 years. "
