@@ -329,6 +329,18 @@ def test_a_blocked_loop_may_overlap_with_the_next_run_while_its_link_is_disturbe
     assert (Rule.OVERLAP in {each.rule for each in judge(evidence)}) is not (blocked and cut)
 
 
+@pytest.mark.parametrize(("late", "allowed"), [(120.0, True), (60.0, False)])
+def test_a_scheduled_time_may_be_missed_if_too_many_were_missed(late: float, allowed: bool) -> None:
+    evidence = completed()
+    missed_firing(evidence)
+    position = 1_700_000_000
+    first = revision(position + late, Status.PENDING)
+    assert isinstance(first.entry.Meta, Meta)
+    first.entry.Meta.position = position
+    evidence.revisions["s.3"] = [first, revision(position + late + 1, Status.COMPLETED)]
+    assert (Rule.MISFIRED not in {each.rule for each in judge(evidence)}) is allowed
+
+
 def test_as_many_tasks_as_the_limits_allow_may_run_and_start() -> None:
     evidence = completed()
     limit, rate = LIMITS[Kind.NARROW].concurrency, LIMITS[Kind.PACED].rate
