@@ -115,7 +115,9 @@ async def main(paths: list[str], url: str) -> int:
             }
             for example in examples(path):
                 options = FLAGS | sum(flag for flag, wanted in example.options.items() if wanted)
-                got = await run(example, names)
+                # The handlers print while an example is running.
+                lines = (await run(example, names)).splitlines(keepends=True)
+                got = "".join(line for line in lines if line in example.want or not line.startswith("opened "))
                 if not doctest.OutputChecker().check_output(example.want, got, options):
                     failed += 1
                     print(f"{path}\n>>> {example.source}expected:\n{example.want}got:\n{got}")
