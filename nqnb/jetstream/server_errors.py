@@ -177,7 +177,10 @@ def no_server(
 
 
 def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[str, str]:
-    """Return the cause of a failed connection attempt and a remedy. ``another`` is advice to use another address."""
+    """Return the cause of a failed connection attempt, and a remedy.
+
+    ``another`` is the part of the remedy that advises the user to try another address.
+    """
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
         return _login_refused(settings, text)
