@@ -211,7 +211,8 @@ SCENARIOS = {
 
 LARGE_SCENARIOS = {
     "fire against fire, lost replies": Scenario((PLAN, FIRE, FIRE_TOO), failures=QUICK, days=1),
-    "fire against fire on two days": Scenario((PLAN, FIRE, FIRE_TOO), failures=QUICK, days=2),
+    # With lost replies too, two days have more than five million states, and one day shows the same orders.
+    "fire against fire on two days": Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=2),
     "fire against fire against pause": Scenario((PLAN, FIRE, FIRE_TOO, PAUSE), days=1),
     "cancel in a known queue against delete": Scenario((SUBMIT, after_submit(CANCEL_IN_QUEUE), after_submit(DELETE))),
     "cancel in a known queue against finish against retry, crash": Scenario(
