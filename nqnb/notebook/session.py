@@ -38,7 +38,7 @@ from nqnb.notebook.kernel_worker import KernelIsolation, Local
 from nqnb.notebook.live_output import SubmitProgress, cell_output
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.table_feed import TableFeed
-from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of
+from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of, records_of
 from nqnb.notebook.wait_line import WaitLine
 from nqnb.protocol import names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
@@ -930,7 +930,7 @@ class Session:
         """
         from nqnb.widgets.timeline import Timeline
 
-        infos = self.call(outcomes_of(ids_of(what), self.client.fetch, IN_FLIGHT))
+        infos = self.call(records_of(self.client, ids_of(what)))
         names = {worker.id: f"{worker.host}/{worker.pid}" for worker in self.call(self.client.workers())}
         return Timeline([info for info in infos if isinstance(info, TaskInfo)], names)
 

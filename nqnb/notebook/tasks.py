@@ -27,7 +27,16 @@ from nqnb.client import Client, Task
 from nqnb.clock import elapsed
 from nqnb.decode import decode_value
 from nqnb.error_text import clause, exact_text, kind_of, shown
-from nqnb.errors import BadInput, ConnectionFailed, NqnbError, TaskError, UnknownQueue, WaitTimeout
+from nqnb.errors import (
+    BadInput,
+    ConnectionFailed,
+    MalformedMessage,
+    NqnbError,
+    TaskError,
+    UnknownQueue,
+    UnknownTask,
+    WaitTimeout,
+)
 from nqnb.failures import FAILURE_INDEX, FailureGroup, group_failures
 from nqnb.inputs import Duration, check_choice, check_flag, check_optional_flag, check_seconds
 from nqnb.notebook import task_list_card
@@ -548,7 +557,7 @@ class TaskList(list[SessionTask]):
         """Return the record of each task, or the error for a task that no longer exists."""
         client = self._session.client
         if len(self) <= MANY_TASKS:
-            return await outcomes_of(self.ids, client.fetch, IN_FLIGHT)
+            return await records_of(client, self.ids)
         queues = {task.queue for task in self}
         listed: dict[str, TaskInfo] = {}
         with contextlib.suppress(UnknownQueue):
@@ -593,6 +602,19 @@ class TaskList(list[SessionTask]):
             cancel_on_interrupt,
             total=len(self),
         )
+
+
+async def records_of(client: Client, ids: Iterable[str]) -> list[TaskInfo | NqnbError]:
+    """Return the record of each task, or the error for a task that no longer exists or cannot be decoded.
+
+    Raises:
+        NqnbError: a record could not be read, for example because the server did not answer.
+    """
+    outcomes = await outcomes_of(ids, client.fetch, IN_FLIGHT)
+    for outcome in outcomes:
+        if not isinstance(outcome, (TaskInfo, UnknownTask, MalformedMessage)):
+            raise outcome
+    return outcomes
 
 
 def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:

@@ -226,6 +226,29 @@ class TestFrame:
         assert "1 unknown" in short._repr_html_()
         assert TaskList(session, [SessionTask(session, f"{n}", "nobody") for n in range(4)]).counts() == {"unknown": 4}
 
+    def test_a_record_that_cannot_be_read_is_an_error_and_not_a_missing_task(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        frame = images(3)
+        tasks = session.map("nobody", frame)
+        fetch = session.client.fetch
+        errors: dict[str, nqnb.NqnbError] = {tasks[1].id: nqnb.MalformedMessage("the entry is broken", b"?")}
+
+        async def fetch_or_fail(task_id: str) -> nqnb.TaskInfo:
+            if task_id in errors:
+                raise errors[task_id]
+            return await fetch(task_id)
+
+        monkeypatch.setattr(session.client, "fetch", fetch_or_fail)
+        assert [*tasks.df.index] == [tasks[0].id, tasks[2].id], "one broken entry hides no other task"
+        assert tasks.counts() == {"pending": 2, "unknown": 1}
+        errors[tasks[2].id] = nqnb.Unconfirmed("the answer was lost")
+        reads = (tasks.frame, tasks.failures, tasks.counts, tasks.latest)
+        for read in (*reads, lambda: tasks.join(frame), lambda: session.timeline(tasks)):
+            with pytest.raises(nqnb.Unconfirmed):
+                read()
+        assert "the answer was lost" in tasks._repr_html_()
+
 
 class TestCompleted:
     def test_tasks_are_yielded_as_they_end_and_one_failure_hides_no_other(self, session: Session) -> None:
