@@ -576,7 +576,7 @@ class MetricsUnavailable(NqnbError):
     """The metrics cannot be served: prometheus-client is not installed, or the address cannot be used.
 
     Examples:
-        >>> worker = nqnb.Worker(metrics="192.0.2.1:9464")  # no address of this machine
+        >>> worker = nqnb.Worker(metrics="192.0.2.1:9464")  # not an address of this machine
         >>> @worker.handler("thumbnail")
         ... def thumbnail(payload: dict) -> None: ...
         >>> await worker.start()
@@ -590,7 +590,7 @@ class HealthUnavailable(NqnbError):
     """The health checks cannot be served, because the address cannot be used.
 
     Examples:
-        >>> worker = nqnb.Worker(health="192.0.2.1:8080")  # no address of this machine
+        >>> worker = nqnb.Worker(health="192.0.2.1:8080")  # not an address of this machine
         >>> @worker.handler("thumbnail")
         ... def thumbnail(payload: dict) -> None: ...
         >>> await worker.start()

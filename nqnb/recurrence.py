@@ -45,7 +45,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
     Attributes:
         cron: a cron expression, or an empty string for a fixed interval.
         timezone: the time zone of the cron expression.
-        interval: the number of seconds between two times, or 0 for a cron expression.
+        interval: the number of seconds between two successive times, or 0 if ``cron`` is set.
         anchor: the time at which the first interval begins, in Unix seconds.
     """
 
@@ -69,7 +69,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         interval = _check_interval(units)
         if (cron is None) == (interval == 0):
             raise BadInput(
-                "the schedule has no valid times: expected either a cron expression or an interval. "
+                "the schedule is invalid: expected either a cron expression or an interval, not both. "
                 "Pass an expression such as '0 7 * * mon-fri', or an interval such as minutes=5."
             )
         if cron is None:

@@ -127,7 +127,7 @@ class Reloader:
         except (OSError, RuntimeError) as error:
             raise NqnbError(
                 f"changes in {', '.join(self._folders)} cannot be watched: {clause(error)}. "
-                "Start the worker without --reload, or reduce the number of files in its folder."
+                "Start the worker without --reload, or reduce the number of files in the watched folders."
             ) from error
 
     def _forward(self, number: signal.Signals) -> None:

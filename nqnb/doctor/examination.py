@@ -124,7 +124,7 @@ class _Examination:
         """Return the tasks that have no message and that no live worker is running.
 
         A task's message is removed only after the final entry has been written. Therefore, if a task's entry is the
-        same before and after the search for its message, the message is missing.
+        same before and after an unsuccessful search for its message, the message is missing.
         """
         found = await _only(await self._unchanged(suspects), self._has_no_message)
         return await self._unchanged(found)

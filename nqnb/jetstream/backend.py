@@ -472,7 +472,7 @@ class Backend:
         return (await service_of(self.connection, queue, 0)).waiting
 
     async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
-        """Return the minimum and maximum number of messages ahead of a message.
+        """Return lower and upper bounds on the number of messages ahead of a message.
 
         See `nqnb.jetstream.queue_streams.place_of`.
         """

@@ -344,7 +344,8 @@ async def ensure_bucket(
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        max_age: seconds after which each key expires, or 0 for never. Leave this at 0 if a guarantee depends on a key.
+        max_age: seconds after which each key expires, or 0 for never. Leave this at 0 if any guarantee relies on keys
+            that do not expire.
         expires: whether each write may have a TTL (NATS ADR-43, server >= 2.11). An existing bucket is updated.
         memory: whether to create the bucket in the server's memory, if there is enough memory.
 

@@ -88,7 +88,7 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
 
 
 async def scan_messages(connection: Connection, stream: str) -> AsyncGenerator[StreamMessage, None]:
-    """Yield the messages that are in a stream at the start of the call, oldest first, with few requests.
+    """Yield the messages that are in a stream when the call starts, oldest first. One request reads many messages.
 
     Any server that has a copy of the stream may reply, so the newest messages may be missing. If the server is older
     than 2.11 or the stream does not allow direct reads, the messages are read one by one from the leader.

@@ -292,7 +292,7 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def shortest_ttl(self) -> float:
-        """The shortest TTL of the worker's queues, which determines the interval between heartbeats."""
+        """The shortest TTL of the worker's queues. It determines the interval between heartbeats."""
         return min([self.ttl, *self.ttls.values()])
 
     def ttl_of(self, queue: str) -> float:

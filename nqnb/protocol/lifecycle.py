@@ -47,7 +47,7 @@ class ClaimStep(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ClaimVerdict:
-    """A `ClaimStep`, with the delay of a nak in seconds and the reason for the log."""
+    """A `ClaimStep`, with the delay of a nak in seconds and the reason to write to the log."""
 
     step: ClaimStep
     delay: float = 0.0
@@ -278,7 +278,7 @@ class FinishVerdict:
 
 
 def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: Status) -> FinishVerdict:
-    """Choose the next step for an entry that an outcome is about to overwrite.
+    """Choose the next step when a worker is about to write an outcome to a task's entry.
 
     Args:
         entry: the task as read through the bucket's leader, or None if the task has no entry.

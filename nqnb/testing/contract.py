@@ -370,7 +370,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that `get` returns the value, and that ``get(…, fresh=False)`` soon does so too. Return the entry."""
+        """Require that `get` returns the value at once, and ``get(…, fresh=False)`` soon after. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -388,7 +388,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that `get` returns None, and that ``get(…, fresh=False)`` soon does so too."""
+        """Require that `get` returns None at once, and that ``get(…, fresh=False)`` returns None soon after."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []

@@ -217,7 +217,7 @@ class Rows:
             self._rebuild = True
 
     def name_workers(self, names: Mapping[str, str]) -> None:
-        """Set the readable names of workers, by their ids."""
+        """Set the display names of workers, as a mapping from worker id to name."""
         if names != self.columns.workers:
             self.columns.workers = dict(names)
             self._texts.clear()

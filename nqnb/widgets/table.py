@@ -188,7 +188,7 @@ class TaskTable(anywidget.AnyWidget):
     def export(self, path: str | os.PathLike[str]) -> Path:
         """Write the tasks and columns that the table shows to a CSV or Parquet file, in the table's order.
 
-        The file contains the tasks of all pages that match the filters and the search, with complete payloads. An
+        The file contains every task that matches the filters and the search, on all pages, with complete payloads. An
         existing file is replaced. If the table is still loading, this call waits up to a minute for the rows.
 
         In CSV, text that begins with ``=``, ``+``, ``-`` or ``@`` is preceded by an apostrophe, because spreadsheets

@@ -81,8 +81,12 @@ class Handler:
 def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
     """Validate and return a value of the option ``concurrency``.
 
+    Args:
+        concurrency: the value.
+        refusal: the class of the error to raise: `BadInput` or a subclass.
+
     Raises:
-        BadInput: the value is not an integer from 1 to `MOST_TASKS_AT_ONCE`. ``refusal`` is the class to raise.
+        BadInput: the value is not an integer from 1 to `MOST_TASKS_AT_ONCE`.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 

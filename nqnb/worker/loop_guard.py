@@ -4,9 +4,9 @@ A coroutine handler that calls `time.sleep`, or computes for a long time, blocks
 heartbeats. Without heartbeats, the server would redeliver the worker's tasks to other workers while this worker is
 still running them. The `Pulse` of the loop shows whether the loop is blocked. After a block, the pulse also shows how
 long messages may have been waiting to be read. While the loop is blocked, the `Guard` writes the presence and renews
-the leases over a separate connection. The guard makes no decisions: timeouts, outcomes and cancel requests are
-processed after the block. However, if the guard finds a cancel request for a task, it sets ``job.cancelled``, so that
-code in a thread can stop immediately.
+the leases over a separate connection. The guard also stops handlers in threads whose tasks were cancelled or whose
+leases have run out: it sets ``job.cancelled``, and raises `JobCancelled` in the thread after the handler's ``grace``.
+Other coroutines and processes are stopped after the block, when the worker also records all outcomes.
 
 The guard cannot help while a long C call holds the interpreter lock or the process is suspended, because no Python
 thread can run. Leases that run out during such a pause are not renewed.
@@ -54,6 +54,8 @@ _LOOKS_AT_ONCE = 250
 """The maximum number of cancel requests to read concurrently."""
 _ROUND_SHARE = 1 / 6
 """The interval between renewal rounds, as a fraction of the ack wait."""
+_HURRIED_GRACE_SHARE = 1 / TICKS
+"""The longest time between two attempts to stop a thread whose lease has run out, as a fraction of the ack wait."""
 
 
 class Guard:
@@ -100,6 +102,8 @@ class Guard:
         self._blocked_since = 0.0
         self._trouble = ""
         """The reason why the guard has no connection."""
+        self._next_pushes: dict[Run, float] = {}
+        """The time of the next attempt to stop a thread, for each run in a thread that must stop during this block."""
 
     def start(self) -> None:
         """Start the guard's thread, which opens a connection and watches the running event loop."""
@@ -198,7 +202,9 @@ class Guard:
                     now - self._blocked_since,
                 )
             self._blocked_since = self._next_warning = 0.0
+            self._next_pushes.clear()
             return
+        self._stop_threads(now)
         if self._connection is None or self._presence is None:
             self._next_try = min(self._next_try, now + self._round_seconds)
         elif now >= self._next_round:
@@ -210,6 +216,25 @@ class Guard:
             self._next_warning = now + REPEAT_SECONDS
             self._warn(blocked)
             self._blocked_since = now - blocked
+
+    def _stop_threads(self, now: float) -> None:
+        """Stop the handlers in threads that the blocked loop cannot stop, and set ``job.cancelled`` of the others."""
+        assert self._worker_loop is not None  # noqa: S101  for the type checker: start() has set it
+        for run in list(self._runs.values()):
+            job, executor = run.job, run.executor
+            if not run.started or run.finishing or job is None or executor is None:
+                continue
+            lapsed = run.lapsed()
+            if lapsed and not job.state.stop.is_set():
+                # Inform the loop first, so that it knows why the code ended.
+                with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                    self._worker_loop.call_soon_threadsafe(self._stop_lapsed, run)
+                job.state.stop.set()
+            if job.state.stop.is_set():
+                grace = min(run.handler.grace, _HURRIED_GRACE_SHARE * run.ack_wait) if lapsed else run.handler.grace
+                if now >= self._next_pushes.setdefault(run, now + grace):
+                    self._next_pushes[run] = now + grace
+                    executor.stop_aside()
 
     @property
     def _round_seconds(self) -> float:
@@ -298,6 +323,17 @@ class Guard:
             self._worker_loop.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
             run.job.state.stop.set()
 
+    def _stop_lapsed(self, run: Run) -> None:
+        if self._runs.get(run.id) is run and not run.finishing:
+            run.gap = True
+            log.warning(
+                "task %s is being stopped: its lease ran out while the event loop was blocked, so another worker may "
+                "receive the task",
+                run.id,
+                extra=run.log_fields(),
+            )
+            run.stop(Stop.LEASE)
+
     def _flag(self, run: Run, record: CancelRecord) -> None:
         if self._runs.get(run.id) is run:
             log.info("task %s: the guard found a cancel request", run.id)
@@ -353,10 +389,10 @@ async def _cancel_all_tasks() -> None:
 class Pulse:
     """A timer that ticks while a worker's event loop is not blocked.
 
-    `last`, `thread` and `blocked_for` can be used in any thread.
+    `last`, `thread` and `blocked_for` can be used from any thread.
 
     Args:
-        ack_wait: the ack wait to assume until `start` is called, in seconds.
+        ack_wait: the ack wait, in seconds, to assume until `start` is called.
     """
 
     def __init__(self, ack_wait: float) -> None:

@@ -37,7 +37,8 @@ class RecurringTasks:
         backend: the worker's backend.
         worker_id: the worker's id.
         queues: the worker's queues.
-        presence: the writer of the worker's presence, which determines the interval between heartbeats.
+        presence: the object that writes the worker's presence entry. It also determines the interval between
+            heartbeats.
         may_fire: a function that returns whether the worker may submit recurring tasks now.
     """
 

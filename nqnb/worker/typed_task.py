@@ -59,8 +59,8 @@ class TypedTask(Task, Generic[R]):
                 limit.
 
         Raises:
-            MalformedMessage: the result does not match the annotation of the function. This happens, for example, if an
-                older version of the function returned the result.
+            MalformedMessage: the result does not match the function's return annotation. This happens, for example, if
+                an older version of the function returned the result.
             TaskFailed, TaskCancelled, WaitTimeout, BadInput: see `nqnb.Task.result`.
         """
         value = await super().result(timeout)
@@ -70,7 +70,7 @@ class TypedTask(Task, Generic[R]):
             return msgspec.convert(value, self._kind, str_keys=True)  # type: ignore[no-any-return]  # as `kind` says
         except msgspec.ValidationError as error:
             raise MalformedMessage(
-                f"the result of task {self.id!r} does not match the annotation of the function: {error}. "
+                f"the result of task {self.id!r} does not match the return annotation of the handler: {error}. "
                 "Correct the annotation, or read the stored value with `nqnb.Client.result`.",
                 encode_json(value),
             ) from None

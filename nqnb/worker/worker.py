@@ -428,7 +428,7 @@ class Worker:
             raise
 
     def _now(self) -> WorkerNow:
-        """Return the state of the worker for the metrics. This method is called in other threads."""
+        """Return the state of the worker for the metrics. Other threads call this method."""
         runtime = self._runtime
         if runtime is None:
             return WorkerNow(self.id)
@@ -442,7 +442,7 @@ class Worker:
         )
 
     def _failure(self) -> str:
-        """Return the reason why the worker must be restarted, or "". This method is called in other threads."""
+        """Return the reason why the worker must be restarted, or "". Other threads call this method."""
         return "" if self._runtime is None else self._runtime.failure()
 
     def _not_ready(self) -> str:

@@ -50,6 +50,16 @@ def make_worker(url: str, diary: Path, ack_wait: float) -> nqnb.Worker:
             raise
         note("end", job)
 
+    @worker.handler("stubborn", grace=0.1)
+    def stubborn(job: nqnb.Job) -> None:
+        note("start", job)
+        try:
+            while True:  # it never asks whether it must stop
+                time.sleep(0.01)
+        except nqnb.JobCancelled:
+            note("stop", job)
+            raise
+
     return worker
 
 

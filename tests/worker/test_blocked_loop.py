@@ -22,6 +22,7 @@ from nqnb import Status
 from nqnb.clock import elapsed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
+from nqnb.testing.proxy import Proxy
 from nqnb.worker import loop_guard
 from nqnb.worker.loop_guard import Pulse
 from nqnb.worker.thread_stack import Place
@@ -84,6 +85,7 @@ def other(settings: nqnb.Settings, diary: Path) -> nqnb.Worker:
 
     worker.handler("blocking")(taken_over)
     worker.handler("thread")(taken_over)
+    worker.handler("stubborn")(taken_over)
     return worker
 
 
@@ -164,6 +166,54 @@ async def test_a_thread_sees_its_cancel_while_the_loop_is_blocked(
     cancelled = (await thread.fetch()).cancel
     assert cancelled is not None
     assert cancelled.how == "its thread was stopped"
+
+
+async def test_a_cancel_stops_a_thread_that_does_not_ask_while_the_loop_is_blocked(
+    nq: nqnb.Client, diary: Path, go: Path, start_worker: Start
+) -> None:
+    start_worker()
+    stubborn = await nq.submit("stubborn")
+    await started(diary, stubborn)
+    task = await nq.submit("blocking", Block(str(go)))
+    await started(diary, task)
+    assert (await stubborn.cancel()).stopping
+    await until_async(lambda: words(diary, "stop")[stubborn.id], what="the thread is stopped while the loop is blocked")
+    go.touch()
+    assert await stubborn.wait(timeout=20) is Status.CANCELLED
+    cancelled = (await stubborn.fetch()).cancel
+    assert cancelled is not None
+    assert cancelled.how == "its thread was stopped"
+    assert await task.wait(timeout=20) is Status.COMPLETED
+
+
+async def test_a_thread_whose_lease_ends_while_the_loop_is_blocked_stops_before_another_worker_gets_the_task(
+    nq: nqnb.Client, server: nqnb.DevServer, diary: Path, log: Path, go: Path, other: nqnb.Worker
+) -> None:
+    ack_wait = 4.0
+    async with Proxy(server) as proxy:
+        command = [sys.executable, blocking_worker.__file__, proxy.url, str(diary), str(ack_wait)]
+        with log.open("ab") as lines:
+            process = subprocess.Popen(command, stderr=lines)
+        try:
+            stubborn = await nq.submit("stubborn")
+            await started(diary, stubborn)
+            task = await nq.submit("blocking", Block(str(go)))
+            await started(diary, task)
+            await asyncio.sleep(0.5 * ack_wait)  # the loop is blocked, and the guard renews the leases
+            proxy.swallow()
+            async with other:
+                assert await stubborn.wait(timeout=30) is Status.COMPLETED
+                story = [line.split()[0] for line in diary.read_text().splitlines() if stubborn.id in line]
+                assert story == ["start", "stop", "start", "end"], "the first run stops before the second begins"
+                await proxy.heal()
+                go.touch()
+                assert await task.wait(timeout=30) is Status.COMPLETED
+                expected = f"task {stubborn.id} is being stopped: its lease ran out while the event loop was blocked"
+                await until_async(lambda: expected in log.read_text())
+        finally:
+            process.kill()
+            process.wait()
+    assert await stubborn.status() is Status.COMPLETED
 
 
 async def test_a_guard_that_cannot_connect_is_logged_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:

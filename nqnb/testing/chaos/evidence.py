@@ -194,7 +194,8 @@ class Evidence:
 
     @cached_property
     def stalls(self) -> dict[int, list[tuple[float, float]]]:
-        """The periods during which each worker process was suspended or got no CPU time, by process number."""
+        """The periods during which each worker process was suspended or got no CPU time, by the attack's number for the
+        process."""
         return self._pauses("stall")
 
     @cached_property

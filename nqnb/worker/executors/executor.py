@@ -80,6 +80,12 @@ class Executor(abc.ABC):
         """Return whether this asyncio task is running the handler. This method can be called from any thread."""
         return False
 
+    def stop_aside(self) -> None:  # noqa: B027  by default, only the blocked loop can stop a handler
+        """Attempt to stop the handler while the worker's event loop is blocked. The caller has set the job's stop flag.
+
+        This method is called on another event loop, which repeats an attempt that is not safe yet.
+        """
+
     @abc.abstractmethod
     def _run(self) -> Awaitable[Result]:
         """Run the handler, and return its outcome."""

@@ -103,6 +103,13 @@ class ThreadExecutor(Executor):
     def _hurry(self, within: float) -> None:
         self._ladder.hurry(within)
 
+    def stop_aside(self) -> None:
+        """Raise `JobCancelled` in the thread as soon as that is safe; see `Executor.stop_aside`."""
+        thread, base = self._thread, self._base
+        if thread is not None and thread.ident is not None and base is not None and thread.is_alive():
+            self._job.state.progress_raises = False
+            Interrupter.here().add(thread.ident, base)
+
     # The next four methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
     # handler. After that, at most one exception is pending. nqnb holds no lock where an exception can be raised.
 
@@ -229,10 +236,10 @@ class Interrupter:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def remove(self, thread_id: int, base: FrameType) -> None:
-        """Stop trying to interrupt a thread."""
+        """Stop trying to interrupt a thread. The interrupters of other loops stop trying, too."""
         if self._wanted.get(thread_id) is base:
             del self._wanted[thread_id]
-            _due.remove(thread_id, base)
+        _due.remove(thread_id, base)
 
     def _look(self) -> None:
         begun = time.monotonic()
