@@ -376,13 +376,13 @@ def _cannot_stop(evidence: Evidence, run: RunSeen, at: float) -> bool:
     """Return whether a worker process was unable to stop a run before another run took over at the time ``at``.
 
     A suspended process cannot stop its handlers. Neither can a process whose event loop is blocked by another handler.
-    Then the guard renews the leases, but only if no fault disturbs its connection.
+    Then the guard renews the leases, but only if no fault disturbs its connection. The guard itself stops threads.
     """
     begin = at - evidence.ack_wait
     if overlaps(evidence.stalls.get(run.number, ()), begin, run.ended):
         return True
     blocked = overlaps(evidence.loop_lags.get(run.number, ()), at, at)
-    return blocked and evidence.disturbed(run.number, begin, at)
+    return blocked and run.kind != Kind.THREAD.value and evidence.disturbed(run.number, begin, at)
 
 
 def _overlap(task: _Task) -> Iterator[str]:
