@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import sys
+from collections.abc import Collection
 from typing import IO, Any, Literal
 
 import click
 
 from nqnb import payload as payloads
+from nqnb.batch import Batch, Item
 from nqnb.client import Client, Task
 from nqnb.commands import shell_completion
-from nqnb.commands.arguments import exclusive_flag
+from nqnb.commands.arguments import count_tasks, exclusive_flag
 from nqnb.commands.command import Command, ask, front_of, say_if_unserved, saying_if_unserved
 from nqnb.commands.command_records import CommandProgress, Submitted, Value
 from nqnb.commands.param_types import AtLeast, future_moment, queue_name, seconds, serial_key, task_id
 from nqnb.error_text import shown
-from nqnb.errors import BadInput, NqnbError
+from nqnb.errors import BadInput, NqnbError, Unconfirmed
+from nqnb.garbage import rare_collections
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 
-_BATCH_TASKS = 2000
+_PROGRESS_TASKS = 100
 """The number of tasks submitted between two progress reports."""
+_SETTLE_SECONDS = 2.0
+"""How long an interrupted command waits for the server to answer the requests in flight."""
 _FOREVER = "forever"
 _QUOTE_HINT = "Quote the JSON for the shell, as in '{\"a\": 1}', or use "
 
@@ -135,12 +143,19 @@ def submit(
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
         raise click.UsageError("--lines has nothing to read: no input was specified. Use --file PATH, or `-` for stdin")
-    values = [
-        encode_payload(line.rstrip(b"\r\n"), form, f"line {number}")
+    values = {
+        number: encode_payload(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
         if line.strip()
-    ]
-    return ask(ctx, lambda nq: _submit_all(ctx, nq, queue, values, ordered=ordered, **options))
+    }
+    outcomes: list[Task | NqnbError | None] = []
+    try:
+        ask(ctx, lambda nq: _submit_all(ctx, nq, queue, values.values(), outcomes, ordered=ordered, **options))
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (_interrupted(list(values), outcomes),)
+        front_of(ctx).show(_submitted(queue, outcomes))
+        raise
+    return _submitted(queue, outcomes)
 
 
 async def _submit_one(
@@ -156,21 +171,65 @@ async def _submit_one(
         return Value(await task.result(wait), task.id, queue)
 
 
-async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[bytes], **options: Any) -> Submitted:
-    ids: list[str] = []
-    errors: list[NqnbError] = []
-    with front_of(ctx).live() as show:
-        for start in range(0, len(values), _BATCH_TASKS):
-            batch = values[start : start + _BATCH_TASKS]
-            for outcome in await nq.submit_many(queue, batch, **options, errors="return"):
-                if isinstance(outcome, Task):
-                    ids.append(outcome.id)
-                else:
-                    errors.append(outcome)
-            show(CommandProgress(len(ids), len(values), "tasks submitted"))
-    if ids:
+async def _submit_all(
+    ctx: click.Context,
+    nq: Client,
+    queue: str,
+    values: Collection[bytes],
+    outcomes: list[Task | NqnbError | None],
+    *,
+    ordered: bool,
+    **options: Any,
+) -> None:
+    """Submit the payloads. Each payload that is sent has an outcome in ``outcomes``, or None until the server answers.
+
+    If this coroutine is cancelled, no more payloads are sent. The requests in flight may still be answered.
+    """
+    batch = Batch(queue, values, **options)
+    accepted, stopped = 0, False
+
+    async def submit_one(item: Item) -> None:
+        nonlocal accepted
+        outcomes.append(None)
+        try:
+            outcomes[item.position] = await nq.submit_item(batch, item)
+            accepted += 1
+        except NqnbError as error:
+            outcomes[item.position] = error
+        if len(outcomes) % _PROGRESS_TASKS == 0:
+            show(CommandProgress(accepted, len(values), "tasks submitted"))
+
+    with rare_collections(), front_of(ctx).live() as show:
+        left = itertools.takewhile(lambda _: not stopped, batch)
+        sending = asyncio.ensure_future(outcomes_of(left, submit_one, 1 if ordered else IN_FLIGHT))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            stopped = True
+            await asyncio.wait({sending}, timeout=_SETTLE_SECONDS)
+            sending.cancel()
+            raise
+        finally:
+            show(CommandProgress(accepted, len(values), "tasks submitted"))
+    if accepted:
         await say_if_unserved(ctx, nq, queue)
-    return Submitted(queue, ids, many=True, errors=errors)
+
+
+def _submitted(queue: str, outcomes: list[Task | NqnbError | None]) -> Submitted:
+    ids = [each.id for each in outcomes if isinstance(each, Task)]
+    return Submitted(queue, ids, many=True, errors=[each for each in outcomes if isinstance(each, NqnbError)])
+
+
+def _interrupted(numbers: list[int], outcomes: list[Task | NqnbError | None]) -> str:
+    """Report what was submitted before an interrupt. ``numbers`` are the numbers of the lines with a payload."""
+    known = sum(isinstance(each, Task) for each in outcomes)
+    unsure = sum(each is None or isinstance(each, Unconfirmed) for each in outcomes)
+    refused = [each for each in outcomes if isinstance(each, NqnbError) and not isinstance(each, Unconfirmed)]
+    text = f"interrupted; {known:,} of {count_tasks(len(numbers))} were submitted"
+    text += f"; up to {unsure:,} more were sent, but not confirmed by the server" if unsure else ""
+    text += f"; {len(refused):,} were refused (first error: {refused[0]})" if refused else ""
+    rest = numbers[len(outcomes) :]
+    return text + (f". To submit the rest, continue from line {rest[0]}" if rest else "")
 
 
 def read_payload(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> bytes | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import re
 import signal
@@ -19,6 +21,7 @@ from helpers.scrape import free_port
 from helpers.waiting import until
 
 import nqnb
+from nqnb.batch import Batch, Item
 from nqnb.cli import main
 from nqnb.commands.command_tree import tree
 from nqnb.commands.param_types import moment, seconds
@@ -208,11 +211,38 @@ def test_an_invalid_line_is_named_before_anything_is_sent(run: Run) -> None:
     assert run("queue", "stats", "never").code == 1
 
 
-def test_many_lines_are_submitted_in_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nqnb.commands.submit_command._BATCH_TASKS", 100)
-    answer = run("submit", "many", "--lines", "-", stdin=b"\n".join(b"%d" % n for n in range(250)))
-    assert answer.code == 0
-    assert len(set(answer.out.split())) == 250
+@pytest.mark.parametrize("answers", [True, False])
+def test_interrupted_lines_are_counted_and_their_ids_are_printed(
+    answers: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, calls = nqnb.Client.submit_item, itertools.count(1)
+
+    async def interrupting(nq: nqnb.Client, batch: Batch, item: Item) -> nqnb.Task:
+        if next(calls) == 350:
+            signal.raise_signal(signal.SIGINT)
+        if not answers and item.position >= 200:
+            await asyncio.sleep(60)
+        return await submit(nq, batch, item)
+
+    monkeypatch.setattr(nqnb.Client, "submit_item", interrupting)
+    monkeypatch.setattr("nqnb.commands.submit_command._SETTLE_SECONDS", 60 if answers else 0.01)
+    queue = f"stopped-{answers}"
+    answer = run("submit", queue, "--lines", "-", stdin=b"\n".join(b"%d\n" % n for n in range(1000)))
+    assert answer.code == 130
+    found = re.fullmatch(
+        r"nqnb: interrupted; (\d+) of 1,000 tasks were submitted"
+        r"(?:; up to (\d+) more were sent, but not confirmed by the server)?"
+        r"\. To submit the rest, continue from line (\d+)",
+        answer.err.strip(),
+    )
+    assert found, answer.err
+    submitted, unsure = int(found[1]), int(found[2] or 0)
+    assert 350 <= submitted + unsure < 1000
+    assert (unsure == 0) is answers
+    assert int(found[3]) == 2 * (submitted + unsure) + 1, "every second line is blank"
+    tasks = run("tasks", queue, "-n", "1000", "--json").json
+    assert {each["id"] for each in tasks} == set(answer.out.split())
+    assert len(tasks) == submitted
 
 
 def test_submit_waits_for_the_result(run: Run, worker: None) -> None:

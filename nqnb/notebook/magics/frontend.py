@@ -253,7 +253,7 @@ def one_line_error(error: BaseException, interrupted: Callable[[], str], hint: s
         text = usage(error)
         error = BadInput(f"{text.rstrip('.')}. {hint}" if hint else text)
     elif isinstance(error, KeyboardInterrupt):
-        text = f"interrupted{interrupted()}"
+        text = as_cell_text(str(error)) or f"interrupted{interrupted()}"
     else:
         text = as_cell_text(str(error))
     text = f"{text.rstrip('.')}. {hint}" if hint else text
