@@ -314,6 +314,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         rate_limit: the maximum number of tasks that start per second across all nqnb workers, or 0 for no limit.
         concurrency_limit: the maximum number of tasks that run at the same time across all nqnb workers, or 0 for no
             limit.
+        last_sequence: the stream sequence of the newest message that was ever stored in the queue's task stream. Tasks
+            with a higher `TaskInfo.sequence` arrived later.
 
     Examples:
         >>> for queue in await nq.queues():
@@ -336,6 +338,7 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     pulls: int = 0
     rate_limit: float = 0.0
     concurrency_limit: int = 0
+    last_sequence: int = 0
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{getattr(self, name):,} {name}" for name in ("pending", "scheduled", "processing"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 import click
 
@@ -15,6 +15,7 @@ from nqnb.commands.command_records import CommandProgress, Emptied, Preview, Que
 from nqnb.commands.param_types import OPEN_STATES, AtLeast, queue_name, rate
 from nqnb.errors import QueueInUse
 from nqnb.protocol.bulk import unknown_queue
+from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.wire import Status
 from nqnb.records import PurgeReceipt, QueueInfo
 
@@ -129,13 +130,14 @@ def queue_purge(ctx: click.Context, queue: str, yes: bool) -> Emptied:
     """Remove every waiting task from a queue, after a preview.
 
     A task that has never started is marked as deleted, and a task that is waiting for a retry is marked as cancelled.
-    Running tasks continue.
+    Running tasks continue. Tasks that are submitted after the preview are not affected.
     """
-    preview = ask(ctx, lambda nq: _preview(nq, queue, [Status.PENDING]))
+    preview, upto = ask(ctx, lambda nq: _preview_of_purge(nq, queue))
     if preview.ids:
         waiting = "1 waiting task" if len(preview.ids) == 1 else f"{len(preview.ids):,} waiting tasks"
         confirm(ctx, preview, f"Remove {waiting} from queue {queue!r}?", yes=yes, otherwise="nothing was purged")
-    return Emptied(_with_progress(ctx, lambda nq, show: nq.purge_queue(queue, show)), removed=False)
+    receipt = _with_progress(ctx, lambda nq, show: purge_queue(nq.backend, queue, nq.name, show, upto=upto))
+    return Emptied(receipt, removed=False)
 
 
 @queue.command(
@@ -154,8 +156,9 @@ Examples:
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
     """Delete a queue from the server, after a preview.
 
-    Without --force, the queue must be empty and no worker may be serving it. The states of the queue's tasks are kept
-    until they expire. The queue is recreated if a task is submitted to it or a worker is still serving it.
+    Without --force, the queue must be empty and no worker may be serving it. With --force, tasks that are submitted
+    after the preview are also ended. The states of the queue's tasks are kept until they expire. The queue is recreated
+    if a task is submitted to it or a worker is still serving it.
     """
     if wait is not None and not force:
         raise click.UsageError(
@@ -190,9 +193,10 @@ async def _find(nq: Client, name: str) -> QueueInfo:
     raise await unknown_queue(nq.backend, name)
 
 
-async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
-    await _find(nq, name)
-    return Preview.of(await nq.tasks(name, states))
+async def _preview_of_purge(nq: Client, name: str) -> tuple[Preview, int]:
+    """Return the waiting tasks of a queue, and the stream sequence of the last message that the preview includes."""
+    info, tasks = await _find(nq, name), await nq.tasks(name, Status.PENDING)
+    return Preview.of(tasks), max([info.last_sequence, *(each.sequence for each in tasks)])
 
 
 async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:

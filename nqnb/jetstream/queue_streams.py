@@ -350,4 +350,5 @@ async def _queue_info(
         removed=max(0, int(state["last_seq"]) - messages),
         deliveries=deliveries,
         pulls=pulls,
+        last_sequence=int(state["last_seq"]),
     )

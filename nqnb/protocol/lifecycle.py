@@ -462,6 +462,14 @@ def purge(entry: TaskMessage) -> Status | None:
     return end_of(entry) if entry.Status is Status.PENDING else None
 
 
+def is_up_to(sequence: int, upto: int | None) -> bool:
+    """Return whether an operation on the tasks up to the sequence ``upto`` includes a task.
+
+    ``sequence`` is the stream sequence of the task's message. If ``upto`` is None, all tasks are included.
+    """
+    return upto is None or sequence <= upto
+
+
 UNWRITTEN_SECONDS = 30.0
 """The age at which a Go client's message without an entry is considered abandoned, in seconds. A Go client writes the
 entry immediately after the message, and overwrites any existing entry."""

@@ -30,6 +30,7 @@ async def purge_queue(
     by: str,
     progress: ProgressCallback | None = None,
     *,
+    upto: int | None = None,
     owed: dict[str, TaskMessage] | None = None,
 ) -> PurgeReceipt:
     """End every waiting task of a queue; see `Client.purge_queue`.
@@ -39,6 +40,8 @@ async def purge_queue(
         queue: the queue.
         by: the name of the user who purges the queue, which the receipts of the tasks show.
         progress: a function that is called with the number of tasks processed so far, and the total.
+        upto: the stream sequence of the last message that the user has seen, as in `QueueInfo.last_sequence`. Tasks
+            that were submitted later stay in the queue. If None, no task is spared.
         owed: a dict to which tasks are added, by id, if their final entries do not fit into the store. The caller must
             end these tasks with `end_waiting_task` once there is room. If ``owed`` is None, `NoRoom` is raised instead.
 
@@ -47,10 +50,11 @@ async def purge_queue(
     """
     started = time.monotonic()
     stream = await stream_of(backend, queue)
-    ended = await _end_waiting(backend, queue, by, progress, owed)
+    ended = await _end_waiting(backend, queue, by, progress, upto, owed)
     left = 0
     async for message in backend.task_messages(queue, stream):
-        status = await end_unwritten_task(backend, queue, message, by)
+        included = lifecycle.is_up_to(message.sequence, upto)
+        status = await end_unwritten_task(backend, queue, message, by) if included else None
         ended[status] = ended.get(status, 0) + 1
         left += status is None
     return PurgeReceipt(
@@ -102,6 +106,7 @@ async def _end_waiting(
     queue: str,
     by: str,
     progress: ProgressCallback | None,
+    upto: int | None,
     callers_owed: dict[str, TaskMessage] | None,
 ) -> dict[Status | None, int]:
     """End all waiting tasks of a queue, and return the number of tasks for each final state.
@@ -129,7 +134,7 @@ async def _end_waiting(
     waiting = (
         SeenEntry(task, entry.revision, entry.created, entry.value)
         async for entry, task in task_entries(backend, queue)
-        if task.Status is Status.PENDING
+        if task.Status is Status.PENDING and lifecycle.is_up_to(task.Sequence, upto)
     )
     try:
         await each_of(waiting, end)

@@ -12,6 +12,7 @@ from nqnb.client import Client
 from nqnb.clock import elapsed
 from nqnb.errors import NqnbError
 from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.status import Status
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.text import age, duration
@@ -147,7 +148,10 @@ class QueueSource:
         return BoardContent(columns, rows, "no queues: a queue is created when its first task is submitted")
 
     async def act(self, queue: str, action: str, upto: int, show: Callable[[str], None]) -> str:
-        """Pause, resume or purge a queue, or cancel its tasks."""
+        """Pause, resume or purge a queue, or cancel its tasks.
+
+        A purge or a cancel does not include the tasks whose messages have a stream sequence above ``upto``.
+        """
         if action == "pause":
             await self._client.pause(queue)
             return f"{queue} was paused"
@@ -155,16 +159,21 @@ class QueueSource:
             await self._client.resume(queue)
             return f"{queue} was resumed"
         if action == "purge":
-            receipt = await self._client.purge_queue(
-                queue, lambda done, total: show(f"purging {queue}: {done:,} of {total:,} tasks ended")
+            receipt = await purge_queue(
+                self._client.backend,
+                queue,
+                self._client.name,
+                lambda done, total: show(f"purging {queue}: {done:,} of {total:,} tasks ended"),
+                upto=upto,
             )
             return f"{queue} was purged: {receipt.deleted:,} deleted, {receipt.cancelled:,} cancelled"
-        return await self._cancel_all(queue, show)
+        return await self._cancel_all(queue, upto, show)
 
-    async def _cancel_all(self, queue: str, show: Callable[[str], None]) -> str:
+    async def _cancel_all(self, queue: str, upto: int, show: Callable[[str], None]) -> str:
         show(f"cancelling the tasks of {queue}: reading the list of tasks")
         tasks = await self._client.tasks(queue, (Status.PENDING, Status.PROCESSING))
-        return await cancel_listed(self._client, f"tasks of {queue}", [task.id for task in tasks], show)
+        ids = [task.id for task in tasks if task.sequence <= upto]
+        return await cancel_listed(self._client, f"tasks of {queue}", ids, show)
 
 
 async def cancel_listed(client: Client, what: str, ids: Sequence[str], show: Callable[[str], None]) -> str:
@@ -195,8 +204,10 @@ def _queue_actions(info: QueueInfo) -> list[Action]:
         if info.paused
         else Action("pause", "Pause", f"Pause {info.name}? Its tasks will not start until you resume the queue.")
     )
-    purge = Action("purge", "Purge", f"End the {waiting:,} waiting tasks of {info.name}? Running tasks continue.")
-    cancel = Action("cancel", "Cancel all", f"Cancel the {waiting + running:,} open tasks of {info.name}?")
+    question = f"End the {waiting:,} waiting tasks of {info.name}? Running tasks continue."
+    purge = Action("purge", "Purge", question, info.last_sequence)
+    question = f"Cancel the {waiting + running:,} open tasks of {info.name}?"
+    cancel = Action("cancel", "Cancel all", question, info.last_sequence)
     return [toggle, *([purge] if waiting else []), *([cancel] if waiting + running else [])]
 
 

@@ -15,6 +15,7 @@ from helpers.command_line import Many, Run, Start, one_line, until_said
 from helpers.waiting import until
 
 import nqnb
+from nqnb.cli.shell import Shell
 
 JOBS = """
 import asyncio
@@ -70,6 +71,26 @@ def test_purge_shows_a_preview_and_needs_a_confirmation(run: Run, many: Many) ->
     assert states(run, "heap") == ["deleted"] * 5
     again = run("queue", "purge", "heap", "--json")
     assert (again.code, again.json["deleted"], again.json["left"], again.json["removed"]) == (0, 0, 0, False)
+
+
+def test_purge_spares_tasks_that_were_submitted_after_the_preview(
+    url: str, run: Run, many: Many, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, later = many("asked", 2), list[str]()
+
+    async def submit() -> str:
+        async with nqnb.connect(url) as nq:
+            return (await nq.submit("asked")).id
+
+    def answer_later(shell: Shell, question: str) -> bool:
+        assert question == "Remove 2 waiting tasks from queue 'asked'?"
+        later.append(asyncio.run(submit()))
+        return True
+
+    monkeypatch.setattr(Shell, "confirm", answer_later)
+    assert run("queue", "purge", "asked").code == 0
+    found = {each["id"]: each["status"] for each in run("tasks", "asked", "--json").json}
+    assert found == {**dict.fromkeys(seen, "deleted"), later[0]: "pending"}
 
 
 def test_a_missing_confirmation_is_an_error_object_in_json(run: Run, many: Many) -> None:

@@ -603,6 +603,7 @@ FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
 TWO_OF_A_KEY = "two tasks of a serial key ran at once"
 SLOT_NOT_KEPT = "a run goes on after a heartbeat, though its slot is gone"
 RESERVED_TWICE = "a start was reserved twice"
+SPARED_ENDED = "a purge ended a task that was submitted later"
 CANCELLED_THOUGH_REFUSED = "a cancel was refused, and yet it cancelled a task"
 
 
@@ -695,6 +696,8 @@ def returned(world: World, client: ClientSpec, ended: Any, *, alone: bool, faile
             if operation == "purge" and counts != value[1:]:  # the first part is the kind of the tuple
                 rule = rule or "the receipt of a purge does not count what happened"
         ended_here = [fact[2] for fact in facts if fact[::4] == ("ended by", client.name)]
+        if client.upto is not None and any(_sequence(world, task_id) > client.upto for task_id in ended_here):
+            rule = rule or SPARED_ENDED
         # A purge that has more to do may be overtaken by a worker that moves the task.
         schedules = operation == "cancel"
         if not failed and any(_left_message(world, task_id, schedules=schedules) for task_id in ended_here):
@@ -707,6 +710,11 @@ def returned(world: World, client: ClientSpec, ended: Any, *, alone: bool, faile
         if any(task is not None for task in ended_tasks):  # else the task was pruned before the client read its entry
             rule = rule or CANCELLED_THOUGH_REFUSED
     return world._replace(facts=frozenset(facts), rule=rule)
+
+
+def _sequence(world: World, task_id: str) -> int:
+    task = world.server.task(task_id)
+    return task.Sequence if task is not None else 0
 
 
 def _left_message(world: World, task_id: str, *, schedules: bool) -> bool:

@@ -61,6 +61,8 @@ class ClientSpec(NamedTuple):
     queue: str | None = None
     """The queue that a cancel names."""
     serial: str = ""
+    upto: int | None = None
+    """The last message that a purge includes, or None."""
 
 
 class DeliverySpec(NamedTuple):
@@ -93,7 +95,7 @@ async def _cancel(backend: WholeBackend, client: ClientSpec) -> Any:
 
 
 async def _purge(backend: WholeBackend, client: ClientSpec) -> Any:
-    receipt = await purge_queue(backend, QUEUE, client.name)
+    receipt = await purge_queue(backend, QUEUE, client.name, upto=client.upto)
     return receipt.deleted, receipt.cancelled
 
 

@@ -22,7 +22,15 @@ from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import Entry
 
 from .coroutine_states import functions_seen
-from .room import CANCELLED_THOUGH_REFUSED, RESERVED_TWICE, SLOT_NOT_KEPT, TWO_OF_A_KEY, Failure, Scenario
+from .room import (
+    CANCELLED_THOUGH_REFUSED,
+    RESERVED_TWICE,
+    SLOT_NOT_KEPT,
+    SPARED_ENDED,
+    TWO_OF_A_KEY,
+    Failure,
+    Scenario,
+)
 from .room_processes import ClientSpec, Replacement, is_over
 from .simulated_backend import SimulatedBackend, SimulatedStore
 from .simulated_server import INTENTS, LIMITS, QUEUE, SCHEDULES, STATES, Call, decoded
@@ -100,6 +108,7 @@ class OneByOne(SimulatedBackend):
 TOGETHER = (Replacement("MANY_TASKS", 1),)
 """Even a single task is many: the oldest messages of the stream are removed together."""
 
+PURGED_FIRST = Scenario((SUBMIT, after_submit(PURGE._replace(upto=1)), SECOND))
 FIRED = Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=1)
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SERIALS = Scenario((PLACED, PLACED_TOO), workers=2)
@@ -139,6 +148,7 @@ SCENARIOS = {
     "purge against cancel against claim": Scenario((SUBMIT, PURGE, CANCEL)),
     "purge against purge": Scenario((SUBMIT, after_submit(PURGE), PURGE._replace(name="purge2", number=7))),
     "purge against two tasks": Scenario((SUBMIT, after_submit(PURGE), SECOND)),
+    "purge up to the first task": PURGED_FIRST,
     "purge against retry": Scenario((RETRIED, after_submit(PURGE)), failures=QUICK, handlers=BOTH_ENDS),
     "purge of the oldest messages against claim": Scenario((SUBMIT, PURGE), failures=QUICK, replacements=TOGETHER),
     "purge of the oldest messages against two tasks": Scenario(
@@ -770,6 +780,12 @@ VARIANTS = {
     "purge: a lost compare-and-set counts as won": Variant("purge", PURGED, WRONG_RECEIPT, ConflictIgnored),
     "purge: a message without an entry is deleted, and its end is not written": Variant(
         "purge", PURGED, WRONG_RECEIPT, EndNotWritten
+    ),
+    "purge: tasks that were submitted later are ended": Variant(
+        "purge",
+        PURGED_FIRST,
+        SPARED_ENDED,
+        replacement=Replacement("is_up_to", lambda sequence, upto: True, "nqnb.protocol.lifecycle"),
     ),
     "purge: the message is kept": Variant("purge", PURGED, LEFT_MESSAGE, MessageKept),
     "delete: running tasks are ignored": Variant(

@@ -11,8 +11,8 @@ from helpers.waiting import until
 import nqnb
 from nqnb.notebook.session import Session
 from nqnb.records import QueueInfo, WorkerInfo
-from nqnb.widgets.board import html, text
-from nqnb.widgets.board_content import BoardContent, BoardRow, Cell
+from nqnb.widgets.board import Board, html, text
+from nqnb.widgets.board_content import Action, BoardContent, BoardRow, Cell
 from nqnb.widgets.board_sources import Rate, is_lost, queue_hints
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
@@ -33,6 +33,17 @@ def queue(**changes: object) -> QueueInfo:
 def worker(**changes: object) -> WorkerInfo:
     known = {"id": "w", "host": "gpu-3", "pid": 811, "version": "1", "queues": ["q"], "concurrency": 2, "running": []}
     return WorkerInfo(**{**known, "started_at": NOW, "ttl": 10.0, **changes})  # type: ignore[arg-type]  # a dict
+
+
+def shown(board: Board, name: str) -> Action:
+    """Return an action of the only row."""
+    (row,) = board._content.rows
+    return next(action for action in row.actions if action.name == name)
+
+
+def act(board: Board, name: str, action: Action) -> None:
+    """Confirm an action, as the page does."""
+    board._receive({"type": "act", "key": "idle", "action": name, "upto": action.upto})
 
 
 def test_hints_say_what_is_wrong() -> None:
@@ -90,14 +101,30 @@ class TestQueues:
         board._receive({"type": "act", "key": "idle", "action": "resume", "upto": 0})
         until(lambda: "paused" not in repr(board))
         assert session.queues().loc["idle", "pending"] == 3
-        board._receive({"type": "act", "key": "idle", "action": "purge", "upto": 0})
-        until(lambda: session.queues().loc["idle", "pending"] == 0)
+        act(board, "purge", shown(board, "purge"))
+        until(lambda: " 3 " not in repr(board))
         session.submit_many("idle", range(3))
         until(lambda: " 3 " in repr(board))
-        board._receive({"type": "act", "key": "idle", "action": "cancel", "upto": 0})
+        act(board, "cancel", shown(board, "cancel"))
         until(lambda: session.tasks("idle").status.eq("deleted").sum() == 6)
         session.down()
         assert board.closed
+
+    def test_tasks_that_were_submitted_after_the_question_are_not_ended(self, session: Session) -> None:
+        session.submit_many("idle", range(2))
+        board = session.watch_queues()
+        purge, cancel = shown(board, "purge"), shown(board, "cancel")
+        assert purge.question.startswith("End the 2 waiting tasks")
+        later = session.submit("idle")
+        board._receive({"type": "hello"})
+        act(board, "purge", purge)
+        until(lambda: "2 deleted" in board._note)
+        act(board, "cancel", cancel)
+        until(lambda: "tasks of idle: 0 cancelled" in board._note)
+        assert later.status() is nqnb.Status.PENDING
+        until(lambda: shown(board, "cancel").upto > cancel.upto)
+        act(board, "cancel", shown(board, "cancel"))
+        until(lambda: later.status() is nqnb.Status.DELETED)
 
     def test_removed_messages_are_counted(self, session: Session) -> None:
         session.submit_many("idle", range(3))

@@ -17,6 +17,7 @@ from nqnb import Status
 from nqnb.jetstream import backend as backends
 from nqnb.jetstream.queue_streams import can_pause, create_stream
 from nqnb.protocol import lifecycle, prune
+from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 
 pytestmark = pytest.mark.anyio
@@ -52,6 +53,15 @@ class TestPurge:
         assert await other.status() is Status.PENDING
         await assert_queues_empty(nq, "work")
         assert (await nq.purge_queue("work")).deleted == 0
+
+    async def test_tasks_that_were_submitted_after_the_question_stay(self, nq: nqnb.Client) -> None:
+        seen = await nq.submit("work")
+        (info,) = await nq.queues()
+        later = await nq.submit("work")
+        await nq.backend.publish_task("work", "unwritten", TaskMessage(ID="unwritten", Queue="work").encode())
+        receipt = await purge_queue(nq.backend, "work", nq.name, upto=info.last_sequence)
+        assert (receipt.deleted, receipt.left) == (1, 2)
+        assert (await seen.status(), await later.status()) == (Status.DELETED, Status.PENDING)
 
     async def test_running_tasks_go_on_and_waiting_retries_are_cancelled(
         self, nq: nqnb.Client, settings: nqnb.Settings
