@@ -85,15 +85,20 @@ class Submission:
             raise not_submitted([*made, drawn.refused(len(made))]) from drawn.error
         return made
 
-    def accepted_ids(self) -> list[str]:
-        """Return the ids of the tasks that have been accepted so far, in the order of the payloads."""
-        return [outcome.id for outcome in self._outcomes if isinstance(outcome, SessionTask)]
+    def accepted_ids(self, *, attached: bool = True) -> list[str]:
+        """Return the ids of the tasks that have been accepted so far, in the order of the payloads.
 
-    def after_interrupt(self, queue: str) -> str:
+        If ``attached`` is False, tasks that had already been submitted by an earlier call are left out.
+        """
+        accepted = (outcome for outcome in self._outcomes if isinstance(outcome, SessionTask))
+        return [task.id for task in accepted if attached or not task.attached]
+
+    def after_interrupt(self, queue: str, *, cancel: bool) -> str:
         """Return a message that reports how many tasks were submitted before the interrupt."""
         text = f"interrupted: {_tasks(self._accepted - self._attached)} {_were(self._accepted - self._attached)}"
         text += f" submitted to {queue}"
-        text += f"; {self._attached:,} had already been submitted" if self._attached else ""
+        if self._attached:
+            text += f"; {self._attached:,} had already been submitted{' and are not cancelled' if cancel else ''}"
         unsure = self._in_flight + sum(isinstance(outcome, Unconfirmed) for outcome in self._outcomes)
         return text + (f"; up to {unsure:,} more were sent, but not confirmed by the server" if unsure else "")
 
@@ -135,24 +140,26 @@ async def _give_up_after(work: asyncio.Task[Any], seconds: float) -> None:
     work.cancel()
 
 
-def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:
+def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool, other: str = "") -> tuple[str, list[str]]:
     """Find or cancel the unfinished tasks after an interrupted wait, and describe the outcome.
 
     Args:
         client: the client to use.
         ids: the ids of the awaited tasks that had not ended when the interrupt arrived.
         cancel: whether to cancel these tasks.
+        other: the address of the session, if `%nq` and `nqnb.session()` use another session.
 
     Returns:
         The message for the user, and the ids of the tasks in the message. Both are empty if all tasks have ended.
     """
-    return (_cancel(client, ids), list(ids)) if cancel else _look(client, ids)
+    return (_cancel(client, ids), list(ids)) if cancel else _look(client, ids, other)
 
 
-def _look(client: Client, ids: Sequence[str]) -> tuple[str, list[str]]:
+def _look(client: Client, ids: Sequence[str], other: str) -> tuple[str, list[str]]:
     states: dict[str, Status | NqnbError] = {}
+    call = f"`interrupted.cancel()` of the session with {other}" if other else "`nqnb.session().interrupted.cancel()`"
     if len(ids) > _MAX_LOOKS:
-        return "`nqnb.session().interrupted.cancel()` stops the tasks that have not ended", list(ids)
+        return f"{call} stops the tasks that have not ended", list(ids)
 
     async def look() -> None:
         async def look_at(task_id: str) -> None:
@@ -178,10 +185,10 @@ def _look(client: Client, ids: Sequence[str]) -> tuple[str, list[str]]:
         count = f"{waiting:,}" if parts else _tasks(waiting)
         parts.append(f"{count} {_are(waiting)} still pending")
     stops = "stops it" if len(left) == 1 else "stops them"
-    if len(left) <= _NAMED_IDS:
+    if len(left) <= _NAMED_IDS and not other:
         return f"{', '.join(parts)}; `%nq cancel {' '.join(left)}` {stops}", left
-    named = ", ".join(left[:_NAMED_IDS])
-    return f"{', '.join(parts)} ({named} …); `nqnb.session().interrupted.cancel()` {stops}", left
+    named = ", ".join(left[:_NAMED_IDS]) + (" …" if len(left) > _NAMED_IDS else "")
+    return f"{', '.join(parts)} ({named}); {call} {stops}", left
 
 
 def _goes_on(state: Status | NqnbError | None) -> bool:

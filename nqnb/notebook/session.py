@@ -114,6 +114,7 @@ class Session:
         detached: bool = False,
         store: StateStore | None = None,
         on_down: Callable[[], None] = lambda: None,
+        is_default: Callable[[], bool] = lambda: True,
     ) -> None:
         self.settings = settings
         self.why = why
@@ -128,6 +129,8 @@ class Session:
         self._abandoned_ids: list[str] = []
         self._interrupted_ids: list[str] = []
         self._on_down = on_down
+        self._is_default = is_default
+        """A function that returns whether `nqnb.session()` returns this session."""
 
     def __repr__(self) -> str:
         state = "closed" if not self.open else self.server_version and f"server {self.server_version}"
@@ -358,7 +361,8 @@ class Session:
         """Submit many tasks to a queue, 256 at a time.
 
         If the call is interrupted, a message reports the tasks that were already submitted. If ``cancel_on_interrupt``
-        is True, these tasks are cancelled instead. In both cases, the attribute `interrupted` lists these tasks.
+        is True, these tasks are cancelled instead, but not tasks that already had their keys before the call. The
+        attribute `interrupted` lists all of these tasks.
 
         Args:
             queue: the queue; it is created if it does not exist.
@@ -476,8 +480,8 @@ class Session:
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted. ``"return"`` returns each error in place of the task.
-            cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. If None, the
-                session's ``cancel_on_interrupt`` is used.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that this call has submitted. Tasks that already
+                had their keys before the call continue. If None, the session's ``cancel_on_interrupt`` is used.
 
         Returns:
             A `TaskList` in the order of the payloads. If some payloads were not accepted, the result is a plain list of
@@ -525,7 +529,10 @@ class Session:
 
     @property
     def interrupted(self) -> TaskList:
-        """The tasks that the most recently interrupted call had submitted or was waiting for."""
+        """The tasks that the most recently interrupted call had submitted or was waiting for.
+
+        If the call was given keys, the tasks that already had these keys are included.
+        """
         return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
 
     def task(self, id: str) -> SessionTask:
@@ -1353,7 +1360,9 @@ class Session:
         """Report or cancel the unfinished tasks after an interrupted wait. Store their ids for `interrupted`."""
         if not self.open:
             return
-        text, left = after_interrupt(self.client, ids, cancel=self.cancel_on_interrupt if cancel is None else cancel)
+        cancel = self.cancel_on_interrupt if cancel is None else cancel
+        other = "" if self._is_default() else ", ".join(self.settings.urls)
+        text, left = after_interrupt(self.client, ids, cancel=cancel, other=other)
         if text:
             self._interrupted_ids = left
             self.say(text)
@@ -1398,11 +1407,14 @@ class Session:
         try:
             made = submission.run(batch, show)
         except BaseException as error:
-            self._interrupted_ids = submission.accepted_ids()
+            accepted = self._interrupted_ids = submission.accepted_ids()
             if isinstance(error, KeyboardInterrupt):
-                self.say(submission.after_interrupt(batch.queue))
-                if self._interrupted_ids:
-                    self.interrupt(self._interrupted_ids, cancel)
+                cancel = self.cancel_on_interrupt if cancel is None else cancel
+                self.say(submission.after_interrupt(batch.queue, cancel=cancel))
+                if ids := submission.accepted_ids(attached=not cancel):
+                    self.interrupt(ids, cancel)
+                if cancel:
+                    self._interrupted_ids = accepted
             raise
         tasks = [outcome for outcome in made if isinstance(outcome, SessionTask)]
         if len(tasks) == len(made):

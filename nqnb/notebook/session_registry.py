@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import logging
 import socket
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -79,7 +80,14 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
             )
         return known
     why = f"{choice.source}{', started now' + _other() if started else ''}"
-    made = Session(choice.settings, why, detached=choice.detached, store=store, on_down=lambda: _forget(key, made))
+    made = Session(
+        choice.settings,
+        why,
+        detached=choice.detached,
+        store=store,
+        on_down=lambda: _forget(key, made),
+        is_default=lambda: next(_by_default(), None) is made,
+    )
     KEPT_LOG.begin()
     comm_pump.begin()
     try:
@@ -105,13 +113,17 @@ def opened() -> list[Session]:
 
 def current() -> Session | None:
     """Return the session that is used if no server is named, or None if no session is open."""
-    for session in (*_latest, *reversed(opened())):
-        if session.open:
-            if not session.detached or not _is_gone(session):
-                # If the detached server was restarted, the session reconnects to it within a second or two.
-                return session
-            session.down()
+    for session in _by_default():
+        if not session.detached or not _is_gone(session):
+            # If the detached server was restarted, the session reconnects to it within a second or two.
+            return session
+        session.down()
     return None
+
+
+def _by_default() -> Iterator[Session]:
+    """Yield the open sessions. The first of them is used if no server is named."""
+    return (session for session in (*_latest, *reversed(opened())) if session.open)
 
 
 def _choose(**options: Any) -> tuple[Choice, bool]:

@@ -154,6 +154,27 @@ class TestOneSessionPerServer:
             assert nqnb.session() is second
             second.down()
 
+    def test_an_interrupt_does_not_refer_to_the_session_of_another_server(
+        self, session: Session, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = session.submit_many("nobody", range(4))
+        assert isinstance(ids, TaskList)
+        with nqnb.DevServer() as other:
+            second = nqnb.session(other.url)
+            elsewhere = f"; `interrupted.cancel()` of the session with {session.settings.url} stops them\n"
+            for some in (ids[:2], ids):
+                session.interrupt(some.ids)
+                assert capsys.readouterr().err.endswith(elsewhere)
+                assert session.interrupted == some
+            monkeypatch.setattr("nqnb.notebook.interruptible._MAX_LOOKS", 1)
+            session.interrupt(ids.ids)
+            assert f"of the session with {session.settings.url} stops" in capsys.readouterr().err
+            second.interrupt(ids.ids)
+            assert capsys.readouterr().err.startswith("`nqnb.session().interrupted.cancel()` stops")
+            second.down()
+            session.interrupt(ids.ids)
+            assert capsys.readouterr().err.startswith("`nqnb.session().interrupted.cancel()` stops")
+
     def test_a_closed_session_says_so_and_is_opened_again(self, session: Session) -> None:
         url = session.settings.urls[0]
         task = session.submit("resize", 1)
@@ -409,6 +430,28 @@ class TestMany:
         assert [each and each.status() for each in caught.value.tasks] == [Status.PENDING, None, Status.PENDING]
         made = session.submit_many("resize", [0, float("nan")], errors="return")
         assert isinstance(made[1], nqnb.UnencodableValue)
+
+    @pytest.mark.parametrize("cancels", [False, True])
+    def test_an_interrupt_does_not_cancel_the_tasks_of_an_earlier_call(
+        self, session: Session, capsys: pytest.CaptureFixture[str], cancels: bool
+    ) -> None:
+        earlier = session.map("nobody", range(2), key=str)
+
+        def again() -> Iterator[int]:
+            yield from range(2)
+            time.sleep(0.15)  # the batch ends here
+            yield 2
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            session.map("nobody", again(), key=str, cancel_on_interrupt=cancels)
+        assert session.interrupted[:2] == earlier
+        states = ["pending", "pending", "deleted" if cancels else "pending"]
+        until(lambda: [task.status().label for task in session.interrupted] == states)
+        first, second = capsys.readouterr().err.splitlines()
+        assert first.startswith("interrupted: 1 task was submitted to nobody; 2 had already been submitted")
+        assert first.endswith(" and are not cancelled") is cancels
+        assert second.startswith("interrupted: 1 task is " if cancels else "3 tasks are still pending")
 
     def test_payloads_are_read_on_the_callers_thread_and_accepted_tasks_are_kept(self, session: Session) -> None:
         def payloads() -> Iterator[int]:
