@@ -262,16 +262,28 @@ Examples:
 def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, dry_run: bool) -> PruneReceipt:
     """Remove the states and results of tasks that ended long ago.
 
-    The command first shows a preview and asks for confirmation. The state of a task that has not ended is never
-    removed. Without --queue, results and cancel requests that do not belong to any task are also removed.
+    The command first shows a preview and asks for confirmation. Tasks that reach the age after the preview are kept.
+    The state of a task that has not ended is never removed. Without --queue, results and cancel requests that do not
+    belong to any task are also removed.
     """
-    preview = ask(ctx, lambda nq: nq.prune(older_than, queue, dry_run=True))
+    preview, seen_at = ask(ctx, lambda nq: _preview_of_prune(nq, older_than, queue))
     if dry_run:
         return preview
     if preview.entries or preview.results or preview.intents:
         question = f"Remove the states and results of {count_tasks(preview.entries)}?"
         confirm(ctx, preview, question, yes=yes, otherwise="nothing was removed")
-    return ask(ctx, lambda nq: nq.prune(older_than, queue))
+
+    async def remove(nq: Client) -> PruneReceipt:
+        waited = await nq.backend.read_now() - seen_at
+        return await nq.prune(older_than + max(0.0, waited), queue)
+
+    return ask(ctx, remove)
+
+
+async def _preview_of_prune(nq: Client, older_than: float, queue: str | None) -> tuple[PruneReceipt, float]:
+    """Return what a prune would remove, and the server time of the preview in Unix seconds."""
+    now = await nq.backend.read_now()
+    return await nq.prune(older_than, queue, dry_run=True), now
 
 
 @click.group(

@@ -339,6 +339,24 @@ def test_prune_shows_a_preview_and_needs_a_confirmation(run: Run, many: Many) ->
     assert (nothing.code, nothing.json["entries"], nothing.json["dry_run"]) == (0, 0, False)
 
 
+def test_prune_keeps_what_reached_the_age_after_the_preview(
+    run: Run, many: Many, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = many("aging", 2)
+    run("cancel", old)
+    time.sleep(0.3)
+
+    def answer_later(shell: Shell, question: str) -> bool:
+        assert question == "Remove the states and results of 1 task?"
+        run("cancel", new)
+        time.sleep(0.5)
+        return True
+
+    monkeypatch.setattr(Shell, "confirm", answer_later)
+    assert run("prune", "--older-than", "0.2", "-q", "aging").code == 0
+    assert states(run, "aging") == ["deleted"]
+
+
 def test_a_client_sees_the_pause_of_a_command(url: str, run: Run, many: Many) -> None:
     many("seen", 1)
     run("queue", "pause", "seen")
