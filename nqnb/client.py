@@ -472,7 +472,7 @@ class Client:
         start, last = 1, (0, 0)
         while True:
             info = await self.fetch(task_id)
-            async with contextlib.aclosing(self.backend.read_log(task_id, start)) as parts:
+            async with contextlib.aclosing(self.backend.read_log(task_id, start, info.submitted_at)) as parts:
                 async for end, lines in parts:
                     start = end
                     for line in lines:
@@ -482,7 +482,7 @@ class Client:
             if not follow or info.status.terminal:
                 break
             await asyncio.sleep(_LOG_POLL_SECONDS)
-        if start == 1:
+        if last == (0, 0):
             for number, text in enumerate(info.log, 1):
                 yield LogLine(number=number, at=None, text=text, attempt=info.attempt, worker=info.worker)
 

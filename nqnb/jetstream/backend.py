@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -403,9 +404,11 @@ class Backend:
         """Store a part of a task's log."""
         await store_log(self.connection, task_id, part)
 
-    def read_log(self, task_id: str, start: int = 1) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
+    def read_log(
+        self, task_id: str, start: int, submitted_at: datetime | None
+    ) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
         """Yield the parts of a task's log; see `nqnb.jetstream.log_stream.read_log`."""
-        return read_log(self.connection, task_id, start)
+        return read_log(self.connection, task_id, start, submitted_at)
 
     # Queues.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from datetime import datetime
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +28,8 @@ class LogPart(Struct, kw_only=True):
     Each line consists of its number in the attempt (from 1), its time in Unix seconds, and its text.
     """
 
+    submitted_at: float = 0
+    """The ``submitted_at`` of the task's entry. Tasks that use the same id one after another have different times."""
     attempt: int = 1
     worker: str = ""
     lines: list[tuple[int, float, str]] = []
@@ -65,20 +68,28 @@ async def store_log(connection: Connection, task_id: str, part: LogPart) -> None
     await connection.publish(names.log_subject(task_id), msgspec.json.encode(part))
 
 
-async def read_log(connection: Connection, task_id: str, start: int) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
+async def read_log(
+    connection: Connection, task_id: str, start: int, submitted_at: datetime | None
+) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
     """Yield the parts of a task's log from a sequence on. Each part is paired with the sequence at which to continue.
 
-    Parts that cannot be decoded are skipped. If the stream does not exist, nothing is yielded.
+    A part of an earlier task with the same id has no lines. Parts that cannot be decoded are skipped. If the stream
+    does not exist, nothing is yielded.
+
+    Args:
+        connection: the connection.
+        task_id: the id of the task.
+        start: the first sequence to read.
+        submitted_at: the time at which the task was submitted. If None, the parts of all tasks with the id have lines.
     """
     async for message in read_messages(connection, names.LOG_STREAM, start=start, subject=names.log_subject(task_id)):
         try:
             part = decode(message.data, _decoder, "a part of a task's log")
         except MalformedMessage:
             continue
-        yield (
-            message.sequence + 1,
-            [
-                LogLine(number=number, at=moment(at), text=text, attempt=part.attempt, worker=part.worker)
-                for number, at, text in part.lines
-            ],
-        )
+        lines = [
+            LogLine(number=number, at=moment(at), text=text, attempt=part.attempt, worker=part.worker)
+            for number, at, text in part.lines
+        ]
+        is_earlier = submitted_at is not None and moment(part.submitted_at) not in (None, submitted_at)
+        yield message.sequence + 1, [] if is_earlier else lines

@@ -122,7 +122,12 @@ class TaskLogs:
             return
         kept.parts += 1
         kept.next = asyncio.get_running_loop().time() + (FLUSH_SECONDS if kept.parts < FAST_PARTS else SLOW_SECONDS)
-        part = LogPart(attempt=run.entry.CurrentRetry + 1, worker=self._worker, lines=lines)
+        part = LogPart(
+            submitted_at=run.entry.meta.submitted_at,
+            attempt=run.entry.CurrentRetry + 1,
+            worker=self._worker,
+            lines=lines,
+        )
         try:
             await self._backend.store_log(run.id, part)
         except NqnbError as error:  # the reader sees from the numbers that lines are missing

@@ -65,6 +65,31 @@ async def test_prints_and_records_are_stored_before_the_outcome(
     assert (sys.stdout, sys.stderr, list(logging.getLogger().handlers)) == streams
 
 
+async def test_the_log_of_an_earlier_task_with_the_same_id_is_left_out(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings, task_logs=True)
+
+    async def report(job: nqnb.Job) -> None:
+        if job.queue != "silent":
+            print(job.queue)
+
+    async def is_pruned() -> bool:
+        return (await nq.prune(0)).entries == 1
+
+    queues = ("monday", "tuesday", "silent")
+    for queue in queues:
+        worker.handler(queue)(report)
+    async with worker:
+        for queue in queues:
+            task = await nq.submit(queue, id="report")
+            assert await task.wait(20) is nqnb.Status.COMPLETED
+            expected = [] if queue == "silent" else [queue]
+            assert await text_of(task) == expected
+            assert [line.text async for line in task.logs(follow=True)] == expected
+            await until_async(is_pruned)
+
+
 async def test_without_the_option_only_the_short_log_is_stored(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
 
