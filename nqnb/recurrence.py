@@ -126,7 +126,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
             most: the maximum number of times.
         """
         found = [first]
-        for span in (*_SPANS, now - first):
+        for span in (*_SPANS, math.inf):
             start = max(first, now - span)
             found = list(itertools.takewhile(lambda due: due <= now, self._after(start)))
             if start == first:

@@ -92,6 +92,11 @@ def test_an_interval_counts_from_its_anchor() -> None:
     assert len(recurrence.due(1_000_000_310, 2_000_000_000, 100)) == 100
 
 
+def test_the_first_time_is_due_although_the_anchor_lies_ahead() -> None:
+    # The moment lies so late that, in floats, moment - (moment - 0.2) is not 0.2.
+    assert Recurrence(interval=3_600, anchor=2_000_000_000).due(0.2, 1.79e9 + 0.3, 100) == [0.2]
+
+
 def test_a_stored_next_time_is_kept_although_the_expression_does_not_match_it() -> None:
     recurrence, first = Recurrence.of("0 7 * * *", None, {}), unix("2026-05-05T06:00")
     assert recurrence.due(first, first + 60, 10) == [first]

@@ -70,7 +70,7 @@ class RecurringTasks:
                 continue
             try:
                 await self._look()
-            except NqnbError as error:
+            except Exception as error:  # noqa: BLE001  one invalid record must not stop the worker; `_tell` logs it
                 self._tell("", error)
                 await asyncio.sleep(_RETRY_SECONDS)
             if self._due:
@@ -109,7 +109,7 @@ class RecurringTasks:
         """Fire one schedule. Log errors instead of raising them, because the other schedules must be fired too."""
         try:
             entry = await fire(self._backend, name, self._worker_id)
-        except NqnbError as error:
+        except Exception as error:  # noqa: BLE001  one invalid record must not stop the worker; `_tell` logs it
             self._tell(name, error)
             self._due[name] = self._backend.now() + _RETRY_SECONDS
             return
@@ -119,12 +119,17 @@ class RecurringTasks:
         else:
             self._due[name] = entry.next
 
-    def _tell(self, name: str, error: NqnbError) -> None:
-        """Log an error of a schedule, unless the last logged error of this schedule was the same."""
+    def _tell(self, name: str, error: Exception) -> None:
+        """Log an error of a schedule, unless the last logged error of this schedule was the same.
+
+        The traceback is logged too if the error is an internal error in nqnb.
+        """
         if self._backend.outage.took(error) or self._told.get(name) == str(error):
             return
         self._told[name] = str(error)
+        trace = None if isinstance(error, NqnbError) else error
         if name:
-            log.warning("schedule %s could not be fired, and the worker will retry: %s", name, error)
+            log.warning("schedule %s could not be fired, and the worker will retry: %s", name, error, exc_info=trace)
         else:
-            log.warning("the worker cannot read the schedules of recurring tasks, and will retry: %s", error)
+            text = "the worker cannot read the schedules of recurring tasks, and will retry: %s"
+            log.warning(text, error, exc_info=trace)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from helpers.command_line import environment
 from helpers.waiting import until_async
@@ -22,7 +23,9 @@ from helpers.wrong_clock import shift
 
 import nqnb
 from nqnb import Status
-from nqnb.protocol.recurring import firing_id
+from nqnb.protocol.recurring import RecurringBackend, ScheduleEntry, fire, firing_id
+from nqnb.recurrence import Recurrence
+from nqnb.worker import recurring_tasks
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +73,32 @@ async def test_five_workers_submit_one_task_a_period(
     assert sorted(ran) == expected
     assert await tasks_of(nq, "unserved") == {}
     assert "bucket nq-schedules: skipped 1 entry with invalid data: 'broken'" in caplog.text
+
+
+async def test_no_schedule_keeps_the_others_from_firing(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ahead = Recurrence(interval=3_600, anchor=time.time() + 3_600)
+    strange = ScheduleEntry(name="strange", queue=QUEUE, when=ahead, missed="all", next=0.2)
+    failing = msgspec.structs.replace(strange, name="failing")
+
+    async def fire_or_fail(backend: RecurringBackend, name: str, client: str) -> ScheduleEntry | None:
+        if name == failing.name:
+            raise IndexError("list index out of range")
+        return await fire(backend, name, client)
+
+    monkeypatch.setattr(recurring_tasks, "fire", fire_or_fail)
+    ran: list[str] = []
+    await nq.backend.ensure_recurring()
+    for entry in (failing, strange):
+        await nq.backend.recurring.put(entry.name, entry.encode())
+    async with make_worker(settings, QUEUE, ran):
+        await until_async(lambda: firing_id("strange", 0.2) in ran)
+        await nq.every(seconds=1, queue=QUEUE, name="second")
+        await until_async(lambda: any(each.startswith("second.") for each in ran))
+    assert "the worker is stopping" not in caplog.text
+    failures = [each for each in caplog.records if "schedule failing could not be fired" in each.getMessage()]
+    assert [each.exc_info is not None for each in failures] == [True]
 
 
 @pytest.mark.full
