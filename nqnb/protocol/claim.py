@@ -11,6 +11,7 @@ from nqnb.errors import NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.protocol import lifecycle
 from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
 from nqnb.protocol.cancel import read_intent
+from nqnb.protocol.finish import release
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import ClaimStep, ClaimVerdict
 from nqnb.protocol.submit import META_RESERVE
@@ -49,14 +50,20 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         # task always has a message, and the entry has the sequence of the newest message.
         await attempt.delivery.ack()
         return False
+    attempt.entry, attempt.revision = done.task, done.revision
     if done.landed and attempt.lost_lease():
         # The claim was written, but the server may have redelivered the message before the answer arrived.
+        await release(backend, attempt)
         return False
-    attempt.entry, attempt.revision, attempt.claimed = done.task, done.revision, True
+    attempt.claimed = True
     attempt.poisoned = done.task.meta.crashes >= poison_limit
     # Read after the claim, not before it: a canceller that sees Processing may write the intent at any time.
     if done.landed or lifecycle.needs_intent(change.before):
-        record = await read_intent(backend, attempt.id)
+        try:
+            record = await read_intent(backend, attempt.id)
+        except NqnbError:
+            await release(backend, attempt)
+            raise
         if record is not None:
             attempt.flag(record, worker)
     return True

@@ -244,14 +244,21 @@ async def _leave(backend: TaskBackend, attempt: Attempt) -> None:
     step = lifecycle.leave(attempt.why)
     if step is LeaveStep.ACK:
         await attempt.delivery.ack()
-    elif step is LeaveStep.RELEASE:
-        # The task stays Processing, without a worker. If it were Pending with CurrentRetry 0, a cancel could record it
-        # as Deleted, although it had started.
-        meta = msgspec.structs.replace(attempt.entry.meta, worker="")
-        async with attempt.writing:
-            try:
-                await write_once(backend, msgspec.structs.replace(attempt.entry, Meta=meta), attempt.revision)
-            except (RevisionConflict, Unconfirmed, ConnectionFailed):
-                return
-        if not attempt.lost_lease():
-            await attempt.delivery.nak()
+    elif step is LeaveStep.RELEASE and await release(backend, attempt) and not attempt.lost_lease():
+        await attempt.delivery.nak()
+
+
+async def release(backend: TaskBackend, attempt: Attempt) -> bool:
+    """Remove the worker's name from its claim, so that the next claim does not count this worker as silent.
+
+    The task stays Processing. If it were Pending with CurrentRetry 0, a cancel could record it as Deleted, although it
+    had started. If the write fails, the claim keeps the name. Return whether the name was removed.
+    """
+    meta = msgspec.structs.replace(attempt.entry.meta, worker="")
+    async with attempt.writing:
+        try:
+            await write_once(backend, msgspec.structs.replace(attempt.entry, Meta=meta), attempt.revision)
+        except NqnbError as error:
+            log.debug("the claim on task %s could not be released: %s", attempt.id, error)
+            return False
+    return True

@@ -30,22 +30,21 @@ class Poisoned(Exception):
         )
 
 
-async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None = None) -> Result | None:
-    """Run the handler of a claimed task until the handler ends or is stopped.
+async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None = None) -> Result:
+    """Run the handler of a claimed task until the handler ends or is stopped, and return the result.
+
+    If the lease ran out before the handler started, the handler is not run.
 
     Args:
         backend: the worker's backend.
         worker: the worker's id.
         run: the claimed task.
         logs: the task logs of the worker, or None if the worker does not store them.
-
-    Returns:
-        The result, or None if the lease ran out before the handler started. The server then redelivers the task.
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
     if run.lost_lease():
-        return None
+        run.stop(Stop.LEASE)
     if run.why is not None:
         return Result(Ended.STOPPED)
     if run.poisoned:

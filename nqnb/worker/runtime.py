@@ -382,8 +382,7 @@ class Runtime:
             result = await execute(self.backend, self._worker_id, run, self._logs)
             if self._logs is not None:
                 await self._logs.end(run)
-            if result is not None:
-                status = await record_outcome(self.backend, run, result)
+            status = await record_outcome(self.backend, run, result)
         except NqnbError as error:
             if self.backend.outage.took(error, "tasks were not finished and will be redelivered"):
                 log.debug("task %s was not finished and will be redelivered: %s", run.id, error)

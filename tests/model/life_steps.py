@@ -241,10 +241,10 @@ class WorkerSteps:
 
     def start(self, state: State, w: int, one: Delivery) -> Steps:
         """Enter the handler, if the heartbeats are current and nobody cancelled."""
-        if one.flagged:
+        if one.flagged or one.gap:
             stopped = one._replace(phase=Phase.FINISH, ended=Ended.STOPPED)
             yield Step(f"w{w} does not start", state.swap(w, one, stopped))
-        elif not one.gap:
+        else:
             running = state.swap(w, one, one._replace(phase=Phase.RUN))
             yield Step(f"w{w} starts", running._replace(started=True))
 

@@ -34,6 +34,7 @@ from .room_processes import (
 from .simulated_backend import SimulatedBackend
 from .simulated_server import (
     CLOCKS,
+    INTENTS,
     LIMITS,
     NO_ROOM,
     STATES,
@@ -74,6 +75,8 @@ class Failure(enum.IntEnum):
     """The server redelivers what a live worker holds, because the consumer was recreated."""
     SLOTS_LOST = 11
     """The records of limits are gone, because an operator deleted them or restored an older store."""
+    REQUEST_UNREAD = 12
+    """A read of a cancel request is not answered."""
 
 
 STORE_WRITES = frozenset(("create", "update", "put", "delete", "remove_oldest"))
@@ -404,6 +407,9 @@ class Room:
         writes_entry = call.operation in ("create", "update") and call.arguments[0] == STATES
         if writes_entry and (less := spend(world, Failure.NO_ROOM)):
             yield f"{label}, no room", NO_ROOM, less, True
+        reads_request = call.operation == "get" and call.arguments[0] == INTENTS
+        if reads_request and (less := spend(world, Failure.REQUEST_UNREAD)):
+            yield f"{label}, unanswered", UNCONFIRMED, less, True
         if call.operation == "schedule" and (less := spend(world, Failure.NO_SCHEDULE)):
             yield f"{label}, refused", None, less, True
         if call.operation == "get_quickly" and (less := spend(world, Failure.STALE_READ)):
@@ -466,6 +472,8 @@ class Room:
         start = ("started", task_id, task.CurrentRetry if task is not None else 0)
         if start in world.facts and not self._has_lost_a_worker(world):
             rule = rule or "a run was repeated, though no worker was lost"
+        if task is not None and task.meta.crashes and not self._has_lost_a_worker(world):
+            rule = rule or COUNTED_AS_SILENT
         return world._replace(facts=world.facts | {start}, rule=world.rule or rule)
 
     def _running(self, world: World, task_id: str) -> list[RunState]:
@@ -601,6 +609,7 @@ def written(before: World, after: World, who: str) -> World:
 
 FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
 TWO_OF_A_KEY = "two tasks of a serial key ran at once"
+COUNTED_AS_SILENT = "a worker counted as silent, though no worker was lost"
 SLOT_NOT_KEPT = "a run goes on after a heartbeat, though its slot is gone"
 RESERVED_TWICE = "a start was reserved twice"
 SPARED_ENDED = "a purge ended a task that was submitted later"

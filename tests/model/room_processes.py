@@ -287,7 +287,7 @@ class WorkerProcess:
             if not await claim(backend, self._spec.worker, attempt, 100):
                 return "not claimed"
             if attempt.cancel is None and attempt.lost_lease():
-                return "dropped"
+                attempt.stop(Stop.LEASE)
             ended = Ended.STOPPED
             if attempt.cancel is None and attempt.why is None:
                 self._running = True

@@ -24,6 +24,7 @@ from nqnb.store import Entry
 from .coroutine_states import functions_seen
 from .room import (
     CANCELLED_THOUGH_REFUSED,
+    COUNTED_AS_SILENT,
     RESERVED_TWICE,
     SLOT_NOT_KEPT,
     SPARED_ENDED,
@@ -111,6 +112,12 @@ TOGETHER = (Replacement("MANY_TASKS", 1),)
 PURGED_FIRST = Scenario((SUBMIT, after_submit(PURGE._replace(upto=1)), SECOND))
 FIRED = Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=1)
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
+UNREAD_REQUEST = Scenario(
+    (RETRIED, after_submit(CANCEL)),
+    failures=(Failure.REQUEST_UNREAD, Failure.REQUEST_UNREAD),
+    together=2,
+    handlers=BOTH_ENDS,
+)
 SERIALS = Scenario((PLACED, PLACED_TOO), workers=2)
 SERIAL_LOST = Scenario(
     (PLACED,),
@@ -199,6 +206,7 @@ SCENARIOS = {
     "fire against fire": FIRED,
     "fire against pause": Scenario((PLAN, FIRE, PAUSE), days=1),
     "claim against claim, the consumer is recreated": REDELIVERED,
+    "claim against a cancel request that cannot be read": UNREAD_REQUEST,
     "heartbeat against a cancel that is not heard": Scenario(
         (SUBMIT, after_submit(CANCEL)), failures=(Failure.MISSED_CANCEL,), handlers=(), heartbeats=True
     ),
@@ -729,6 +737,9 @@ VARIANTS = {
         ),
         STUCK,
         QuickReads,
+    ),
+    "claim: a worker that could not read the cancel request stays in the entry": Variant(
+        "worker", UNREAD_REQUEST, COUNTED_AS_SILENT, replacement=Replacement("release", _never, "nqnb.protocol.claim")
     ),
     "claim: a worker that runs the task counts as gone": Variant(
         "worker", REDELIVERED, "two runs at once", PresenceIgnored

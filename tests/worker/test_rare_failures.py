@@ -138,6 +138,35 @@ async def test_a_claim_whose_answer_was_lost_does_not_count_as_a_crash(
         assert await task.result(timeout=20) == "done"
 
 
+async def test_a_claim_that_ends_before_its_handler_does_not_count_as_a_crash(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server does not answer the read of the cancel request, which follows the claim of a retry."""
+    worker = nqnb.Worker(settings, poison_limit=1, ack_wait=0.5)
+
+    @worker.handler("work", backoff=nqnb.Backoff(0, 0))
+    async def work(job: nqnb.Job) -> int:
+        if job.attempt == 1:
+            raise ValueError("as told")
+        return job.attempt
+
+    async with worker:
+        intents = backend_of(worker).intents
+        get, unanswered = intents.get, 0
+
+        async def lost(key: str, **options: Any) -> Any:
+            nonlocal unanswered
+            if unanswered < 2:
+                unanswered += 1
+                raise Unconfirmed("the answer was lost", "")
+            return await get(key, **options)
+
+        monkeypatch.setattr(intents, "get", lost)
+        task = await nq.submit("work", retry=1)
+        assert await task.result(timeout=20) == 2
+    assert unanswered == 2
+
+
 async def test_a_result_waits_for_its_server_and_is_not_run_again(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
