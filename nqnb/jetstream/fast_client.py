@@ -34,7 +34,7 @@ _PRIVATE = (
     *("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "_flush_pending", "stats"),
     *("_transport", "_pongs", "_sid", "_status", "_max_payload"),
 )
-_OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
+_OVERRIDDEN = ("_process_msg", "_process_op_err", "_remove_sub", "_send_ping", "_process_pong")
 _LONGEST_SUBJECT = 2000
 _SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
 """A pattern for valid subjects. The length is limited because a line may contain two subjects, and servers accept
@@ -308,6 +308,13 @@ class FastClient(NatsClient):
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
         await super()._send_ping(future)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        # nats-py does not reconnect until it has written the socket's buffer. On a dead link, that takes minutes.
+        writer = getattr(self._transport, "_io_writer", None)
+        if self.is_connected and isinstance(writer, asyncio.StreamWriter):
+            writer.transport.abort()
+        await super()._process_op_err(e)
 
     async def _process_pong(self) -> None:
         # If a flush has timed out, its late PONG would end the task that reads the socket.
