@@ -44,6 +44,10 @@ from nqnb.store import Entry
 
 SILENT_SHARE = 0.6
 """The share of the TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
+_UNLISTED_CLAIM_SECONDS = 2.0
+"""How long an entry need not list a task that its worker claimed before, in seconds. The entry may have been encoded
+before the claim and stored later, and in a cluster, the two stores have different clocks. Within a second, the worker
+then writes an entry with the task."""
 MIN_SILENT_SECONDS = 2.0
 """The minimum time, in seconds, after which a worker counts as silent. A busy machine may delay heartbeats."""
 
@@ -321,7 +325,7 @@ class SeenWorker(NamedTuple):
 
         ``claimed`` is the time at which the worker wrote the task's entry, by the server's clock.
         """
-        if not (self.info.runs(task_id) or claimed > self.written):
+        if not (self.info.runs(task_id) or claimed > self.written - _UNLISTED_CLAIM_SECONDS):
             return 0.0
         ttl = self.info.ttl_of(queue)
         return min(ttl, max(0.0, ttl - (self.read - max(self.written, claimed))))

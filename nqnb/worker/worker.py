@@ -338,6 +338,8 @@ class Worker:
         try:
             await self._connect(self._open_endpoints())
         except BaseException:
+            # The server may still have a consumer for the cancels of this id, which a second start would not use.
+            self.id = _new_id()
             await self._close_endpoints()
             raise
         finally:

@@ -21,7 +21,7 @@ from helpers.worker_processes import WorkerProcesses, processing
 import nqnb
 from nqnb import Status
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.presence import PresenceEntry, decode_presence, encode_presence
+from nqnb.jetstream.presence import PresenceEntry, SeenWorker, decode_presence, encode_presence
 from nqnb.protocol.attempt import LEASE_SHARE, PRESENCE_SHARE
 from nqnb.protocol.wire import Meta
 from nqnb.records import WorkerInfo
@@ -336,3 +336,9 @@ if __name__ == "__main__":
         make_busy_worker(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])).run()
     else:
         make_worker(*sys.argv[1:]).run()
+
+
+@pytest.mark.parametrize(("since", "runs"), [(-0.5, True), (0.5, True), (5.0, False)])
+def test_an_entry_written_just_after_a_claim_need_not_list_the_task(since: float, runs: bool) -> None:
+    seen = SeenWorker(PresenceEntry.of(info([]), {}), written=1000.0 + since, read=1010.0)
+    assert (seen.rest("q", "t", claimed=1000.0) > 0) is runs

@@ -16,6 +16,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol.wire import TaskMessage
 from nqnb.worker.fetch_policy import FetchPolicy
 
@@ -440,6 +441,34 @@ async def test_a_stopped_worker_can_be_started_again(nq: nqnb.Client, settings: 
 
     async with worker:
         assert await (await nq.submit("late")).result(timeout=20) == "late"
+
+
+async def test_a_worker_whose_start_failed_hears_the_cancels_of_go_clients_after_the_next_start(
+    nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure = PullLoop.ensure
+
+    async def fail(self: PullLoop) -> bool:
+        await self._connection.client.close()  # so that the worker cannot remove its consumer
+        raise nqnb.ConnectionFailed("the connection was lost")
+
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(PullLoop, "ensure", fail)
+    with pytest.raises(nqnb.NqnbError):
+        await worker.start()
+    monkeypatch.setattr(PullLoop, "ensure", ensure)
+    async with worker:
+        task = await nq.submit("work")
+        await until_async(lambda: task.id in worker.running)
+        # A Go client writes no cancel request.
+        data = nqnb.CancelMessage(task.id, "work.cancel").encode()
+        await nq.backend.connection.publish("work.cancel", data)
+        assert await task.wait(timeout=20) is Status.CANCELLED
 
 
 def test_a_worker_that_is_started_again_reads_the_environment_again(monkeypatch: pytest.MonkeyPatch) -> None:
