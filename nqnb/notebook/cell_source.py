@@ -19,7 +19,8 @@ from nqnb.text import line
 _LINE_CHARACTERS = 80
 """The maximum length of the first line of a cell, of a notebook's name and of a kernel's id, in characters."""
 _STRING = re.compile(r"""('{3}|"{3}|'|")(?:\\.|(?!\1).)*(?:\1|$)""")
-_MAGIC = re.compile(r"%%?nq +[a-z]+|[%!]+\w*")
+_MAGIC = re.compile(r"(?:.*?=\s*)?(?:%%?nq +[a-z]+|[%!]+\w*)")
+"""A pattern for the start of a magic or a shell command, whose result may be assigned to a variable."""
 
 
 def current_source() -> Source | None:
@@ -42,14 +43,14 @@ def current_source() -> Source | None:
 def first_line(code: str) -> str:
     """Return the first line of code in a cell, shortened and without the contents of strings.
 
-    If the line is a magic, return only the magic's name. For ``%nq``, also return the name of the command.
+    If the line is a magic or a shell command, its arguments are left out. For ``%nq``, the name of the command is kept.
     """
     lines = (text.strip() for text in code.splitlines())
     text = next((text for text in lines if text and not text.startswith("#")), "")
+    text = _STRING.sub(lambda found: f"{found[1]}…{found[1]}", text).partition("#")[0]
     if magic := _MAGIC.match(text):
-        return f"{magic[0]} …"
-    text = _STRING.sub(lambda found: f"{found[1]}…{found[1]}", text)
-    return line(text.partition("#")[0], _LINE_CHARACTERS)
+        text = f"{magic[0]} …"
+    return line(text, _LINE_CHARACTERS)
 
 
 def is_here(source: Source | None, here: Source | None) -> bool:
