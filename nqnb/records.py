@@ -305,7 +305,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.
         bytes: the size of the queue's task stream, in bytes.
-        oldest_pending: the time at which the oldest message of the stream arrived, or None if the stream is empty.
+        oldest_pending: the time at which the oldest message that has not been delivered arrived, or None if no task is
+            pending.
         paused: whether the queue is paused. A paused queue delivers no tasks.
         removed: the total number of messages that have been removed from the queue's task stream: acked, cancelled or
             purged.

@@ -255,6 +255,37 @@ async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Se
     assert await nq.workers() == []
 
 
+async def test_the_oldest_pending_message_is_neither_delivered_nor_scheduled(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    async def read() -> nqnb.QueueInfo:
+        (info,) = await nq.queues()
+        return info
+
+    await nq.submit("busy", process_at=timedelta(hours=1))
+    assert (await read()).oldest_pending is None
+    await nq.submit("busy")
+    running = (await read()).oldest_pending
+    assert running is not None
+    worker = nqnb.Worker(settings, concurrency=1)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("busy")
+    async def busy(job: nqnb.Job, payload: object) -> None:
+        started.set()
+        await release.wait()
+
+    async with worker:
+        await started.wait()
+        assert (await read()).oldest_pending is None
+        await nq.submit("busy")
+        info = await read()
+        assert (info.pending, info.processing) == (1, 1)
+        assert info.oldest_pending is not None
+        assert info.oldest_pending > running
+        release.set()
+
+
 async def test_running_tasks_are_listed_before_the_next_heartbeat(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path
 ) -> None:

@@ -6,15 +6,17 @@ Each queue has a stream for tasks and a stream for cancels. All workers of a que
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nqnb.errors import ServerRefused
+from nqnb.errors import NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.early_tasks import MAX_READ_MESSAGES, count_early_tasks
+from nqnb.jetstream.messages import read_messages
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.records import QueueInfo, QueueService, moment
@@ -201,8 +203,9 @@ async def queue_infos(
         states: the states of the tasks.
         serving: the number of live workers for each queue.
         paused: the queues that a user has paused.
-        early: whether to find the tasks that are not due yet among the pending and leased messages. This reads up to
-            512 messages and entries for each queue.
+        early: whether to find the tasks that are not due yet among the pending and leased messages, and the oldest
+            pending message if it is not the first one in the stream. This reads up to 512 messages and entries for each
+            queue.
     """
     limit = asyncio.Semaphore(_CONCURRENT_QUEUES)
 
@@ -301,6 +304,19 @@ async def _has_only_schedules(connection: Connection, queue: str, stream: str) -
     return not info["state"].get("subjects")
 
 
+async def _stored_at(connection: Connection, queue: str, stream: str, start: int) -> float:
+    """Return the time at which a queue's first task message from the sequence ``start`` on was stored.
+
+    The time is in Unix seconds. The result is 0 if there is no such message, or if it cannot be read.
+    """
+    messages = read_messages(connection, stream, start=start, subject=names.task_subject(queue))
+    with contextlib.suppress(NqnbError):  # the user may have no permission
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                return message.stored
+    return 0.0
+
+
 async def _queue_info(
     connection: Connection,
     states: StateStore,
@@ -337,6 +353,11 @@ async def _queue_info(
     # A worker would receive such a task immediately. Long queues are not read, because the number would be an estimate.
     unread = bool(workers) or pending > MAX_READ_MESSAGES
     early_pending = await count_early(max(first, delivered + 1), int(state["last_seq"]), 0 if unread else pending)
+    oldest = 0.0
+    if pending > early_pending and messages and first > delivered and not scheduled:
+        oldest = parse_time(state["first_ts"])
+    elif pending > early_pending and early:
+        oldest = await _stored_at(connection, queue, stream, delivered + 1)
     return QueueInfo(
         name=queue,
         pending=pending - early_pending,
@@ -345,7 +366,7 @@ async def _queue_info(
         redelivered=redelivered,
         workers=workers,
         bytes=int(state["bytes"]),
-        oldest_pending=moment(parse_time(state["first_ts"])) if messages else None,
+        oldest_pending=moment(oldest) if oldest else None,
         paused=paused,
         removed=max(0, int(state["last_seq"]) - messages),
         deliveries=deliveries,

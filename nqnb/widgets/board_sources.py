@@ -134,7 +134,7 @@ class QueueSource:
                 Cell(info.name),
                 *(_number(getattr(info, name)) for name in counts),
                 Cell(f"{rate.line()} {rate}".strip(), "dim"),
-                Cell(age(info.oldest_pending) if info.pending else ""),
+                Cell(age(info.oldest_pending)),
                 Cell("; ".join(hints), "dim" if not waits or not hints else "warn" if info.paused else "bad"),
             ]
             rows.append(BoardRow(info.name, cells, _queue_actions(info)))
