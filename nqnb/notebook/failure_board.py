@@ -38,6 +38,8 @@ _KNOWN_SECONDS = 1.0
 """How long a card with only a few tasks waits for the tasks' records. After this time, the card waits for the feed."""
 _LOAD_SECONDS = 5.0
 """How long a read or an action waits for the tasks."""
+_EARLY_SECONDS = 0.3
+"""How long a read waits for the feed if the card already shows the records of a few tasks."""
 _UNREAD_SECONDS = 30.0
 """How long a card that is not read stays subscribed. A card on a page is read once a second."""
 _MAX_QUEUES = 10
@@ -76,8 +78,7 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
     tasks = _Tasks(client, () if ids is None else ids, lambda: feed.follow(tasks, wanted))
     if ids is not None and len(ids) <= MANY_TASKS:
         # A few tasks are shown immediately, even if the feed must first read many others.
-        known = LOOP.call(_known(client, ids))
-        tasks.update(TaskBatch(tasks=list(filter(wanted, known)), complete=bool(known)))
+        tasks.show_early(list(filter(wanted, LOOP.call(_known(client, ids)))))
     title = queue or ("all queues" if ids is None else "1 task" if len(ids) == 1 else f"{len(ids):,} tasks")
     try:
         return open_board(title, tasks, lambda: LOOP.soon(tasks.close))
@@ -87,7 +88,7 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
 
 
 class _Tasks:
-    """The tasks of a card. Call `update` first, on any thread. Make all later calls on the loop.
+    """The tasks of a card. Call `show_early` first, on any thread. Make all later calls on the loop.
 
     The card follows the feed only while a page is reading the card, because pages do not report that a card was
     removed.
@@ -127,9 +128,16 @@ class _Tasks:
         """
         self._began: float | None = None
         self._complete = asyncio.Event()
+        self._early = False
+        """Whether tasks are shown although the feed has not read all tasks."""
         self._lost = False
 
     # Changes
+
+    def show_early(self, tasks: list[TaskInfo]) -> None:
+        """Show tasks until the feed has read all tasks. Before that, it is not known which tasks were requeued."""
+        self.update(TaskBatch(tasks=tasks))
+        self._early = bool(tasks)
 
     def update(self, batch: TaskBatch) -> None:
         """Apply a batch of changes."""
@@ -138,6 +146,7 @@ class _Tasks:
             for each in (self._tasks, self._counts, self._groups, self._made, self._ends):
                 each.clear()
             self._began = None
+            self._early = False
             self._complete.clear()
         for task in batch.tasks:
             self._unseen.discard(task.id)
@@ -171,13 +180,13 @@ class _Tasks:
         if stop is not None:
             stop()
 
-    async def _load(self) -> None:
-        """Follow the feed, and wait at most a few seconds for the tasks."""
+    async def _load(self, seconds: float) -> None:
+        """Follow the feed, and wait at most ``seconds`` for the tasks."""
         self._read_at = time.monotonic()
         if self._stop is None and not self._closed:
             self._stop = self._follow()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._complete.wait(), _LOAD_SECONDS)
+            await asyncio.wait_for(self._complete.wait(), seconds)
 
     def _add(self, task: TaskInfo, before: TaskInfo | None) -> None:
         self._tasks[task.id] = task
@@ -219,7 +228,7 @@ class _Tasks:
 
     async def read(self) -> BoardContent:
         """Return the current content. A call waits at most a few seconds for the tasks."""
-        await self._load()
+        await self._load(_EARLY_SECONDS if self._early else _LOAD_SECONDS)
         if self._lost:
             raise ConnectionFailed(
                 "the card is not up to date: the connection to the server is lost. Wait until the connection is "
@@ -261,7 +270,8 @@ class _Tasks:
         return counts | ({"unknown": len(self._unseen)} if self._unseen and self._complete.is_set() else {})
 
     async def _summary(self) -> str:
-        if not self._complete.is_set():
+        loaded = self._complete.is_set()
+        if not loaded and not self._early:
             return "loading…"
         now = self._client.backend.now()
         self._ends = [end for end in self._ends if end > now - RECENT_SECONDS]
@@ -269,7 +279,7 @@ class _Tasks:
         rate = rate_words(self._open, len(self._ends), now - (now if self._began is None else self._began))
         waiting = {queue for (queue, status), count in self._counts.items() if count and status is Status.PENDING}
         unserved = await unserved_words(self._client, sorted(waiting)[:_MAX_QUEUES])
-        return "; ".join([states or "no tasks", *rate, *([unserved] if unserved else [])])
+        return "; ".join(filter(None, [states or "no tasks", *rate, unserved, "" if loaded else "loading…"]))
 
     def _count(self, status: Status) -> int:
         return sum(count for (_, each), count in self._counts.items() if each is status)
@@ -312,7 +322,7 @@ class _Tasks:
 
         Only tasks that the confirmation question counted are changed: those numbered up to ``upto``.
         """
-        await self._load()
+        await self._load(_LOAD_SECONDS)
         if action == "cancel":
             some = (task.id for task in self._tasks.values() if not task.status.terminal)
             ids = [task_id for task_id in some if self._marks[task_id][0] <= upto]

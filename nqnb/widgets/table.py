@@ -471,7 +471,7 @@ class TaskTable(anywidget.AnyWidget):
             return
         with self._lock:  # immediately, so that a second press does not requeue the tasks again
             self._drain()
-            ids = [task_id for task_id in dict.fromkeys(ids) if self._rows.can_requeue(task_id)]
+            ids = [each for each in dict.fromkeys(ids) if self._complete and self._rows.can_requeue(each)]
             self._rows.pending_requeues.press(ids)
         if not ids:
             return
@@ -557,7 +557,8 @@ class TaskTable(anywidget.AnyWidget):
             return
         body = {
             **self._page.body(),
-            "requeues": self._requeue is not None,
+            # Before all tasks are read, it is not known which failed tasks were requeued.
+            "requeues": self._requeue is not None and self._complete,
             "title": self._title,
             "state": self._state,
             "loaded": self._complete,

@@ -142,6 +142,10 @@ class _KnownTasks:
                 self.workers.add(task.worker)
         return tasks
 
+    def named(self, task: TaskInfo) -> TaskInfo:
+        """Return a task. If a copy of the task is known, ``requeued_as`` is set."""
+        return self._requeues.named(task)
+
     def drop(self, task_id: str) -> None:
         """Remove a task, if it is known."""
         before = self.known.pop(task_id, None)
@@ -280,7 +284,7 @@ class TaskFeed:
         ids = subscriber.ids or await self._unended_ids(subscriber.queue or "")
         found = await outcomes_of(ids[:_MAX_FIRST_TASKS], self._client.fetch, IN_FLIGHT)
         read = [task for task in found if isinstance(task, TaskInfo) and subscriber.wanted(task)]
-        tasks = [task for task in read if task.id not in self._tasks.known]
+        tasks = [self._tasks.named(task) for task in read if task.id not in self._tasks.known]
         if self._watch is watch and subscriber in self._subscribers and not self._complete:
             self._send(subscriber, TaskBatch(tasks=tasks, lost=self._lost))
 

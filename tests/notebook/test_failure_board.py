@@ -219,6 +219,26 @@ def test_a_card_acts_on_exactly_the_tasks_that_its_question_counted(
     assert not any(each.actions for each in board._content.rows)
 
 
+def test_a_card_of_a_few_tasks_has_no_buttons_until_all_tasks_are_read(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(session)
+    tasks = session.map("resize", [{"n": n, "kind": "disk"} for n in range(4)])
+    tasks.wait(20)
+    session.requeue(tasks[:1].ids)[0].wait(20)
+    infos = session.call(session.client.tasks())
+    send = listener_of(session, monkeypatch)
+    monkeypatch.setattr("nqnb.notebook.failure_board._EARLY_SECONDS", 0.05)
+    card = opened(tasks.card())
+    assert card._content.summary == "4 failed; loading…"
+    assert not any(each.actions for each in card._content.rows), "the copy of the first task is not known yet"
+    send(tasks=infos, complete=True)
+    until(lambda: card._content.summary == "4 failed")
+    press(card, row(card, "no disk"), "requeue")
+    until(lambda: card._note == "4 tasks were requeued")
+    until(lambda: session.failures("resize")["requeued"].sum() == 5)
+
+
 def test_a_card_that_is_not_read_leaves_the_feed_until_a_page_shows_it_again(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

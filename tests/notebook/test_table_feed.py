@@ -207,6 +207,25 @@ def test_a_table_of_some_tasks_does_not_wait_for_the_other_tasks(
     assert shown == {task.id for task in tasks}
 
 
+def test_a_task_that_is_read_before_the_watch_reaches_it_shows_as_which_task_it_was_requeued(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = session.submit("q")
+    old.cancel()
+    new = session.requeue(old)
+    copy = new.fetch()
+
+    async def slow() -> AsyncGenerator[TaskBatch, None]:
+        yield TaskBatch(tasks=[copy])
+        await asyncio.sleep(600)
+
+    monkeypatch.setattr(session.client, "watch", slow)
+    table = session.watch([old])
+    until(lambda: old.id in table._rows)
+    assert table._state == "loading"
+    assert table._rows.row(old.id)["requeued"] == new.id
+
+
 def test_a_table_of_a_queue_shows_its_unended_tasks_before_the_tasks_of_other_queues_are_read(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

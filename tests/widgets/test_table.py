@@ -288,6 +288,21 @@ def test_a_failed_task_is_requeued_once(viewed: Table) -> None:
     assert viewed.requeued == [["a"], ["a"]]
 
 
+def test_no_task_can_be_requeued_before_all_tasks_are_read(make: Callable[..., Table]) -> None:
+    found = make()
+    found.comm.page(type="hello")
+    failed = batch("a", status=Status.FAILED)
+    found.it.update(TaskBatch(tasks=failed.tasks))
+    until(lambda: found.shown() == ["a"])
+    assert not found.comm.last["requeues"]
+    found.comm.page(type="requeue", ids=["a"])
+    found.it.update(failed)
+    until(lambda: found.comm.last["requeues"])
+    assert not found.requeued
+    found.comm.page(type="requeue", ids=["a"])
+    assert found.requeued == [["a"]]
+
+
 def test_a_refusal_is_forgotten_once_the_task_was_cancelled_or_requeued(viewed: Table) -> None:
     viewed.it.cancel_outcome("a", "the answer was lost", refused=True)
     until(lambda: viewed.row("a")["refused"] == "the answer was lost")
