@@ -549,7 +549,9 @@ class Client:
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost; cancel again.
+            Unconfirmed: the server's answers were lost, or a worker may have stopped the task although the cancel could
+                not be stored; cancel again.
+            Unavailable: the cluster has no leader, no quorum or no free storage, and no code was stopped.
             BadInput: ``wait`` or the queue name is invalid; nothing was cancelled.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id, or the task is not in ``queue``; nothing was cancelled.
@@ -1123,7 +1125,8 @@ class Task:
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost; cancel again.
+            Unconfirmed: the server's answers were lost, or a worker may have stopped the task although the cancel could
+                not be stored; cancel again.
         """
         with tracing.within(self._submitted):
             return await self._client.cancel(self.id, wait, queue=self.queue or None)

@@ -3,8 +3,8 @@
 Each worker has a consumer on the cancel stream of each of its queues, and receives every cancel message. A client
 publishes a cancel message only after the server has stored the cancel request. Workers also subscribe to the writes of
 cancel requests, because a write arrives sooner than the cancel message. On such a write, a worker stops the task even
-if the server has not stored the request yet. This is safe, because the client retries the write until the request is
-stored.
+if the server has not stored the request yet. The client retries the write. If the request is never stored, the client
+reports that the task may have been stopped.
 """
 
 from __future__ import annotations

@@ -66,15 +66,17 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
     Raises:
         UnknownTask: the task does not exist, or is not in ``queue``.
         NotCancellable: the task had already completed or failed.
-        Unconfirmed: the server's answers were lost, so the cancel may or may not have been stored. It is safe to retry.
+        Unconfirmed: the server's answers were lost, so the cancel may or may not have been stored; or a worker may have
+            stopped the task, although the cancel was not stored. It is safe to retry.
+        NoResponders: the server is unavailable or full, and no worker has acted on the cancel.
     """
     record = CancelRecord(by=by, requested_at=backend.now())
     end = EndWaiting(backend, record, backend.retry_for)
-    announced = False
+    announced = told = False
     start: SeenEntry | None = None
 
     async def decide(seen: SeenEntry) -> Write | Again | CancelReceipt:
-        nonlocal announced
+        nonlocal announced, told
         if seen.malformed is not None:
             raise seen.malformed
         if seen.task is None:
@@ -88,12 +90,16 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
             raise in_another_queue(task, queue)
         step = lifecycle.cancel(task, announced=announced)
         if step is CancelStep.ANNOUNCE:
+            # Workers act on the write even if the server does not store it; see `nqnb.jetstream.cancels`.
+            told = True
             await write_intent(backend, task_id, record)
             await backend.announce_cancel(task.Queue, task_id)
             announced = True
             # Read again: the task may have become Pending in the meantime, and then no worker would write Cancelled.
             return Again.READ
         if step is CancelStep.DELETE:
+            # No run has started, so no worker has acted on the early cancel.
+            told = False
             return end.write(seen, task, Status.DELETED)
         if step is CancelStep.CANCEL_WAITING:
             return end.write(seen, task, Status.CANCELLED)
@@ -116,11 +122,20 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
         if backend.open_cancels >= MANY_TASKS:
             start = await _read_waiting(backend, task_id, queue)
         if start is None and queue is not None:
+            told = True
             await backend.send_early_cancel(queue, task_id, record)
         done = await transition(backend, task_id, decide, ours=end.is_ours, retry=end, start=start)
         if not isinstance(done, Written):
             return done
         await end.forget_message(done)
+    except NoResponders as error:
+        if not told:
+            raise
+        raise Unconfirmed(
+            f"the cancel of task {task_id!r} is unconfirmed: a worker may have stopped the task, but storing the "
+            f"cancel failed: {clause(error)}. Cancel the task again, or read its state.",
+            task_id,
+        ) from error
     finally:
         backend.open_cancels -= 1
     return CancelReceipt.of(task_id, done.task.Status, done.task.meta.cancel)

@@ -173,7 +173,7 @@ async def test_a_running_task_stops_although_its_cancel_request_has_no_room(
         task = await nq.submit("long", 1)
         await started.wait()
         await fill(nq)
-        with pytest.raises(nqnb.NoRoom, match="Free space"):
+        with pytest.raises(nqnb.Unconfirmed, match="Free space"):
             await task.cancel()
         await asyncio.wait_for(stopped.wait(), 30)
         await nq.purge_queue("work")

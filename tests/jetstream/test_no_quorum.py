@@ -82,7 +82,7 @@ async def test_after_retry_for_the_error_says_that_there_is_no_leader(settings: 
     async with nqnb.connect(settings, retry_for=0.3) as nq:
         task = await nq.submit("work", 1)
         away.now = True
-        for call in (task.status, task.cancel, nq.tasks, nq.queues, lambda: nq.submit("work", 2)):
+        for call in (task.status, lambda: nq.cancel(task.id), nq.tasks, nq.queues, lambda: nq.submit("work", 2)):
             with pytest.raises(nqnb.Unavailable, match=r"no leader .*code 10008.*majority") as caught:
                 await call()
             assert (caught.value.code, caught.value.err_code) == (503, 10008)

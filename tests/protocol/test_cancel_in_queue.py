@@ -186,3 +186,32 @@ async def test_without_a_time_of_the_server_the_cancel_takes_its_usual_way(
     await runs.until(runs.started, task)
     monkeypatch.setattr(nq.backend.connection.clock, "passed", lambda: 0.0)
     assert (await nq.cancel(task.id, wait=10, queue="work")).status is Status.CANCELLED
+
+
+async def test_a_cancel_that_is_not_stored_is_unconfirmed_if_a_worker_may_have_stopped_the_task(
+    nq: nqnb.Client, settings: nqnb.Settings, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, written = await nq.submit("work"), await nq.submit("work")
+    for task in (read, written):
+        await runs.until(runs.started, task)
+    async with nqnb.connect(settings.urls[0], retry_for=0.1) as other:
+
+        async def refused(*arguments: Any, **options: Any) -> Any:
+            raise nqnb.NoRoom("the bucket is full. Free space", "$KV", 503, 10077, "maximum bytes exceeded")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(other.backend.intents, "create", refused)
+            with pytest.raises(
+                nqnb.Unconfirmed, match=r"stopped .* storing the cancel failed: .*full. Free space. Cancel .* again"
+            ) as at:
+                await other.cancel(written.id)
+            assert at.value.task_id == written.id
+        with monkeypatch.context() as patch:
+            patch.setattr(other.backend.states, "get", refused)
+            with pytest.raises(nqnb.NoRoom):
+                await other.cancel(read.id)
+            assert read.id not in runs.stopped
+            with pytest.raises(nqnb.Unconfirmed):
+                await other.cancel(read.id, queue="work")
+            await runs.until(runs.stopped, read)
+    assert await read.wait(timeout=30) is Status.CANCELLED
