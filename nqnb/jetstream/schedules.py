@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from nqnb.clock import elapsed
-from nqnb.errors import ServerRefused
+from nqnb.errors import PayloadTooLarge, ServerRefused
 from nqnb.jetstream.bucket import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, PubAck
 from nqnb.jetstream.fast_client import carried_headers, read_headers
@@ -124,13 +124,16 @@ class OverdueSchedules:
         """The times on the `elapsed` clock at which this sweep began and the next sweep will begin."""
         self._read, self._soonest = 0, math.inf
         """The number of schedules that this sweep has read, and the seconds until the next of them is due."""
+        self._refused: set[int] = set()
+        """The sequences of the schedules that the server refused to store again. Each refusal is logged once."""
         self._allowed = True
 
     async def look(self) -> None:
         """Read the next schedules if a sweep is due, and republish the overdue schedules.
 
         Raises:
-            NqnbError: the server did not reply, or has no space for a schedule.
+            NqnbError: the server did not reply, or has no space for a schedule. The next call continues with this
+                schedule. A schedule that the server refuses for another reason is left for the next sweep.
         """
         if not (self._allowed and can_schedule(self._connection)):
             return
@@ -210,9 +213,16 @@ class OverdueSchedules:
         }
         try:
             await self._connection.publish(schedule.subject, schedule.data, headers)
-        except ServerRefused as error:
-            if error.err_code not in WRONG_LAST_SEQUENCE:
-                raise
+        except (PayloadTooLarge, ServerRefused) as error:
+            if isinstance(error, ServerRefused):
+                if error.code == 403:
+                    raise
+                if error.err_code in WRONG_LAST_SEQUENCE:
+                    return
+            if schedule.sequence not in self._refused:
+                self._refused.add(schedule.sequence)
+                text = "queue %s: the overdue schedule on %s cannot be republished, and will be retried: %s"
+                log.warning(text, self._queue, schedule.subject, error)
             return
         log.warning(
             "queue %s: republished the schedule on %s, because the server did not fire the schedule in time",

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from nqnb.clock import elapsed
@@ -56,8 +56,11 @@ class Recovery:
         self._presence = presence
         self._leases = leases
         self._wake = wake
-        self._lost_messages = [backend.lost_messages(pull.queue) for pull in pulls]
-        self._overdue = [backend.overdue_schedules(pull.queue) for pull in pulls]
+        searches = [
+            search(pull.queue) for search in (backend.lost_messages, backend.overdue_schedules) for pull in pulls
+        ]
+        self._maintenance = (self._recreate, *(search.look for search in searches))
+        """The steps of `maintain`."""
         self._task: asyncio.Task[None] | None = None
         self._maintaining = False
         self._closed = False
@@ -89,25 +92,38 @@ class Recovery:
             self._task.cancel()
 
     async def maintain(self) -> None:
-        """Recreate deleted buckets and cancel streams, and have the server deliver lost messages and overdue tasks."""
-        if self._maintaining or self.active or self._closed:
+        """Recreate deleted buckets and cancel streams, and have the server deliver lost messages and overdue tasks.
+
+        An error in one step, such as the search of one queue, does not prevent the others.
+        """
+        if self._maintaining:
             return
         self._maintaining = True
         try:
-            await self._backend.ensure_buckets()
-            for pull in self._pulls:
-                await self._listener.ensure(pull.queue)
-            await self._void_deliveries_of_deleted_streams()
-            await self._backend.presence.read_clock()
-            for lost in self._lost_messages:
-                await lost.look()
-            for overdue in self._overdue:
-                await overdue.look()
-        except NqnbError as error:
-            if not self._backend.outage.took(error):
-                log.info("the worker cannot recreate missing buckets or streams at the moment: %s", error)
+            for step in self._maintenance:
+                if not (self.active or self._closed):
+                    await self._try(step)
         finally:
             self._maintaining = False
+
+    async def _try(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except NqnbError as error:
+            if not self._backend.outage.took(error):
+                log.info("the worker cannot restore its streams, messages or schedules, and will retry: %s", error)
+        except Exception:
+            log.exception(
+                "the worker failed to restore its streams because of an internal error in nqnb, and will retry"
+            )
+
+    async def _recreate(self) -> None:
+        """Recreate deleted buckets and cancel streams."""
+        await self._backend.ensure_buckets()
+        for pull in self._pulls:
+            await self._listener.ensure(pull.queue)
+        await self._void_deliveries_of_deleted_streams()
+        await self._backend.presence.read_clock()
 
     def _on_disconnect(self) -> None:
         if not self.active and not self._closed:

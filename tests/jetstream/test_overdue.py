@@ -9,13 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from helpers.waiting import until_async
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 import nqnb
 from nqnb import Status, tracing
-from nqnb.errors import NoRoom
+from nqnb.errors import NoRoom, PayloadTooLarge, ServerRefused
 from nqnb.jetstream import schedules
+from nqnb.jetstream.connection import Connection, PubAck
 from nqnb.protocol import lifecycle
 from nqnb.tracing.spans import Spans
 
@@ -69,3 +71,36 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
             assert ran == [(1, caller.get_span_context().trace_id)], "the headers of the message were kept"
             state = (await connection.api("STREAM.INFO.work"))["state"]
             assert state["messages"] == 0
+
+
+async def test_a_schedule_that_cannot_be_published_again_does_not_delay_the_others(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not nq.backend.can_schedule:
+        pytest.skip("this server keeps no schedules")
+    errors = {
+        "full.sched.full": NoRoom("the stream is full", "storing", 503, 10077, "maximum bytes exceeded"),
+        "work.sched.large": PayloadTooLarge("it is too large", 2, 1),
+        "work.sched.refused": ServerRefused("refused", 400, 10054, "message size exceeds maximum allowed"),
+    }
+    published: list[str] = []
+
+    async def publish(connection: Connection, subject: str, data: bytes, headers: dict[str, str]) -> PubAck:
+        published.append(subject)
+        if subject in errors:
+            raise errors[subject]
+        return PubAck(1, False)
+
+    for subject in (*errors, "work.sched.good"):
+        queue, _, task_id = subject.split(".")
+        await nq.submit(queue, id=task_id, process_at=timedelta(hours=1))
+    monkeypatch.setattr(schedules, "LATE_SECONDS", -7_200.0)  # each schedule counts as overdue
+    monkeypatch.setattr(Connection, "publish", publish)
+    worker = nqnb.Worker(settings)
+    for queue in ("full", "work"):
+        worker.handler(queue)(lambda job: None)
+    async with worker:
+        await until_async(lambda: published.count("work.sched.good") > 1)
+    for task_id, why in (("large", "it is too large"), ("refused", "refused")):
+        line = f"the overdue schedule on work.sched.{task_id} cannot be republished, and will be retried: {why}"
+        assert [each.getMessage() for each in caplog.records].count(f"queue work: {line}") == 1
