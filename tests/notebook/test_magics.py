@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 import pytest
 from helpers.command_line import NOBODY
@@ -69,6 +71,8 @@ class TestResults:
         many = cells.run(f"%%nq submit {queue} --lines\n1\n\n2\n").value
         assert isinstance(many, TaskList)
         assert [each.fetch().payload for each in many] == [b"1", b"2"]
+        cells.run(f"%%nq -o task submit {queue}\n3")
+        assert cells.ip.user_ns["task"].fetch().payload == b"3"
 
     def test_lists_are_frames(self, cells: Shell, queue: str) -> None:
         task = nq(cells, f"submit {queue} 1")
@@ -315,6 +319,19 @@ class TestTheLine:
             assert "nqnb submit" not in said
         assert "a cell as the payload" in plain.run("%nq?").out.lower()
 
+    def test_help_has_only_examples_that_run_in_a_cell(self) -> None:
+        def check(command: click.Command) -> None:
+            assert "| " not in (command.epilog or "")
+            for child in getattr(command, "commands", {}).values():
+                check(child)
+
+        check(tree)
+
+    def test_messages_name_only_options_of_magics(self) -> None:
+        said = "Run `nqnb up --detach`, `nqnb up --stop`, `nqnb up --status`, `nqnb up` or `nqnb tasks`."
+        expected = "Run `%nq up`, `%nq down --server`, `nqnb up --status`, `%nq up` or `%nq tasks`."
+        assert frontend.as_cell_text(said) == expected
+
     @pytest.mark.parametrize(
         ("cell", "said"),
         [
@@ -373,6 +390,17 @@ class TestVariables:
     def test_the_value_of_a_variable_is_a_payload(self, cells: Shell, queue: str, value: str, payload: bytes) -> None:
         cells.run(f"value, queue = {value}, {queue!r}")
         assert nq(cells, "submit $queue $value  # c").fetch().payload == payload
+
+    @pytest.mark.parametrize("value", [[1, 2], ["7"]], ids=str)
+    def test_a_list_is_a_payload_in_each_command_that_submits(
+        self, cells: Shell, queue: str, value: list[object]
+    ) -> None:
+        cells.run(f"value = {value}")
+        task = nq(cells, f"-o task --timeout 5 submit {queue} $value")
+        assert json.loads(task.fetch().payload) == value
+        made = nq(cells, f"schedule add listed {queue} $value --every 1h")
+        assert made.payload["listed"] == value
+        cells.run("%nq schedule remove listed")
 
     def test_text_and_literals_are_sent_as_they_are(self, cells: Shell, queue: str) -> None:
         cells.run("value = 'a b'")

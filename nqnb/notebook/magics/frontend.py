@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -32,7 +33,11 @@ _CONNECTION_OPTIONS = {"connect_timeout", "name", "request_timeout", "retry_for"
 """Settings that do not name a server. An open session can be used even if a command passes these settings."""
 _QUEUED_CELLS_MILLISECONDS = 300
 """How long to wait for more cells from Run All before asking a question."""
-_CELL_WORDS = (("`nqnb up --stop`", "`%nq down --server`"), ("`nqnb up --detach`", "`%nq up`"), ("`nqnb ", "`%nq "))
+_CELL_WORDS = (
+    (re.compile("`nqnb up --stop`"), "`%nq down --server`"),
+    (re.compile("`nqnb up --detach`"), "`%nq up`"),
+    (re.compile("`nqnb (?!up --)"), "`%nq "),  # `%nq up` has none of the other options
+)
 """Command lines, and the equivalent magics."""
 
 
@@ -235,7 +240,7 @@ def _request_stream(kernel: Any) -> Any:
 def as_cell_text(text: str) -> str:
     """Replace the command lines in a message with the equivalent magics."""
     for command_line, magic in _CELL_WORDS:
-        text = text.replace(command_line, magic)
+        text = command_line.sub(magic, text)
     return text
 
 

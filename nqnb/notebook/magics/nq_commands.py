@@ -218,6 +218,17 @@ def nest() -> None:
 # The commands of the command line, adapted
 
 
+def command_of(words: list[str]) -> str:
+    """Return the name of the command in a line, or an empty string. Options may precede the command."""
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("-"):
+            return word
+        if word in _OPTIONS_WITH_VALUES:
+            next(rest, None)
+    return ""
+
+
 def short_help() -> str:
     """Return a short version of the help: the list of commands, and only a few of the shared options."""
     short = copy.copy(tree)
@@ -304,9 +315,12 @@ def _front(ctx: click.Context) -> NotebookFront:
 
 
 def _as_magics(examples: str) -> str:
-    """Convert examples of command lines to magics. An example with piped input becomes a cell magic."""
-    piped = re.sub(r"(?m)^(\s+)\S.*\| nqnb (.*) -$", r"\1%%nq \2", examples)
-    return re.sub(r"(?m)^(\s+)nqnb ", r"\1%nq ", piped)
+    """Convert examples of command lines to magics. A `submit` with piped input becomes a cell magic.
+
+    Other examples with pipes are left out.
+    """
+    piped = re.sub(r"(?m)^(\s+)\S.*\| nqnb (submit .*) -$", r"\1%%nq \2", examples)
+    return re.sub(r"(?m)^(\s+)nqnb ", r"\1%nq ", re.sub(r"(?m)^.*\| nqnb .*\n", "", piped))
 
 
 def _adapt_option(param: click.Parameter) -> click.Parameter:
@@ -360,3 +374,8 @@ def _show_help_alone(**_: Any) -> str | None:
 
 tree = _build()
 """The commands that ``%nq`` runs."""
+
+_OPTIONS_WITH_VALUES = {
+    name for param in tree.params if isinstance(param, click.Option) and not param.is_flag for name in param.opts
+}
+"""The options that may precede a command, if their value is a separate word."""

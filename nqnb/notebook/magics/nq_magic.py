@@ -8,7 +8,6 @@ unexpected error in nqnb is shown with its traceback.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import linecache
 from typing import Any
@@ -54,14 +53,18 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
     from nqnb.errors import NqnbError
     from nqnb.notebook.magics import variables
     from nqnb.notebook.magics.frontend import NotebookFront, one_line_error
-    from nqnb.notebook.magics.nq_commands import tree
+    from nqnb.notebook.magics.nq_commands import command_of, tree
     from nqnb.notebook.magics.parse_line import words
 
     front = NotebookFront(shell, cell)
+
+    def read_variable(name: str, words_before: list[str]) -> list[str]:
+        return variables.read(shell, name, command_of(words_before))
+
     try:
-        arguments = words(line, read_variable=functools.partial(variables.read, shell))
+        arguments = words(line, read_variable=read_variable)
         if cell is not None:
-            _check_cell_command(arguments)
+            _check_cell_command(command_of(arguments), arguments)
         with tree.make_context("%nq" if cell is None else "%%nq", arguments, obj=front) as context:
             return _finish(front, tree.invoke(context))
     except click.exceptions.Exit:  # the help was shown
@@ -83,11 +86,10 @@ def _hint(error: BaseException, line: str) -> str:
     return ""
 
 
-def _check_cell_command(arguments: list[str]) -> None:
+def _check_cell_command(command: str, arguments: list[str]) -> None:
     """Raise UsageError if the command does not accept a cell."""
     import click
 
-    command = next((word for word in arguments if not word.startswith("-")), "")
     if command not in _COMMANDS_WITH_CELLS and not {"-h", "--help"}.intersection(arguments):
         what = f"%%nq {command}" if command else "%%nq alone"
         raise click.UsageError(

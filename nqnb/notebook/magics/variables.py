@@ -13,10 +13,11 @@ from nqnb.payload import encode_json
 from nqnb.records import CancelReceipt, TaskInfo
 
 _TASKS = (SessionTask, Task, TaskInfo, CancelReceipt)
+_COMMANDS_WITH_PAYLOADS = ("submit", "schedule")
 
 
 class VariableText(str):
-    """A variable's value as text. ``submit`` sends the value itself as JSON."""
+    """A variable's value as text. ``submit`` and ``schedule add`` send the value itself as JSON."""
 
     value: Any
 
@@ -27,14 +28,14 @@ class VariableText(str):
         return made
 
 
-def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
+def read(shell: Any, name: str, command: str) -> list[str]:
     """Return the words that replace a variable: task ids, or the value as a single word.
 
     Args:
         shell: the IPython shell that has the variable.
         name: the name of the variable, possibly with attributes.
-        words_before: the words before the variable. In a ``submit`` line, a list is a payload. In other lines, a list
-            is replaced with the ids of its tasks.
+        command: the command of the line. For ``submit`` and ``schedule``, a list is a payload. For other commands, a
+            list is replaced with the ids of its tasks.
 
     Raises:
         BadInput: the variable is not defined, or its value cannot be converted to text.
@@ -58,8 +59,8 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
             f"cannot pass ${name}: its value is bytes, not text ({shown(value)}). To submit the bytes, call "
             f"nq.submit(queue, {name})."
         )
-    command = next((word for word in words_before if not word.startswith("-")), "")
-    if command != "submit" and (isinstance(value, (list, tuple, set, frozenset)) or hasattr(value, "index")):
+    is_list = isinstance(value, (list, tuple, set, frozenset)) or hasattr(value, "index")
+    if is_list and command not in _COMMANDS_WITH_PAYLOADS:
         return ids_of(value)
     if isinstance(value, date):
         return [value.isoformat()]
