@@ -472,7 +472,9 @@ class Room:
         start = ("started", task_id, task.CurrentRetry if task is not None else 0)
         if start in world.facts and not self._has_lost_a_worker(world):
             rule = rule or "a run was repeated, though no worker was lost"
-        if task is not None and task.meta.crashes and not self._has_lost_a_worker(world):
+        # After a redelivery, "two runs at once" is the rule that a worker breaks if it counts a live worker as silent.
+        unlost = not self._has_lost_a_worker(world) and Failure.REDELIVERY not in self._scenario.failures
+        if task is not None and task.meta.crashes and unlost:
             rule = rule or COUNTED_AS_SILENT
         return world._replace(facts=world.facts | {start}, rule=world.rule or rule)
 
