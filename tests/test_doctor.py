@@ -27,6 +27,7 @@ from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import StreamMessage, scan_messages
 from nqnb.jetstream.queue_streams import ensure_consumer
+from nqnb.protocol.repair import end_task_without_message
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 from nqnb.server.cluster import Cluster
 
@@ -130,6 +131,17 @@ class TestTasks:
         assert (fixed.ok, [each.code for each in fixed.fixed]) == (True, ["no-message"])
         states = [await task.status() for task in tasks]
         assert states == [Status.DELETED, Status.CANCELLED, Status.CANCELLED, Status.COMPLETED]
+
+    async def test_are_not_ended_while_the_presence_of_their_workers_may_be_lost(self, settings: nqnb.Settings) -> None:
+        async with nqnb.connect(settings, ack_wait=60.0) as slow:
+            await consumer(slow, "lost")
+        async with nqnb.connect(settings) as nq:
+            task = await nq.submit("lost")
+            await write(nq, task.id, Status=Status.PROCESSING, Meta=Meta(worker="alive", claim="c"))
+            await api(nq, "STREAM.PURGE.lost")
+            await asyncio.sleep(1.0)  # the new bucket is older than the ack wait of the client's settings
+            assert await end_task_without_message(nq.backend, task.id, "ann") is Status.PROCESSING
+            assert not (await nq.doctor("lost", fix=True, ignore=OLD)).fixed
 
     async def test_of_a_deleted_stream_are_ended_without_a_new_stream(self, nq: nqnb.Client) -> None:
         task = await nq.submit("removed")

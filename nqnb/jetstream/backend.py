@@ -44,6 +44,7 @@ from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.queue_streams import (
     QueueStreams,
+    ack_wait_of,
     delete_stream,
     ensure_consumer,
     ensure_queue,
@@ -455,6 +456,10 @@ class Backend:
         """Return the numbers of workers, pulls and leased tasks of a queue."""
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
+
+    async def ack_wait_of(self, queue: str) -> float:
+        """Return the ack wait of a queue in seconds. If no worker has served the queue, return that of a new queue."""
+        return await ack_wait_of(self.connection, queue)
 
     async def server_facts(self, queue: str | None = None) -> ServerFacts:
         """Return what `nqnb.doctor` checks about the server and about ``queue``, or about all queues if it is None."""

@@ -237,6 +237,13 @@ async def service_of(connection: Connection, queue: str, workers: int) -> QueueS
     )
 
 
+async def ack_wait_of(connection: Connection, queue: str) -> float:
+    """Return the ack wait of a queue's consumer in seconds, or that of the settings if there is no consumer."""
+    stream = await find_stream(connection, names.task_subject(queue))
+    info = None if stream is None else await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
+    return connection.settings.ack_wait if info is None else float(info["config"]["ack_wait"]) / 1e9
+
+
 async def place_of(connection: Connection, queue: str, sequence: int) -> tuple[int, int] | None:
     """Return the minimum and maximum number of messages that a queue will deliver before the given message.
 

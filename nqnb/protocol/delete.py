@@ -15,6 +15,7 @@ from nqnb.errors import (
     UnknownTask,
 )
 from nqnb.protocol import lifecycle
+from nqnb.protocol.attempt import PRESENCE_SHARE
 from nqnb.protocol.bulk import each_in, stream_of, task_entries
 from nqnb.protocol.cancel import cancel, end_waiting_task, read_intent, write_end
 from nqnb.protocol.interfaces import QueueBackend, StoredMessage, TaskBackend
@@ -47,13 +48,14 @@ async def delete_queue(
     if force:
         receipt = await purge_queue(backend, queue, by, progress, owed=owed)
         running = [task async for _, task in task_entries(backend, queue) if not task.Status.terminal]
+        lease = PRESENCE_SHARE * await backend.ack_wait_of(queue)
         try:
-            stopped = await _stop_all(backend, queue, running, by, wait)
+            stopped = await _stop_all(backend, queue, running, by, wait, lease)
         except NoRoom:
             # The cancel requests of the running tasks need room. No task is waiting, so the streams can be deleted now.
             await backend.delete_queue(queue)
             try:
-                stopped = await _stop_all(backend, queue, running, by, wait, deleted=True)
+                stopped = await _stop_all(backend, queue, running, by, wait, lease, deleted=True)
             except QueueInUse:
                 # No other client knows that these final entries must still be written.
                 await _end_owed(backend, owed, by)
@@ -90,6 +92,7 @@ async def stop_task(
     backend: TaskBackend,
     task_id: str,
     by: str,
+    lease: float,
     *,
     late: bool,
     how: str = "cancelled with its queue, while no worker was running it",
@@ -97,7 +100,8 @@ async def stop_task(
     """Write the final state of a task unless the task's worker may still write it, and return the task's state.
 
     ``by`` is the name of the user who ends the task, and ``how`` describes how the task ended. The receipt shows both.
-    ``late`` is True if the task's worker has had enough time to end the task.
+    ``late`` is True if the task's worker has had enough time to end the task. Until the presence bucket is ``lease``
+    seconds old, a worker without an entry counts as alive, because its entry may have been lost with an earlier bucket.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
@@ -106,7 +110,7 @@ async def stop_task(
         return Status.CANCELLED
     owner, rest = task.meta.worker, 0.0
     if owner and not task.Status.terminal:
-        rest = await backend.presence.rest(owner, task.Queue, task_id, seen.written)
+        rest = await backend.presence.rest(owner, task.Queue, task_id, seen.written, lease)
     if lifecycle.stop(task, owner_alive=rest > 0, late=late) is not StopStep.END:
         return task.Status
     record = await read_intent(backend, task_id) or new_record(backend, by)
@@ -120,11 +124,19 @@ async def stop_task(
 
 
 async def _stop_all(
-    backend: QueueBackend, queue: str, tasks: list[TaskMessage], by: str, wait: float, *, deleted: bool = False
+    backend: QueueBackend,
+    queue: str,
+    tasks: list[TaskMessage],
+    by: str,
+    wait: float,
+    lease: float,
+    *,
+    deleted: bool = False,
 ) -> int:
     """Cancel the running tasks, wait for them to end, and return how many were cancelled.
 
-    ``deleted`` is True if the queue's streams have already been deleted. This only affects the error message.
+    For ``lease``, see `stop_task`. ``deleted`` is True if the queue's streams have already been deleted. This only
+    affects the error message.
 
     Raises:
         QueueInUse: some tasks are still running after ``wait`` seconds.
@@ -140,7 +152,7 @@ async def _stop_all(
             return
         while not status.terminal:
             late = time.monotonic() > until
-            status = await stop_task(backend, task.ID, by, late=late)
+            status = await stop_task(backend, task.ID, by, lease, late=late)
             if late and not status.terminal:
                 running += 1
                 return

@@ -385,6 +385,10 @@ class QueueBackend(TaskBackend, Protocol):
         """Return the name of the stream that stores a queue's tasks, or None if the queue does not exist."""
         ...
 
+    async def ack_wait_of(self, queue: str) -> float:
+        """Return the ack wait of a queue in seconds. If no worker has served the queue, return that of a new queue."""
+        ...
+
     async def queue_names(self) -> list[str]:
         """Return the names of the queues on the server."""
         ...

@@ -6,6 +6,7 @@ import msgspec
 
 from nqnb.errors import MalformedMessage
 from nqnb.protocol import names
+from nqnb.protocol.attempt import PRESENCE_SHARE
 from nqnb.protocol.cancel import cancel, end_waiting_task, read_intent
 from nqnb.protocol.delete import stop_task
 from nqnb.protocol.forget import id_of
@@ -25,14 +26,16 @@ async def end_task_without_message(backend: QueueBackend, task_id: str, by: str)
         by: the name of the user who ends the task, which the receipt shows.
 
     Returns:
-        The final state, or None if the task has been submitted again or claimed in the meantime.
+        The task's state, or None if the task has been submitted again or claimed in the meantime. The state is not
+        final if a worker may still be running the task.
     """
     seen = await read_entry(backend, task_id)
     if seen.task is None or await _has_message(backend, seen.task):
         return None
     if seen.task.Status is Status.PROCESSING:
         how = "its message was gone and no worker was running it"
-        return await stop_task(backend, task_id, by, late=True, how=how)
+        lease = PRESENCE_SHARE * await backend.ack_wait_of(seen.task.Queue)
+        return await stop_task(backend, task_id, by, lease, late=True, how=how)
     # There is no message to remove, and the streams must not be recreated if the queue was deleted.
     return await end_waiting_task(backend, task_id, new_record(backend, by), start=seen, stream_gone=True)
 

@@ -235,6 +235,12 @@ class Room:
                     run: RunState = self._automaton.positions[slot.position].shared
                     if run.running and run.why is None:
                         return "a cancel returned, and a run goes on that was not told"
+        if after.server.states is not before.server.states:
+            for stored in after.server.states:
+                task = decoded(stored.value)
+                running = self._running(after, stored.key)
+                if task is not None and task.Status.terminal and any(run.why is None for run in running):
+                    return ENDED_WHILE_RUNNING
         return ""
 
     # The steps.
@@ -612,6 +618,7 @@ def written(before: World, after: World, who: str) -> World:
 FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
 TWO_OF_A_KEY = "two tasks of a serial key ran at once"
 COUNTED_AS_SILENT = "a worker counted as silent, though no worker was lost"
+ENDED_WHILE_RUNNING = "a task was ended while a worker was running it"
 SLOT_NOT_KEPT = "a run goes on after a heartbeat, though its slot is gone"
 RESERVED_TWICE = "a start was reserved twice"
 SPARED_ENDED = "a purge ended a task that was submitted later"

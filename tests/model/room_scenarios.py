@@ -25,6 +25,7 @@ from .coroutine_states import functions_seen
 from .room import (
     CANCELLED_THOUGH_REFUSED,
     COUNTED_AS_SILENT,
+    ENDED_WHILE_RUNNING,
     RESERVED_TWICE,
     SLOT_NOT_KEPT,
     SPARED_ENDED,
@@ -99,6 +100,19 @@ class Unread(SimulatedBackend):
         return await super().remove_oldest_messages(queue, await Call("last_sequence"), created)
 
 
+class NewPresence(SimulatedBackend):
+    """Reads a presence bucket that is new, so that no worker has an entry: only a lease keeps a worker alive."""
+
+    def prepare(self) -> None:
+        whole = self.presence.rest
+
+        async def rest(owner: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
+            alive: float = await whole(owner, queue, task_id, written)
+            return alive if lease else 0.0
+
+        self.presence.rest = rest
+
+
 class OneByOne(SimulatedBackend):
     """Has a store that cannot remove its oldest entries with one request."""
 
@@ -110,6 +124,10 @@ TOGETHER = (Replacement("MANY_TASKS", 1),)
 """Even a single task is many: the oldest messages of the stream are removed together."""
 
 PURGED_FIRST = Scenario((SUBMIT, after_submit(PURGE._replace(upto=1)), SECOND))
+DELETED_NEW_PRESENCE = Scenario((SUBMIT, after_submit(DELETE)), backend=(("delete", NewPresence),))
+REPAIRED_NEW_PRESENCE = Scenario(
+    (SUBMIT, after_submit(LOSE), REPAIR._replace(after=("operator",))), backend=(("repair", NewPresence),)
+)
 FIRED = Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=1)
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 UNREAD_REQUEST = Scenario(
@@ -170,6 +188,7 @@ SCENARIOS = {
     "delete against claim, full store": Scenario((SUBMIT, after_submit(DELETE)), failures=FULL_STORE, together=2),
     "delete against submit": Scenario((SUBMIT, DELETE)),
     "delete against claim, lease lost": Scenario((SUBMIT, after_submit(DELETE)), failures=(Failure.LEASE_LOST,)),
+    "delete against claim, the presence bucket is new": DELETED_NEW_PRESENCE,
     "delete against schedule": Scenario((SCHEDULED, DELETE), days=1),
     "prune against finish": Scenario((SUBMIT, PRUNE), failures=QUICK, days=1),
     "prune against submit with the same id": Scenario((SUBMIT, PRUNE, after_submit(AGAIN)), days=1),
@@ -195,6 +214,7 @@ SCENARIOS = {
     "repair after a purge without nqnb against cancel": Scenario(
         (SUBMIT, after_submit(LOSE), after_submit(CANCEL), REPAIR._replace(after=("operator",)))
     ),
+    "repair after a purge without nqnb, the presence bucket is new": REPAIRED_NEW_PRESENCE,
     "repair against move into a schedule": Scenario((NOT_DUE, after_submit(REPAIR)), days=1),
     "schedule against cancel": Scenario((SCHEDULED, after_submit(CANCEL)), failures=QUICK, days=1),
     "schedule against purge": Scenario((SCHEDULED, PURGE), failures=QUICK, days=1),
@@ -802,6 +822,9 @@ VARIANTS = {
     "delete: running tasks are ignored": Variant(
         "delete", replace(DELETED, failures=(Failure.WORKER_CRASH,)), STUCK, RunningIgnored
     ),
+    "delete: a worker without presence counts as gone": Variant(
+        "delete", DELETED_NEW_PRESENCE, ENDED_WHILE_RUNNING, PresenceIgnored
+    ),
     "delete: tasks submitted meanwhile are forgotten": Variant(
         "delete", Scenario((SUBMIT, DELETE)), STUCK, WaitingForgotten
     ),
@@ -838,6 +861,9 @@ VARIANTS = {
     ),
     "repair: the entry is written over whatever is there": Variant(
         "repair", Scenario((SUBMIT, REPAIR)), TERMINAL_CHANGED, PlainPut
+    ),
+    "repair: a worker without presence counts as gone": Variant(
+        "repair", REPAIRED_NEW_PRESENCE, ENDED_WHILE_RUNNING, PresenceIgnored
     ),
     "serial: the record is written over whatever is there": Variant("worker", SERIALS, TWO_OF_A_KEY, PlainPutLimits),
     "serial: a worker that runs the task counts as gone": Variant("worker", SERIALS, TWO_OF_A_KEY, PresenceIgnored),

@@ -131,6 +131,9 @@ class SimulatedBackend:
     async def find_queue(self, queue: str) -> str | None:
         return QUEUE
 
+    async def ack_wait_of(self, queue: str) -> float:
+        return 1.0
+
     async def queue_names(self) -> list[str]:
         return [QUEUE]
 

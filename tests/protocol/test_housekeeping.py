@@ -185,6 +185,8 @@ class TestDelete:
         message = TaskMessage.decode(entry.value)
         message.Status, message.Meta = Status.PROCESSING, Meta(worker="w-dead", claim="c")
         await nq.backend.states.update(task.id, message.encode(), entry.revision)
+        with pytest.raises(nqnb.QueueInUse, match="the code of 1 cancelled task is still running"):
+            await nq.delete_queue("work", force=True, wait=0)  # the bucket of the workers is new
         receipt = await nq.delete_queue("work", force=True, wait=5)
         assert receipt.cancelled == 1
         assert await task.status() is Status.CANCELLED
