@@ -11,7 +11,7 @@ from nqnb.errors import NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.protocol import lifecycle
 from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
 from nqnb.protocol.cancel import read_intent
-from nqnb.protocol.finish import release
+from nqnb.protocol.finish import release, schedule
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import ClaimStep, ClaimVerdict
 from nqnb.protocol.submit import META_RESERVE
@@ -43,7 +43,7 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
     if done is None:
         return False
     if isinstance(done, ClaimVerdict):
-        await _answer(attempt, done)
+        await _answer(attempt, done, change.before)
         return False
     if done.task.Status is Status.PENDING:
         # The task is in a schedule now. The order is: write the schedule, write the entry, ack the old message. So the
@@ -127,7 +127,7 @@ class _Claim(Retry):
             return Again.READ
         if verdict.step is ClaimStep.POSTPONE:
             task = before or attempt.message
-            self._moved_to = await _schedule(backend, attempt, task)
+            self._moved_to = await schedule(backend, attempt, lifecycle.due_at(task), task.CurrentRetry)
             return _moved(task, self._moved_to, slim=attempt.slim) if self._moved_to else verdict
         if verdict.step is not ClaimStep.TAKE:
             return verdict
@@ -164,28 +164,14 @@ async def owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, task_id
     return max(rest, backend.spared_for(lease))
 
 
-async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
+async def _answer(attempt: Attempt, verdict: ClaimVerdict, entry: TaskMessage | None) -> None:
     if verdict.step is ClaimStep.ACK:
         # After an outage, every message whose ack was lost is redelivered.
-        log.debug("task %s: ack: %s", attempt.id, verdict.why)
+        log.log(logging.WARNING if entry is None else logging.DEBUG, "task %s: ack: %s", attempt.id, verdict.why)
         await attempt.delivery.ack()
     else:
         log.debug("task %s: nak with a delay of %.2f s: %s", attempt.id, verdict.delay, verdict.why)
         await attempt.delivery.nak(verdict.delay)
-
-
-async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -> int:
-    """Schedule a task's message. Return the new message's sequence, or 0 if the server refuses schedules.
-
-    If the entry changes before the schedule fires, the worker that receives the message acts on the changed entry.
-    """
-    queue = attempt.message.Queue
-    if not await backend.takes_schedules(queue):
-        return 0
-    message_id = f"{attempt.id}#{attempt.claim}"
-    delivery, due = attempt.delivery, lifecycle.due_at(task)
-    ack = await backend.schedule_task(queue, attempt.id, delivery.data, due, message_id, delivery.carried)
-    return 0 if ack is None else ack.sequence
 
 
 def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:

@@ -5,6 +5,7 @@ If the message were acked first, the outcome could be lost. An unacked message i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -97,16 +98,26 @@ async def write_outcome(
         await attempt.delivery.ack()
     elif not attempt.lost_lease():
         await attempt.delivery.nak(ending.retry_delay)
+    if change.status is not Status.PENDING and change.left_schedule:
+        with contextlib.suppress(NqnbError):
+            await backend.unschedule_task(attempt.entry.Queue, attempt.id)
     return change.status, change.meta
 
 
-async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
-    """Schedule the message of a retry. Return the new message's sequence, or 0 if the server refuses schedules."""
-    queue = attempt.entry.Queue
+async def schedule(backend: TaskBackend, attempt: Attempt, at: float, retry: int) -> int:
+    """Schedule a task's message. Return the new message's sequence, or 0 if the server refuses schedules.
+
+    ``retry`` is the task's ``CurrentRetry``, which the new message contains. If the worker dies before it writes the
+    entry, the schedule remains after the task has ended; see `nqnb.protocol.lifecycle.claim`. If the entry changes
+    before the schedule fires, the worker that receives the message acts on the changed entry.
+    """
+    queue, delivery = attempt.message.Queue, attempt.delivery
     if not await backend.takes_schedules(queue):
         return 0
-    delivery, message_id = attempt.delivery, f"{attempt.id}#{attempt.claim}"
-    ack = await backend.schedule_task(queue, attempt.id, delivery.data, at, message_id, delivery.carried)
+    data = delivery.data
+    if retry != attempt.message.CurrentRetry:
+        data = msgspec.structs.replace(attempt.message, CurrentRetry=retry).encode()
+    ack = await backend.schedule_task(queue, attempt.id, data, at, f"{attempt.id}#{attempt.claim}", delivery.carried)
     return 0 if ack is None else ack.sequence
 
 
@@ -162,6 +173,8 @@ class _Finish(Retry):
         """The Meta to write into the entry."""
         self.scheduled = False
         """Whether the message of the retry has been scheduled."""
+        self.left_schedule = False
+        """Whether the server may have a schedule, even if the outcome is not a retry after all."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
         """The entry as this worker last wrote it. If the entry has changed since then, the write conflicts."""
         self._attempt = attempt
@@ -190,7 +203,8 @@ class _Finish(Retry):
         if delay > lifecycle.LONG_WAIT_SECONDS:
             # The order is: write the schedule, write the entry, ack the old message. So the task always has a message.
             try:
-                moved_to = await _schedule(backend, attempt, not_before)
+                self.left_schedule = True
+                moved_to = await schedule(backend, attempt, not_before, attempt.entry.CurrentRetry + 1)
             except NqnbError as error:
                 await self.after_write(error)
                 return Again.READ

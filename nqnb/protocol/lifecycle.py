@@ -107,6 +107,10 @@ def claim(
         ack_wait: the consumer's ack wait, in seconds.
     """
     if entry is None:
+        if scheduled and message.CurrentRetry > 0:
+            # A retry has an entry until the task has ended. A worker that died before it wrote the entry of this retry
+            # left the schedule behind.
+            return ClaimVerdict(ClaimStep.ACK, why="a schedule of its retry was left behind, and its entry has expired")
         if not ours and deliveries <= MAX_NAKS:
             return ClaimVerdict(
                 ClaimStep.NAK,

@@ -77,6 +77,8 @@ class Failure(enum.IntEnum):
     """The records of limits are gone, because an operator deleted them or restored an older store."""
     REQUEST_UNREAD = 12
     """A read of a cancel request is not answered."""
+    EXPIRY = 13
+    """The entry of an ended task expires, though a schedule of the task was left, or has fired since."""
 
 
 STORE_WRITES = frozenset(("create", "update", "put", "delete", "remove_oldest"))
@@ -331,6 +333,12 @@ class Room:
                     yield Step("the consumer is recreated", less._replace(server=ready), True)
         if server.limits and (less := spend(world, Failure.SLOTS_LOST)):
             yield Step("the records of limits are lost", less._replace(server=server._replace(limits=())), True)
+        if less := spend(world, Failure.EXPIRY):
+            for stored in server.states:
+                if self._may_expire(world, stored.key):
+                    facts = world.facts | {("expired", stored.key)}
+                    expired = less._replace(server=server.without_key(STATES, stored.key, None), facts=facts)
+                    yield Step(f"the entry of {stored.key} expires", expired, True)
         waiting = any(message.schedule > CLOCKS[server.clock] for message in server.messages)
         may_pass = waiting or not self._scenario.days_of_waiting_only
         if server.clock < self._scenario.days and may_pass and not self._submitting(world):
@@ -341,6 +349,19 @@ class Room:
             _, after = server._replace(pending_writes=left).answer(call)
             yield Step(f"late: {said(call)}", written(world, world._replace(server=after), "late"))
             yield Step(f"never: {said(call)}", world._replace(server=server._replace(pending_writes=left)))
+
+    def _may_expire(self, world: World, task_id: str) -> bool:
+        """Whether a task ended long ago: nothing is at work, and only a schedule is left, or what it has published."""
+        task = world.server.task(task_id)
+        left = (message for message in world.server.messages if message.task_id == task_id)
+        return (
+            task is not None
+            and task.Status.terminal
+            and all(message.schedule or message.fired for message in left)
+            and not world.server.pending_writes
+            and all(slot.position == IDLE for slot in world.slots)
+            and all(position == NOT_BEGUN or self._is_over(position) for position in world.clients)
+        )
 
     def _holds(self, world: World, message: StoredMessage) -> bool:
         """Whether a worker renews the lease of a message."""
@@ -536,7 +557,7 @@ class Room:
 def _has_ended(world: World, task_id: str) -> bool:
     task = world.server.task(task_id)
     if task is None:
-        return ("accepted", task_id) not in world.facts
+        return ("accepted", task_id) not in world.facts or ("expired", task_id) in world.facts
     return task.Status.terminal
 
 
@@ -574,6 +595,8 @@ def said(call: Call) -> str:
 def started_rule(world: World, task_id: str, claim: str) -> str:
     """Return the rule that the start of a run breaks, or ``""``."""
     task = world.server.task(task_id)
+    if ("expired", task_id) in world.facts:
+        return RUN_AFTER_EXPIRY
     if ("claimed late", claim) in world.facts:
         return "a run was claimed and started after a cancel had returned"
     if task is not None and task.Status is Status.DELETED:
@@ -617,6 +640,7 @@ def written(before: World, after: World, who: str) -> World:
 
 FIRING_ID_CHARACTERS = len(firing_id(SCHEDULE, CLOCKS[0]))
 TWO_OF_A_KEY = "two tasks of a serial key ran at once"
+RUN_AFTER_EXPIRY = "a task ran again after its entry had expired"
 COUNTED_AS_SILENT = "a worker counted as silent, though no worker was lost"
 ENDED_WHILE_RUNNING = "a task was ended while a worker was running it"
 SLOT_NOT_KEPT = "a run goes on after a heartbeat, though its slot is gone"

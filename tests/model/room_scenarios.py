@@ -27,6 +27,7 @@ from .room import (
     COUNTED_AS_SILENT,
     ENDED_WHILE_RUNNING,
     RESERVED_TWICE,
+    RUN_AFTER_EXPIRY,
     SLOT_NOT_KEPT,
     SPARED_ENDED,
     TWO_OF_A_KEY,
@@ -45,7 +46,7 @@ A queue is deleted only while no submit is between its message and its entry, an
 may crash only once the submits are over: both can leave an entry without a message, which the doctor repairs.
 A worker stops its code before the ack wait ends, and takes one task at a time. Links that break, the order of a
 reconnect, and redeliveries that a worker adopts are in the model of a worker's life.
-Only clients and workers of nqnb. No result is too large for its entry, no entry expires, no progress is written."""
+Only clients and workers of nqnb. No result is too large for its entry, no progress is written."""
 """What is not explored."""
 
 QUICK = (Failure.CLIENT_CRASH, Failure.WORKER_CRASH, Failure.LOST_REPLY)
@@ -135,6 +136,15 @@ UNREAD_REQUEST = Scenario(
     failures=(Failure.REQUEST_UNREAD, Failure.REQUEST_UNREAD),
     together=2,
     handlers=BOTH_ENDS,
+)
+LEFT_SCHEDULE = Scenario(
+    (RETRIED,),
+    failures=(Failure.WORKER_CRASH, Failure.EXPIRY),
+    together=2,
+    handlers=BOTH_ENDS,
+    backoff=5_000.0,
+    days=2,
+    days_of_waiting_only=True,
 )
 SERIALS = Scenario((PLACED, PLACED_TOO), workers=2)
 SERIAL_LOST = Scenario(
@@ -241,6 +251,7 @@ SCENARIOS = {
         failures=(Failure.LOST_REPLY, Failure.LATE_WRITE, Failure.CLIENT_CRASH),
         together=2,
     ),
+    "retry in a schedule that is left behind": LEFT_SCHEDULE,
     "retry in a schedule": Scenario(
         (RETRIED,), failures=QUICK, handlers=BOTH_ENDS, backoff=5_000.0, days=2, days_of_waiting_only=True
     ),
@@ -314,6 +325,15 @@ LARGE_SCENARIOS = {
     "serial against serial, two workers, lease lost": replace(SERIALS, failures=(Failure.LEASE_LOST,)),
     "serial against serial, two workers, slots lost": replace(SERIALS, failures=(Failure.SLOTS_LOST,), heartbeats=True),
     "serial against serial, two workers, redelivery": replace(SERIALS, failures=(Failure.REDELIVERY,)),
+    "retry in a schedule against cancel, late writes": Scenario(
+        (RETRIED, after_submit(CANCEL)),
+        failures=(Failure.LATE_WRITE, Failure.EXPIRY),
+        together=2,
+        handlers=(Ended.FAILED,),
+        backoff=5_000.0,
+        days=2,
+        days_of_waiting_only=True,
+    ),
     "retry in a schedule against cancel": Scenario(
         (RETRIED, after_submit(CANCEL)),
         handlers=(Ended.FAILED,),
@@ -509,6 +529,14 @@ class ScheduleKept(SimulatedBackend):
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
         return
+
+
+class RetryUnnumbered(SimulatedBackend):
+    """Schedules a retry as if it were the first attempt."""
+
+    async def schedule_task(self, queue: str, task_id: str, data: bytes, *rest: Any) -> PubAck | None:
+        message = msgspec.structs.replace(TaskMessage.decode(data), CurrentRetry=0)
+        return await super().schedule_task(queue, task_id, message.encode(), *rest)
 
 
 class FastClock(SimulatedBackend):
@@ -768,6 +796,9 @@ VARIANTS = {
     "finish: the message is acked before the outcome is written": Variant("worker", CRASHING, STUCK, AckBeforeOutcome),
     "move: the entry is written before the schedule": Variant(
         "worker", Scenario((NOT_DUE,), failures=(Failure.WORKER_CRASH,), days=1), STUCK, ScheduleAfterEntry
+    ),
+    "schedule: the message of a retry does not contain its number": Variant(
+        "worker", LEFT_SCHEDULE, RUN_AFTER_EXPIRY, RetryUnnumbered
     ),
     "schedule: a task starts before it is due": Variant(
         "worker", Scenario((NOT_DUE,), days=1), "a task was started before it was due", FastClock

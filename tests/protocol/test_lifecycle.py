@@ -78,6 +78,11 @@ class TestClaim:
         assert claim(entry(Status.PENDING, sequence=3), scheduled=True).step is ClaimStep.TAKE
         assert claim(entry(Status.COMPLETED, sequence=3), scheduled=True).step is ClaimStep.ACK
 
+    def test_a_fired_retry_without_an_entry_is_acked_because_the_task_has_ended(self) -> None:
+        assert claim(None, message=message(CurrentRetry=1), scheduled=True).step is ClaimStep.ACK
+        assert claim(None, message=message(), scheduled=True).step is ClaimStep.TAKE
+        assert claim(None, message=message(CurrentRetry=1)).step is ClaimStep.TAKE
+
     @pytest.mark.parametrize("retry", [0, 1])
     def test_a_pending_task_is_taken(self, retry: int) -> None:
         assert claim(entry(Status.PENDING, retry=retry)) == ClaimVerdict(ClaimStep.TAKE)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -36,6 +38,12 @@ def make_worker(settings: nqnb.Settings, started: list[tuple[str, float]]) -> nq
         return time.time()
 
     return worker
+
+
+def states_of(worker: nqnb.Worker) -> nqnb.StateStore:
+    """Return the state bucket as a running worker uses it."""
+    assert worker._runtime is not None
+    return worker._runtime.backend.states
 
 
 async def subjects(nq: nqnb.Client) -> dict[str, int]:
@@ -99,6 +107,67 @@ async def test_a_scheduled_retry_is_cancelled_with_its_schedule(
         await assert_queues_empty(nq, "later")
         await asyncio.sleep(2.6)
     assert len(started) == 1
+
+
+async def test_a_schedule_that_was_left_behind_does_not_run_an_ended_task_again(
+    short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, attempts = nqnb.Worker(settings), 0
+
+    @worker.handler("later", backoff=nqnb.Backoff(1.0, 1.0))
+    async def later(job: nqnb.Job) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise ValueError("as told")
+
+    async with worker:
+        states = states_of(worker)
+        update = states.update
+
+        async def beaten(key: str, value: bytes, *rest: Any) -> int:
+            """Let another worker complete the task between the schedule of the retry and the entry."""
+            task = TaskMessage.decode(value)
+            if task.Status is Status.PENDING:
+                task.Status = Status.COMPLETED
+                await states.put(key, task.encode())
+            return await update(key, value, *rest)
+
+        monkeypatch.setattr(states, "update", beaten)
+        task = await nq.submit("later", retry=1)
+        assert await task.wait(timeout=30) is Status.COMPLETED
+
+        async def is_acked() -> bool:
+            return "later.task" not in await subjects(nq)
+
+        await until_async(is_acked)
+        await states.delete(task.id)
+        await assert_queues_empty(nq, "later")
+    assert attempts == 1
+
+
+async def test_a_cancel_that_overtakes_a_scheduled_retry_removes_the_schedule(
+    short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("later", backoff=nqnb.Backoff(3600, 3600))
+    async def later(job: nqnb.Job) -> None:
+        raise ValueError("as told")
+
+    async with worker:
+        states = states_of(worker)
+        update = states.update
+
+        async def lost(key: str, value: bytes, *rest: Any) -> int:
+            if TaskMessage.decode(value).Status is Status.PENDING:
+                assert (await nq.cancel(key)).stopping
+                raise nqnb.Unconfirmed("the test took the request away")
+            return await update(key, value, *rest)
+
+        monkeypatch.setattr(states, "update", lost)
+        task = await nq.submit("later", retry=1)
+        assert await task.wait(timeout=30) is Status.CANCELLED
+        await assert_queues_empty(nq, "later")
 
 
 async def test_a_go_clients_early_message_moves_into_a_schedule(
