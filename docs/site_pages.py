@@ -88,8 +88,11 @@ def picture(source: str, language: str, css_class: str, options: dict[str, str],
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace links to files that are not part of the site with their text, and let the search find guides first."""
-    if page.file.src_uri == f"{page.file.name}.md" and page.file.name not in ("changelog", "comparison"):
+    """Replace links to files that are not part of the site with their text, and let the search find guides first.
+
+    A link whose text is the name of a page's file gets the title of the page instead.
+    """
+    if page.file.src_uri == f"{page.file.name}.md" and page.file.name not in ("changelog", "comparison", "performance"):
         page.meta["search"] = {"boost": 2}
     if page.file.src_uri.startswith("reference/"):
         return markdown
@@ -98,7 +101,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         markdown = markdown.replace("](docs/", "](")
     for target in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"):
         markdown = markdown.replace(f"]({target}", f"]({target.lower()}")
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./|examples/|tests/|nqnb/)[^)]*\)", r"\1", markdown)
+    markdown = re.sub(r"\[([^\]]+)\]\((?:(?:\.\./|examples/|tests/|nqnb/)[^)]*|notebooks/)\)", r"\1", markdown)
+
+    def titled(link: re.Match[str]) -> str:
+        file = files.get_file_from_path(link[1])
+        heading = re.match("# (.*)", file.content_string) if file else None
+        return f"[{heading[1] if heading else link[1]}]({link[1]}"
+
+    return re.sub(r"\[(?:docs/)?[\w-]+\.md\]\(([\w-]+\.md)", titled, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let the links between notebooks lead to their pages. The plugin that reads notebooks keeps the names of files."""
+    return re.sub(r'href="(\d\d-[\w-]+)\.ipynb"', r'href="../\1/"', html)
 
 
 def _home() -> str:

@@ -59,12 +59,22 @@ def searched(site: Path, word: str) -> list[str]:
     return found
 
 
+def broken_links(site: Path) -> list[tuple[str, str]]:
+    """Return (page, link) of each link to a file that is not part of the site. MkDocs does not check notebooks."""
+    return [
+        (page.parent.name, link)
+        for page in site.rglob("index.html")
+        for link in re.findall(r'(?:href|src)="([^":#?]+)["#?]', page.read_text(encoding="utf-8"))
+        if not (page.parent / link).exists()
+    ]
+
+
 def test_the_site_builds_and_its_reference_is_complete(tmp_path: Path) -> None:
     if MISSING and os.environ.get("CI") == "true":
         pytest.fail(f"the site cannot be built without {', '.join(MISSING)}", pytrace=False)
     if MISSING:
         pytest.skip(f"the site cannot be built without {', '.join(MISSING)}")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", str(ROOT / "mkdocs.yml")]
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(ROOT / "mkdocs.yml")]  # -q hides warnings
     built = subprocess.run(
         [*build, "-d", str(tmp_path / "site")],
         cwd=tmp_path,
@@ -73,6 +83,7 @@ def test_the_site_builds_and_its_reference_is_complete(tmp_path: Path) -> None:
         text=True,
     )
     assert built.returncode == 0, built.stdout + built.stderr
+    assert broken_links(tmp_path / "site") == []
     pages = {
         path.parent.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("site/reference/*/index.html")
     }
