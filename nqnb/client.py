@@ -115,8 +115,9 @@ class Client:
         >>> task = await nq.submit("resize", {"path": "a.png"}, retry=2, timeout=600)
         >>> await task.result(timeout=30)
         {'path': 'a.png', 'width': 800}
-        >>> await nq.purge_queue("resize")
-        <PurgeReceipt resize: 0 deleted, 0 cancelled, 0 left>
+        >>> receipt = await nq.purge_queue("resize")
+        >>> receipt.deleted, receipt.cancelled
+        (0, 0)
     """
 
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:

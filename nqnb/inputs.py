@@ -39,8 +39,8 @@ LABELS: dict[str, State] = {state.label: state for state in (*Status, *Waiting)}
 
 def is_numpy_scalar(value: object, kinds: str) -> bool:
     """Return whether a value is a numpy scalar whose dtype kind is in ``kinds``, such as ``"b"`` for booleans."""
-    kind = type(value)
-    return kind.__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "") in tuple(kinds)
+    is_scalar = type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0
+    return is_scalar and getattr(getattr(value, "dtype", None), "kind", "") in tuple(kinds)
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -299,7 +299,8 @@ async def test_listings_survive_damaged_entries(
         caplog.clear()
         listed = await nq.tasks()
         assert {each.id for each in listed} >= good
-        assert len([each for each in caplog.records if "with invalid data" in each.getMessage()]) == 1
+        # The check whether a worker serves the queue reads the presence of all workers in the background.
+        assert len([each for each in caplog.records if "nq-store: skipped" in each.getMessage()]) == 1
         assert len(tasks_frame(listed)) == len(listed)
         seen: set[str] = set()
         async for batch in nq.watch():

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
+import numpy
 import pytest
 from helpers.history import assert_queues_empty
 from helpers.waiting import until_async
@@ -348,7 +349,7 @@ class TestSerial:
                 await asyncio.sleep(60)
             finally:
                 cleaning.set()
-                end = time.monotonic() + 4
+                end = time.monotonic() + 2  # the presence of the stopped worker expires after 3.8 s
                 while time.monotonic() < end:
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.sleep(end - time.monotonic())
@@ -643,7 +644,9 @@ class TestInput:
         assert check_rate(rate) == wanted
         assert check_rate(rate_text(wanted)) == pytest.approx(wanted)
 
-    @pytest.mark.parametrize("rate", ["", "100", "100/x", "-1/s", 0, -1, True, math.nan, math.inf, [], 1e9])
+    @pytest.mark.parametrize(
+        "rate", ["", "100", "100/x", "-1/s", 0, -1, True, math.nan, math.inf, [], 1e9, numpy.array([1, 2])]
+    )
     def test_invalid_rates_are_refused(self, rate: Any) -> None:
         with pytest.raises(nqnb.BadInput, match=r"rate=.*is invalid"):
             check_limits(rate, None)

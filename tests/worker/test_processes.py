@@ -473,10 +473,13 @@ class TestStopping:
             time.sleep(60)
 
         # Several processes start at once, so that a process may run before its supervisor forwards a signal.
-        runs = [executor(handle, grace=10) for _ in range(10)]
-        running = [asyncio.ensure_future(run.run()) for run in runs]
-        await asyncio.sleep(0)
-        for run in runs:
+        running = []
+        for _ in range(10):
+            run = executor(handle, grace=10)
+            running.append(asyncio.ensure_future(run.run()))
+            await asyncio.sleep(
+                0
+            )  # the process is started, which takes so long that the next one would be stopped late
             run.stop()
         for result in await asyncio.gather(*running):
             assert (result.ended, type(result.error).__qualname__) == (Ended.STOPPED, "JobCancelled")
