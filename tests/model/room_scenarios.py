@@ -208,10 +208,8 @@ SCENARIOS = {
     "prune one by one against submit with the same id": Scenario(
         (SUBMIT, PRUNE, after_submit(AGAIN)), days=1, backend=(("prune", OneByOne),)
     ),
-    "prune against cancel": Scenario((SUBMIT, after_submit(PRUNE), after_submit(CANCEL)), days=1),
     "requeue against finish": Scenario((SUBMIT, REQUEUE), failures=QUICK),
     "requeue against purge": Scenario((SUBMIT, REQUEUE, after_submit(PURGE))),
-    "requeue against prune": Scenario((SUBMIT, after_submit(PRUNE), after_submit(REQUEUE)), days=1),
     "repair against submit against claim": Scenario((SUBMIT, REPAIR), failures=QUICK),
     "repair against cancel": Scenario((SUBMIT, CANCEL, REPAIR)),
     "repair after delete": Scenario(
@@ -228,7 +226,6 @@ SCENARIOS = {
     "repair against move into a schedule": Scenario((NOT_DUE, after_submit(REPAIR)), days=1),
     "schedule against cancel": Scenario((SCHEDULED, after_submit(CANCEL)), failures=QUICK, days=1),
     "schedule against purge": Scenario((SCHEDULED, PURGE), failures=QUICK, days=1),
-    "schedule against cancel against purge": Scenario((SCHEDULED, after_submit(CANCEL), PURGE), days=1),
     "move into a schedule against submit": Scenario((NOT_DUE,), failures=(*QUICK, Failure.NO_SCHEDULE), days=1),
     "move into a schedule against cancel": Scenario((NOT_DUE, CANCEL), days=1),
     "move into a schedule against purge": Scenario((NOT_DUE, after_submit(PURGE)), days=1),
@@ -259,6 +256,9 @@ SCENARIOS = {
 """By name: small enough for every run of the tests."""
 
 LARGE_SCENARIOS = {
+    "prune against cancel": Scenario((SUBMIT, after_submit(PRUNE), after_submit(CANCEL)), days=1),
+    "requeue against prune": Scenario((SUBMIT, after_submit(PRUNE), after_submit(REQUEUE)), days=1),
+    "schedule against cancel against purge": Scenario((SCHEDULED, after_submit(CANCEL), PURGE), days=1),
     "fire against fire, lost replies": Scenario((PLAN, FIRE, FIRE_TOO), failures=QUICK, days=1),
     # With lost replies too, two days have more than five million states, and one day shows the same orders.
     "fire against fire on two days": Scenario((PLAN, FIRE, FIRE_TOO), failures=(Failure.CLIENT_CRASH,), days=2),
@@ -923,6 +923,14 @@ VARIANTS = {
         "requeue", Scenario((SUBMIT, REQUEUE), failures=(Failure.CLIENT_CRASH,)), STUCK, EntryFirst
     ),
 }
+
+SLOW_VARIANTS = (
+    "prune: an entry is removed whatever its revision",
+    "prune: newer entries are removed with the oldest",
+    "prune: the stream is ignored",
+    "purge: the oldest messages are deleted without a look at them",
+)
+"""The variants that take most of the time, so that only the full tests run them."""
 """By what is wrong: each must break its rule, and its scenario must hold without it."""
 
 

@@ -35,8 +35,8 @@ def status_of(state: State) -> Status:
     return state.entry.status
 
 
-SLOW = ("one id, two messages", "a worker cut off")
-"""The worlds that take half of the time of all others together."""
+SLOW = ("one id, two messages", "a worker cut off", "three quick faults", "the consumer is recreated")
+"""The worlds that take most of the time."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(each, marks=[pytest.mark.full] * (each in SLOW)) for each in WORLDS])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 from helpers.kernels import Cell, Kernel, kernel
-from helpers.waiting import until_async
+from helpers.waiting import until, until_async
 
 import nqnb
 from nqnb.jetstream.queue_streams import ensure_consumer
@@ -126,9 +127,16 @@ def test_a_terminal_shows_the_line_and_removes_it(session: Session, monkeypatch:
     task = session.submit("nobody", 1)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(nqnb.WaitTimeout):
-        task.wait(30)
-    assert f"\r\x1b[Ktask {task.id}: pending, no worker serves queue 'nobody', " in terminal.getvalue()
+    line = f"\r\x1b[Ktask {task.id}: pending, no worker serves queue 'nobody', "
+
+    def cancel() -> None:
+        until(lambda: line in terminal.getvalue(), 60)
+        task.cancel()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    assert task.wait(100) is nqnb.Status.DELETED
+    thread.join()
     assert terminal.getvalue().endswith("s\r\x1b[K")
 
 
