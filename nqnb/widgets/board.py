@@ -40,6 +40,10 @@ _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _CELL = "padding:4px 10px;white-space:nowrap;border-bottom:1px solid rgba(128,128,128,.3);unicode-bidi:isolate"
 
+_LONG = 30
+"""The number of characters above which the snapshot wraps a cell, so that the columns after it are visible."""
+_WRAPPED = ";white-space:normal;min-width:14em;overflow-wrap:anywhere"
+
 
 class Board(anywidget.AnyWidget):
     """A live table with buttons. The content is read once a second while the table is shown on a page.
@@ -221,7 +225,8 @@ def html(title: str, content: BoardContent, at: datetime) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<td style="{_CELL};text-align:{side}{";font-weight:600" if cell.tone in ("warn", "bad") else ""}">'
+            f'<td style="{_CELL};text-align:{side}{";font-weight:600" if cell.tone in ("warn", "bad") else ""}'
+            f'{_WRAPPED if len(cell.text) > _LONG else ""}">'
             f"{escape(line(cell.text, _CHARACTERS))}</td>"
             for cell, side in zip(row.cells, sides, strict=True)
         )

@@ -70,8 +70,15 @@ def html(
     """
     at = time.time() if at is None else at
     names, lines = _table(rows, most, at)
-    head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{escape(name)}</th>' for name in names.values())
-    body = "".join(f"<tr>{''.join(_html_cell(name, each[name]) for name in names)}</tr>" for each in lines)
+    numbers = {column.key for column in rows.available_columns() if column.kind == "number"} - set(STANDARD)
+    styles = dict.fromkeys(names, _CELL)
+    styles |= dict.fromkeys((*numbers, "attempt", "run time"), f"{_CELL};text-align:right")
+    # A long error wraps, so that the columns after it are visible without scrolling.
+    styles["note"] = f"{_CELL};white-space:normal;min-width:14em;overflow-wrap:anywhere"
+    head = "".join(
+        f'<th scope="col" style="{styles[key]};font-weight:500">{escape(name)}</th>' for key, name in names.items()
+    )
+    body = "".join(f"<tr>{''.join(_html_cell(key, each[key], styles[key]) for key in names)}</tr>" for each in lines)
     chips = "".join(
         f'<span style="margin-right:12px;white-space:nowrap">{_dot(name)}{name} <b>{count:,}</b></span>'
         for name, count in rows.counts().items()
@@ -185,13 +192,13 @@ def cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> d
     }
 
 
-def _html_cell(name: str, cell: str) -> str:
+def _html_cell(name: str, cell: str, style: str) -> str:
     inner = escape(cell)
     if name == "status":
         inner = _dot(cell) + inner
     elif name in ("id", "payload"):
         inner = f'<code style="{_CODE}">{inner}</code>'
-    return f'<td style="{_CELL}">{inner}</td>'
+    return f'<td style="{style}">{inner}</td>'
 
 
 def _dot(label: str) -> str:

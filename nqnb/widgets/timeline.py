@@ -12,12 +12,12 @@ from html import escape
 
 from nqnb.protocol.status import Status
 from nqnb.records import TaskInfo
-from nqnb.text import clock, duration, line
+from nqnb.text import clock, duration, line, long_duration
 from nqnb.widgets.snapshot import DOTS
 
 MOST_TASKS = 200
 """The maximum number of tasks in a timeline. The tasks that started last are shown."""
-_WIDTH, _ROW, _LABEL, _TOP, _END = 900, 18, 210, 28, 70
+_WIDTH, _ROW, _LABEL, _TOP, _END = 900, 18, 210, 28, 110
 _TICKS = 6
 _STYLE = (
     "font:12px var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit);max-width:100%;"
@@ -61,7 +61,9 @@ class Timeline:
         shown = self._tasks[-MOST_TASKS:]
         start = min((task.submitted_at or self._now for task in shown), default=self._now)
         end = max([start + timedelta(milliseconds=1), *(self._end(task) for task in shown)])
-        scale = (_WIDTH - _LABEL - _END) / (end - start).total_seconds()
+        length = (end - start).total_seconds()
+        scale = (_WIDTH - _LABEL - _END) / length
+        elapsed = duration if length < 60 else long_duration  # in one unit, two ticks of 3 minutes would have one label
 
         def x(at: datetime) -> float:
             return round(_LABEL + (min(max(at, start), end) - start).total_seconds() * scale, 1)
@@ -77,7 +79,7 @@ class Timeline:
                 f'<line x1="{x(at)}" x2="{x(at)}" y1="{_TOP - 6}" y2="{height - 20}" stroke="#808080" '
                 f'stroke-opacity=".3"/>'
                 f'<text x="{x(at)}" y="{_TOP - 12}" text-anchor="middle" opacity=".75">'
-                f"{f'+{duration((at - start).total_seconds())}' if tick else '0'}</text>"
+                f"{f'+{elapsed((at - start).total_seconds())}' if tick else '0'}</text>"
             )
         for place, task in enumerate(shown):
             parts.append(self._row(task, _TOP + _ROW * place, x))

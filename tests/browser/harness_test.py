@@ -599,6 +599,8 @@ def test_failures_are_grouped_and_one_kind_is_requeued(make: Callable[..., Bench
     bench.page.keyboard.press("Enter")
     bench.until(lambda: sorted(bench.ids) == [f"d{n}" for n in range(5)])
     assert bench.page.locator(".nq-kinds .nq-chip").inner_text().startswith("OSError: no <b>space</b>")
+    cut = bench.page.locator(".nq-kinds .nq-chip bdi").evaluate("each => each.scrollWidth > each.clientWidth")
+    assert not cut, "there is room for the kind"
     assert bench.focused == " nq-kind", "the kind keeps the focus"
     assert axe.findings(bench.page, ".nq") == []
     listed.nth(1).locator("[data-act=requeue-kind]").click()
@@ -783,24 +785,65 @@ def show_board(bench: Bench, content: BoardContent, **fields: str) -> None:
     bench.page.evaluate("message => window.showBoard(message)", {**sent[0], **fields})
 
 
-def test_the_hints_and_buttons_of_a_board_are_visible_on_a_narrow_page(make: Callable[..., Bench]) -> None:
-    bench = make(width=540)
+def test_the_hints_and_buttons_of_a_board_are_visible_at_every_width(make: Callable[..., Bench]) -> None:
+    bench = make()
     counts = ("pending", "scheduled", "processing", "redelivered", "workers")
-    columns = [("queue", False), *((name, True) for name in counts), ("hint", False)]
+    columns = [("queue", False), *((name, True) for name in (*counts, "rate", "oldest")), ("hint", False)]
     cells = [Cell("nightly-report-of-the-archive"), *(Cell("1,204") for _ in counts)]
+    cells += [Cell("▁▂▃▄▅▆▇█▁▂▃▄▅▆▇█▁▂▃▄ 1,204/s"), Cell("115s")]
     hint = Cell("paused: workers start no tasks until the queue is resumed", "warn")
-    actions = [Action(name, name, "?") for name in ("Resume", "Purge", "Cancel all")]
-    show_board(bench, BoardContent(columns, [BoardRow("nightly", [*cells, hint], actions)]))
-    boxes = {
-        name: bench.page.locator(f".nq-board {name}").last.bounding_box()
-        for name in ('td[data-column="hint"]', ".nq-press", ".nq-wide")
+    actions = [
+        Action(name, name, "Cancel the 1,224 open tasks of nightly?") for name in ("Resume", "Purge", "Cancel all")
+    ]
+    row = BoardRow("nightly", [*cells, hint], actions, "a traceback", "long-line " * 40)
+    show_board(bench, BoardContent(columns, [row]))
+    bench.page.locator(".nq-fold summary").click()
+    for asked in (False, True):
+        if asked:
+            bench.page.locator(".nq-press").last.click()
+        for width in (540, 680, 860, 1040, 1200, 1410, 1600):
+            bench.page.set_viewport_size({"width": width, "height": 900})
+            bench.page.wait_for_function("width => innerWidth === width", arg=width)
+            boxes = {
+                name: bench.page.locator(f".nq-board {name}").last.bounding_box()
+                for name in ('td[data-column="hint"]', "td:is(.nq-acts, .nq-ask)", ".nq-wide")
+            }
+            (_, hint_end), (acts_start, acts_end), (_, end) = (
+                (box["x"], box["x"] + box["width"]) for box in boxes.values() if box
+            )
+            assert hint_end <= acts_start + 1, (width, asked)
+            assert acts_end <= end + 1, (width, asked)
+
+
+def test_a_narrow_header_has_two_lines_and_a_question_leaves_the_page_buttons_in_one_line(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make(width=540)
+    bench.feed(*resized())
+    tops = {
+        name: bench.page.locator(name).first.evaluate("each => Math.round(each.getBoundingClientRect().top)")
+        for name in (".nq-find", ".nq-head", ".nq-chips")
     }
-    left, right = ({name: box["x"] + box["width"] * side for name, box in boxes.items() if box} for side in (0, 1))
-    assert right['td[data-column="hint"]'] <= left[".nq-press"] + 1
-    assert right[".nq-press"] <= right[".nq-wide"] + 1
-    assert bench.page.evaluate(
-        "document.querySelector('.nq-wide').scrollWidth <= document.querySelector('.nq-wide').clientWidth"
-    )
+    assert abs(tops[".nq-find"] - tops[".nq-head"]) < 10 < tops[".nq-chips"] - tops[".nq-find"]
+    bench.page.set_viewport_size({"width": 1640, "height": 900})
+    bench.page.locator("[data-act=ask-requeue]").click()
+    bench.until(lambda: bench.page.locator(".nq-preview").is_visible())
+    pages, exports = (bench.page.locator(f"footer .nq-{name}").bounding_box() for name in ("pages", "exports"))
+    assert pages is not None
+    assert exports is not None
+    assert abs(pages["y"] - exports["y"]) < 10
+
+
+def test_a_saved_table_shows_errors_at_every_width(make: Callable[..., Bench]) -> None:
+    bench = make(width=540)
+    bench.feed(*resized())
+    html = snapshot.html(bench.table._rows)
+    bench.page.evaluate("html => (document.getElementById('table').innerHTML = html)", html)
+    note = bench.page.get_by_text("UnidentifiedImageError").bounding_box()
+    assert note is not None
+    assert note["x"] + note["width"] <= 540
+    heading = bench.page.get_by_role("columnheader", name="width")
+    assert heading.evaluate("each => getComputedStyle(each).textAlign") == "right"
 
 
 @pytest.mark.parametrize(("dark", "summary"), [(False, False), (True, True)])

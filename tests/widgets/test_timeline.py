@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from datetime import datetime, timezone
 
@@ -56,6 +57,13 @@ def test_a_timeline_draws_each_task_and_escapes_its_text() -> None:
     assert second is not None
     assert float(first.get("x", 0)) < float(second.get("x", 0))
     assert "waited 10s, ran 20s" in repr(drawn)
+
+
+def test_the_labels_of_a_timeline_differ() -> None:
+    for seconds in (0.05, 5, 59, 60, 205, 5000, 400_000):
+        svg = Timeline([info("one", Status.COMPLETED, started_at=START, finished_at=START + seconds)], {}, NOW).svg()
+        labels = re.findall(r">(\+[^<]+)</text>", svg)
+        assert len(set(labels)) == 5, labels
 
 
 def test_a_timeline_shows_the_last_tasks_of_many() -> None:

@@ -271,7 +271,7 @@ class Task {
     let label = row.status;
     if (cancelling) label = taken === null ? "cancelling…" : `cancelling… ${taken < 10 ? span(taken) : about(taken)}`;
     else if (row.status === "scheduled" && wait <= 0) label = "pending";
-    else if (silent) label = `worker silent for ${about(at - (row.silent ?? at))}`;
+    else if (silent) label = `worker silent for ${roughly(at - (row.silent ?? at))}`;
     put(this.label, label);
     let extra = "";
     if (!cancelling && row.status === "scheduled" && wait > 0)
