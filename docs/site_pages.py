@@ -183,7 +183,8 @@ def _sections(root: click.Command, name: str) -> Iterator[str]:
         yield f"## `{path}`\n"
         yield f"```text\n{path} {usage}\n```\n"
         yield f"{_plain(command.help)}\n"
-        rows = [record for each in command.get_params(context) if (record := each.get_help_record(context)) is not None]
+        options = [each for each in command.get_params(context) if isinstance(each, click.Option)]  # no arguments
+        rows = [record for each in options if (record := each.get_help_record(context)) is not None]
         if rows:
             yield "| option | meaning |\n|---|---|"
             for option, meaning in rows:
@@ -199,8 +200,8 @@ def _plain(text: str | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split())
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([<*_\[\]])", r"\\\1", text)
+    return re.sub(r"([<*_\[\]|])", r"\\\1", text)

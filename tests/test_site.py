@@ -92,6 +92,8 @@ def test_the_site_builds_and_its_reference_is_complete(tmp_path: Path) -> None:
     undocumented = [name for name in nqnb.__all__ if f'.{name}"' not in api]
     assert undocumented == []
     for page, root, name in (("commands", tree, "nqnb"), ("magics", magics, "%nq")):
+        assert "<td></td>" not in pages[page]  # an option without a meaning
+        assert r"\|" not in pages[page]
         sections = {html.partition("</code>")[0]: html for html in re.split(r"<h2[^>]*><code>", pages[page])}
         for path, command in commands(root, name).items():
             assert path in sections, path
