@@ -1414,6 +1414,7 @@ function render({ model, el }) {
     clearTimeout(resting);
     const rows = event.type !== "pointerleave" && event.pointerType !== "touch" && event.target.closest("tbody") !== null;
     point(rows, by_keys);
+    if (event.clientX !== pointerAt?.x || event.clientY !== pointerAt?.y) slid.at = 0; // the pointer has moved
     pointerAt = rows ? { x: event.clientX, y: event.clientY } : null;
     if (rows) resting = setTimeout(() => point(false, by_keys), POINTER_HOLD_MS);
   }
