@@ -26,11 +26,13 @@ Try it without a server:
   nqnb demo
 
 \b
-Run a first task:
+Run a first task, with the worker of `nqnb worker -h` in a second terminal:
   nqnb up --detach
-  nqnb submit resize '{"path": "a.png"}'
-  nqnb worker mymodule:worker
+  nqnb worker jobs:worker
+  nqnb submit count 60
   nqnb watch
+  nqnb cancel ID
+  nqnb up --stop
 
 \b
 Exit codes: 0 done, 1 failed, 2 usage error, 3 no connection, 130 interrupted

@@ -57,13 +57,23 @@ def list_workers(ctx: click.Context, min_workers: int) -> Workers:
 @click.command(
     cls=Command,
     epilog="""\b
+A file jobs.py with a worker:
+  import nqnb
+  worker = nqnb.Worker()
+  @worker.handler("count")
+  def count(job, payload):
+      for done in range(payload):
+          job.progress(done, payload)
+          job.wait(1)
+
+\b
 Examples:
-  nqnb worker mymodule:worker
+  nqnb worker jobs:worker
   nqnb worker app.tasks:worker --concurrency 16
   nqnb worker app.tasks:worker --queues high=6,default=3,low=1
   nqnb worker app.tasks:worker --processes 4
   nqnb worker app.tasks:worker --metrics 9464 --health 8080 --log-format json
-  nqnb worker mymodule:worker --reload
+  nqnb worker jobs:worker --reload
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
