@@ -124,26 +124,6 @@ def test_a_resting_pointer_holds_the_order_only_for_a_while(bench: Bench) -> Non
     assert bench.ids.index("p2") < 3
 
 
-def test_a_click_on_a_row_that_just_moved_below_the_pointer_is_ignored(bench: Bench) -> None:
-    now = time.time()
-    bench.page.clock.install(time=now)
-    bench.button("p1").hover()
-    bench.settle()
-    bench.feed(task("p2", Status.PROCESSING, 2))
-    bench.page.clock.set_fixed_time(now + 10)
-    bench.page.clock.fast_forward(5000)
-    bench.until(lambda: bench.ids[:5] == ["r1", "r2", "p2", "p0", "p1"])
-    bench.page.mouse.down()
-    bench.page.mouse.up()
-    bench.settle()
-    assert not bench.cancelled
-    assert "another row had just moved" in text(bench, ".nq-note")
-    bench.page.clock.set_fixed_time(now + 11)
-    bench.page.mouse.down()
-    bench.page.mouse.up()
-    bench.until(lambda: bench.cancelled == [["p0"]])
-
-
 def test_updates_steal_neither_focus_nor_selection_nor_an_open_row(bench: Bench) -> None:
     bench.row("f1").locator("[data-act=open]").click()
     bench.until(lambda: "resize.py:14" in bench.row("f1").inner_text())

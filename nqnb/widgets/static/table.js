@@ -57,7 +57,6 @@ const EMPTY_ROW = {
 };
 const SIZES = [10, 20, 50, 100];
 const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows keeps their order fixed
-const SLIDE_MS = 500; // how long clicks on the controls of a row are ignored after the row moved below a resting pointer
 const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the table shows that the kernel is busy
 // The time without a message after which a visible table asks the kernel for the rows: if the last answer had news, if the
 // front end has delivered only answers so far, and otherwise. A poll that is not answered is sent again after the last time.
@@ -991,7 +990,6 @@ function render({ model, el }) {
 
   /** @param {Rows} message */
   function show(message) {
-    const pointed = rowBelow();
     message.rows = message.rows.map((row) => ({ ...EMPTY_ROW, ...row }));
     const heard = message.heard[view] ?? 0;
     const before = last;
@@ -1045,8 +1043,6 @@ function render({ model, el }) {
     tick();
     measureContents();
     if (!filterLine.hidden) offered.filter(({ key }) => filters.has(key)).forEach(filterOf); // the choices may have changed
-    const id = rowBelow();
-    if (id !== pointed) slid = { id, at: Date.now() };
   }
 
   function press(ids) {
@@ -1236,11 +1232,6 @@ function render({ model, el }) {
     const id = /** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "";
     const task = tasks.get(id);
     if (control?.getAttribute("aria-disabled") === "true") return;
-    if (control && task && event.detail && id === slid.id && Date.now() - slid.at < SLIDE_MS) {
-      event.preventDefault(); // a checkbox keeps its state
-      pointer(event); // the rows stay in place for the next click
-      return tell("The click was ignored: another row had just moved below the pointer. Click again");
-    }
     unsent?.apply();
     if (typed) searchNow();
     switch (control?.dataset.act) {
@@ -1401,9 +1392,6 @@ function render({ model, el }) {
   let over_rows = false;
   let by_keys = false;
   let resting = 0;
-  let pointerAt = /** @type {?{x: number, y: number}} */ (null); // where the mouse is, if over the rows
-  let slid = { id: "", at: 0 }; // the last row that moved below a resting pointer, and when
-  const rowBelow = () => (pointerAt && /** @type {any} */ (root.getRootNode()).elementFromPoint?.(pointerAt.x, pointerAt.y)?.closest("tbody")?.dataset.id) ?? "";
   const pointing = () => over_rows || by_keys;
   function point(rows, keys) {
     const before = pointing();
@@ -1414,8 +1402,6 @@ function render({ model, el }) {
     clearTimeout(resting);
     const rows = event.type !== "pointerleave" && event.pointerType !== "touch" && event.target.closest("tbody") !== null;
     point(rows, by_keys);
-    if (event.clientX !== pointerAt?.x || event.clientY !== pointerAt?.y) slid.at = 0; // the pointer has moved
-    pointerAt = rows ? { x: event.clientX, y: event.clientY } : null;
     if (rows) resting = setTimeout(() => point(false, by_keys), POINTER_HOLD_MS);
   }
   function focus(event) {
