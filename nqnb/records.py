@@ -481,8 +481,8 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
     Examples:
         >>> [worker] = await nq.workers()
-        >>> worker.queues, worker.running_count
-        (['resize', 'train'], 0)
+        >>> worker.queues, worker.concurrency
+        (['resize', 'train'], 8)
     """
 
     id: str

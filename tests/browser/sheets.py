@@ -213,12 +213,14 @@ class Sheet:
 
     def run_all(self, *, restart: bool = False, timeout: float = PATIENCE) -> None:
         """Run > Run All Cells, or Kernel > Restart Kernel and Run All Cells…; return once every cell has its number."""
+        numbered = self.page.evaluate(f"() => {PROMPTS}.some(each => /\\[\\d+\\]/.test(each))")
         if restart:
             self.menu("Kernel", "Restart Kernel and Run All Cells…")
             self.page.locator(".jp-Dialog .jp-mod-accept").click()
         else:
             self.menu("Run", "Run All Cells")
-        self.page.wait_for_function(f"() => {PROMPTS}.at(-1) === '[*]:'")
+        if numbered:  # the numbers of an earlier run
+            self.page.wait_for_function(f"() => {PROMPTS}.at(-1) === '[*]:'")
         try:
             self.page.wait_for_function(f"() => {PROMPTS}.every(each => /\\[\\d+\\]/.test(each))", timeout=timeout)
         except Exception as error:

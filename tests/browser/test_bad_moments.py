@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from browser.bucket import Bucket
 from browser.sheets import Sheet
 from helpers.worker_processes import WorkerProcesses
@@ -100,6 +101,7 @@ def test_while_the_server_is_gone_a_press_is_not_sent_yet(
     assert look.ended(task, 60)[0] is Status.CANCELLED
 
 
+@pytest.mark.full
 def test_the_row_of_a_killed_worker_says_that_it_is_silent(
     sheet: Callable[..., Sheet],
     look: Bucket,

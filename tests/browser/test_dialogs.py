@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Route
 
 
-@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("app", ["lab", "notebook"])
 def test_a_kernel_that_does_not_start_at_once_is_tried_again(app: App, sheet: Callable[..., Sheet], lab: Lab) -> None:
     page = sheet(app, "1 + 1")
     lab.end_kernels()

@@ -114,12 +114,9 @@ def test_saved_outputs_need_no_kernel(path: Path) -> None:
         assert f"{folder}/" not in body
 
 
-@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
-@pytest.mark.parametrize(
-    "path",
-    [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[1:])],
-    ids=NAMES,
-)
+@pytest.mark.full
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 @pytest.mark.usefixtures("packages")
 def test_run_all_in_the_browser(
     app: App, path: Path, sheet: Callable[..., Sheet], lab: Lab, server: nqnb.DevServer,

@@ -130,6 +130,7 @@ def test_ctrl_c_leaves_no_process(attack: tuple[subprocess.Popen[bytes], str]) -
     until(lambda: not processes_with(mark), 15, pause=0.1)
 
 
+@pytest.mark.full
 @needs_proc
 def test_a_killed_attack_leaves_no_process_not_even_a_suspended_one(
     attack: tuple[subprocess.Popen[bytes], str],

@@ -115,6 +115,7 @@ class TestManyTasks:
     def settings(self, server: nqnb.DevServer) -> nqnb.Settings:
         return nqnb.Settings(server.url, ack_wait=10.0, retry_for=5.0)
 
+    @pytest.mark.full
     async def test_a_worker_with_many_tasks_stays_alive_and_its_dropped_task_is_taken_over(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:

@@ -186,6 +186,7 @@ async def test_a_cancel_stops_a_thread_that_does_not_ask_while_the_loop_is_block
     assert await task.wait(timeout=20) is Status.COMPLETED
 
 
+@pytest.mark.full
 async def test_a_thread_whose_lease_ends_while_the_loop_is_blocked_stops_before_another_worker_gets_the_task(
     nq: nqnb.Client, server: nqnb.DevServer, diary: Path, log: Path, go: Path, other: nqnb.Worker
 ) -> None:

@@ -310,6 +310,7 @@ class TestReuse:
 
 
 class TestIdleProcesses:
+    @pytest.mark.full
     async def test_processes_are_kept_for_as_many_tasks_as_ran_and_given_back_after_a_while(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
