@@ -35,7 +35,7 @@ def fit_columns(columns: Sequence[Column], longest: Sequence[int], room: int) ->
     """Return a dict that maps the position of each visible column to the column's width.
 
     Args:
-        columns: the columns. Dispensable columns without text are dropped.
+        columns: the columns. A dispensable column is dropped if it is empty or does not fit.
         longest: the width of the longest cell of each column.
         room: the width of the terminal.
     """

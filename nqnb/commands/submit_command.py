@@ -260,7 +260,8 @@ def encode_payload(data: bytes | None, form: PayloadForm, what: str, *, quoted: 
             return json.dumps(data.decode("utf-8"), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
             raise click.UsageError(
-                f"{what} is invalid text: the bytes are not UTF-8 ({error}). Use --raw to send the bytes unchanged"
+                f"{what} cannot be sent as text: the bytes are not UTF-8 ({error}). "
+                "Use --raw to send the bytes unchanged"
             ) from None
     if not data.strip():
         raise click.UsageError(f"{what} is invalid JSON: it is empty. Write null, or use --text for an empty string")

@@ -227,7 +227,7 @@ def cancel(
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
         raise click.UsageError(
-            "tasks cannot be selected: expected either task ids or a filter. "
+            f"the selection is invalid: expected either task ids or a filter, got {'both' if ids else 'neither'}. "
             "Use ids, or --queue, --status, --older-than or --newer-than"
         )
     if ids and not dry_run:
@@ -515,7 +515,7 @@ def task_requeue(
     filtered = bool(queue or statuses or since is not None or error or failures)
     if bool(ids or named) == filtered:
         raise click.UsageError(
-            "tasks cannot be selected: expected either task ids or a filter. "
+            f"the selection is invalid: expected either task ids or a filter, got {'both' if filtered else 'neither'}. "
             "Use ids, or --queue, --status, --since, --error or --failure"
         )
     chosen = _ids_of_line_and_stdin(ctx, ids, named)

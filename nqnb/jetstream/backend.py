@@ -462,7 +462,11 @@ class Backend:
         return await ack_wait_of(self.connection, queue)
 
     async def server_facts(self, queue: str | None = None) -> ServerFacts:
-        """Return what `nqnb.doctor` checks about the server and about ``queue``, or about all queues if it is None."""
+        """Return the facts that `nqnb.doctor` checks: those of the server, and those of one queue or of all queues.
+
+        Args:
+            queue: the name of the queue, or None for all queues.
+        """
         return await read_facts(self.connection, queue)
 
     async def recreate_queue(self, queue: str) -> None:

@@ -326,7 +326,7 @@ def read_seed(nkey: str) -> str:
     found = _SEED.search(_read_file("nkey", nkey))
     if found is None:
         raise BadInput(
-            f"nkey {nkey!r} is invalid: the file contains no seed (58 characters, beginning with SU). "
+            f"nkey file {nkey!r} is invalid: it contains no seed (58 characters, beginning with SU). "
             "Generate a seed with `nk -gen user`."
         )
     return _checked_seed(found[1], f"nkey {nkey!r} is invalid: the seed").decode()

@@ -1,4 +1,4 @@
-"""Histograms of durations, and the labels of queues. Both are fast enough to be updated for each task."""
+"""Histograms of durations, and the Prometheus labels of queues. Both are fast enough to be used for each task."""
 
 from __future__ import annotations
 

@@ -157,7 +157,8 @@ def _step(coroutine: Any) -> None:
         return
     coroutine.close()
     raise RuntimeError(
-        "cannot run this message handler now: it awaits the kernel's event loop, which a running cell is blocking"
+        "cannot run this message handler now: it needs the kernel's event loop, which a running cell is blocking. "
+        "Wait until the cell has finished."
     )
 
 

@@ -434,12 +434,12 @@ def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
 
 
 def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now: float, how: str = "") -> TaskMessage:
-    """Return the final entry of a task that is ended by a cancel.
+    """Return the final entry of a task that was cancelled or deleted.
 
     Args:
         task: the task as it was read.
         status: Deleted or Cancelled.
-        record: the sender and the time of the cancel.
+        record: the sender and the time of the cancel request.
         now: the current server time, in Unix seconds.
         how: how the task ended, as text for the receipt. By default, the text depends on the status.
     """

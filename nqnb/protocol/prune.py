@@ -90,14 +90,15 @@ async def prune(
 
 
 async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_kept: int, created: str) -> None:
-    """Remove the entries that have not been written again since they were read.
+    """Remove the entries that have not changed since they were read.
 
     The entries below ``oldest_kept`` are removed with a single request, and the others are removed one by one.
 
     Args:
         backend: the backend to use.
         entries: the entries to remove.
-        oldest_kept: the lowest revision to keep. ``entries`` includes every entry in the bucket with a lower revision.
+        oldest_kept: the lowest revision to keep. The caller must pass every entry of the bucket with a
+            lower revision in ``entries``.
         created: see `QueueBackend.remove_oldest_states`.
     """
     oldest = [entry.revision for entry in entries if entry.revision < oldest_kept]

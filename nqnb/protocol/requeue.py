@@ -67,7 +67,7 @@ class Requeues:
         self._latest: dict[str, tuple[float, str]] = {}
 
     def add(self, task: TaskMessage) -> None:
-        """Add a task. Tasks that are not copies are ignored."""
+        """Record a task if it is a copy of a requeued task. Other tasks are ignored."""
         if origin := task.meta.origin:
             copy = (task.meta.submitted_at, task.ID)
             self._latest[origin] = max(self._latest.get(origin, copy), copy)

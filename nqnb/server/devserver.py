@@ -114,7 +114,11 @@ class DevServer:
 
     @property
     def version(self) -> str:
-        """The version of nats-server, such as ``2.12.0``. Raises DevServerError if the server has not been started."""
+        """The version of nats-server, such as ``2.12.0``.
+
+        Raises:
+            DevServerError: the server has not been started.
+        """
         return self._started().version
 
     @property

@@ -59,7 +59,7 @@ class Question(ModalScreen[bool]):
 
 
 class Help(ModalScreen[None]):
-    """The keys, and the syntax of the filter."""
+    """The dialog that shows the keyboard shortcuts and the syntax of the filter."""
 
     DEFAULT_CSS = """
     Help { align: center middle; }

@@ -47,7 +47,7 @@ def check_queues(queues: object) -> dict[str, int]:
     else:
         raise BadInput(
             f"queues={shown(queues)} is invalid: expected a dict or a list, got {kind_of(queues)}. "
-            "Pass the weights of the queues, such as {'high': 6, 'low': 1}, or their names in strict order."
+            "Pass a dict of weights, such as {'high': 6, 'low': 1}, or a list of names, the most urgent queue first."
         )
     if not weights or len(weights) < len(queues):
         why = "a name occurs twice" if weights else "it is empty"

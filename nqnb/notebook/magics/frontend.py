@@ -202,15 +202,18 @@ def confirm(question: str, kernel: Any) -> bool:
         NeedsYes: the user cannot be asked.
     """
     if kernel is None and not (sys.stdin and sys.stdin.isatty()):
-        raise NeedsYes(f"{question} Cannot ask: stdin is not a terminal. Add --yes.")
+        raise NeedsYes(f"{question} Cannot ask for confirmation: stdin is not a terminal. Add --yes.")
     if kernel is not None and cells_are_waiting(kernel):
         raise NeedsYes(
-            f"{question} Cannot ask: other cells are queued, as in Run All. Add --yes, or run this cell alone."
+            f"{question} Cannot ask for confirmation: other cells are queued, as in Run All. "
+            "Add --yes, or run this cell alone."
         )
     try:
         answer = input(f"{clean(question)} [y/N]: ")
     except StdinNotImplementedError:
-        raise NeedsYes(f"{question} Cannot ask: this notebook runs without a user. Add --yes.") from None
+        raise NeedsYes(
+            f"{question} Cannot ask for confirmation: this notebook runs without a user. Add --yes."
+        ) from None
     except EOFError:
         return False
     return answer.strip().lower() in ("y", "yes")

@@ -142,7 +142,8 @@ def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool
         raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` to list the tasks.")
     if bool(what or failures) + queues + workers > 1:
         raise click.UsageError(
-            "a live table shows either tasks, queues or workers. Use only one of: QUEUE or ID, --queues, --workers."
+            "these options cannot be combined: a live table shows tasks, queues or workers. "
+            "Use --queues alone, --workers alone, or neither of them."
         )
     session = front.session(options_of(ctx))
     if queues or workers:
