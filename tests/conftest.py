@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import secrets
@@ -39,16 +40,35 @@ class BrowserTestsTogether(LoadScopeScheduling):  # type: ignore[misc]  # as abo
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> BrowserTestsTogether:
+    if config.getoption("--full"):
+        config.option.loadscopereorder = False  # otherwise the browser tests, which are the largest group, start first
     return BrowserTestsTogether(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--full"):
+        items[:] = _heavy_first(items)
         return
     long = [item for item in items if item.get_closest_marker("full")]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+def _heavy_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the long attacks and models in turn, and then the others.
+
+    An attack fills a machine for minutes, and a page in a browser waits only some seconds for its kernel. An attack
+    beside another attack is slow as well, but a model only needs the processor.
+    """
+    attacks: list[pytest.Item] = []
+    models: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        folder = item.nodeid.partition("/")[2].partition("/")[0] if item.get_closest_marker("full") else ""
+        {"chaos": attacks, "model": models}.get(folder, others).append(item)
+    in_turn = [item for pair in itertools.zip_longest(attacks, models) for item in pair if item is not None]
+    return in_turn + others
 
 
 @pytest.fixture(autouse=True, scope="session")
