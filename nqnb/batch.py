@@ -111,11 +111,11 @@ class Batch:
         self.payloads = Payloads(payloads)
         self.index: Any = payloads.index if payload.is_frame(payloads) else None
         if self._group is not None and self.index is not None and not self.index.is_unique:
+            label = self.index[self.index.duplicated()].tolist()[0]
             raise BadInput(
-                f"the payloads are invalid: the label {shown(self.index[self.index.duplicated()][0])} occurs more "
-                f"than once "
-                f"in the index of the DataFrame, so the tasks of group {self._group!r} could not be matched with their "
-                "rows. Pass `df.reset_index(drop=True)`."
+                f"the payloads are invalid: the label {shown(label)} occurs more than once in the index of the "
+                f"DataFrame, so the tasks of group {self._group!r} could not be matched with their rows. "
+                "Pass `df.reset_index(drop=True)`."
             )
 
     def __iter__(self) -> Iterator[Item]:

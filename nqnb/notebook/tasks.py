@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import html
 import itertools
-from collections import Counter
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -283,6 +282,7 @@ class TaskList(list[SessionTask]):
         tasks: the tasks.
         index: the index of the DataFrame whose rows are the payloads, or None. The ``row`` of a task is a position
             in this index.
+        stored: whether the labels in ``index`` were read from the tasks of a group, which store them as JSON.
 
     Examples:
         >>> tasks = nqnb.session().map("resize", [{"path": "a.png"}, {"path": "b.png"}])
@@ -292,10 +292,13 @@ class TaskList(list[SessionTask]):
         ['completed', 'completed']
     """
 
-    def __init__(self, session: _TaskCalls, tasks: Iterable[SessionTask] = (), index: Any = None) -> None:
+    def __init__(
+        self, session: _TaskCalls, tasks: Iterable[SessionTask] = (), index: Any = None, *, stored: bool = False
+    ) -> None:
         super().__init__(tasks)
         self._session = session
         self._index = index
+        self._stored = stored
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> SessionTask: ...
@@ -303,7 +306,7 @@ class TaskList(list[SessionTask]):
     def __getitem__(self, index: slice) -> TaskList: ...
     def __getitem__(self, index: SupportsIndex | slice) -> SessionTask | TaskList:
         found = super().__getitem__(index)
-        return TaskList(self._session, found, self._index) if isinstance(found, list) else found
+        return self._with_index(found) if isinstance(found, list) else found
 
     def __add__(self, other: list[Any]) -> Any:
         joined = super().__add__(other)
@@ -420,7 +423,7 @@ class TaskList(list[SessionTask]):
             SessionTask(self._session, info.id, info.queue, task.row) if isinstance(info, TaskInfo) else task
             for task, info in zip(self, infos, strict=True)
         ]
-        return TaskList(self._session, tasks, self._index)
+        return self._with_index(tasks)
 
     def join(self, df: pd.DataFrame, *, flat: bool = False) -> pd.DataFrame:
         """Return a copy of ``df`` with the current state and result of each row's task.
@@ -431,11 +434,14 @@ class TaskList(list[SessionTask]):
         of its latest copy. In rows without a task, the values are missing.
 
         Args:
-            df: the DataFrame whose rows are the payloads, or a part of it. Rows are matched by their index labels.
+            df: the DataFrame whose rows are the payloads, or a part of it. Rows are matched by their index labels. If
+                several rows of one `map` call have the same label, ``df`` must have all rows in their original order.
+                In a group, a label can have several tasks: the task that was submitted last is used.
             flat: whether to append a column for each field of the results, such as ``→ bytes``.
 
         Raises:
-            BadInput: ``df`` is not a DataFrame, or the payloads are not the rows of a DataFrame.
+            BadInput: ``df`` is not a DataFrame, the payloads are not the rows of a DataFrame, or several payloads have
+                the same label and ``df`` has other rows.
         """
         import pandas as pd
 
@@ -449,16 +455,17 @@ class TaskList(list[SessionTask]):
                 "the tasks cannot be joined with df: their payloads are not the rows of a DataFrame. Pass a DataFrame "
                 "to `map`, or use `results(errors='return')`, which keeps the order of the tasks."
             )
+        keys, wanted = self._row_keys(df.index)
         found = self._session.call(self._latest())
         infos = {info.id: info for info in found if isinstance(info, TaskInfo)}
         tasks = tasks_frame(infos.values(), flat=flat)
         names = [str(name) for name in tasks]
         names = [name for name in names if name in ("status", "result", "error", "run_time") or name.startswith("→ ")]
         tasks = tasks[names].assign(task=tasks.index)
-        numbered = not df.index.is_unique
-        keys = _row_keys(self._index, numbered)
-        ids = {keys[task.row]: info.id for task, info in zip(self, found, strict=True) if isinstance(info, TaskInfo)}
-        joined = tasks.reindex([ids.get(key, "") for key in _row_keys(df.index, numbered)])
+        by_key = [(keys[task.row], info) for task, info in zip(self, found, strict=True) if isinstance(info, TaskInfo)]
+        by_key.sort(key=lambda pair: pair[1].submitted_at or _LONG_AGO)
+        ids = {key: info.id for key, info in by_key}  # the last submitted task of a key
+        joined = tasks.reindex([ids.get(key, "") for key in wanted])
         joined.index = df.index
         joined.columns = pd.Index([f"task_{name}" if name in df.columns else name for name in joined.columns])
         whole: pd.DataFrame = pd.DataFrame(pd.concat([df, joined], axis=1))
@@ -522,6 +529,37 @@ class TaskList(list[SessionTask]):
         if self._index is None or any(task.row < 0 for task in self):
             return None
         return self._index.take([task.row for task in self])
+
+    def _row_keys(self, index: Any) -> tuple[Sequence[object], Sequence[object]]:
+        """Return the key of each row of the payloads, and of each row of a DataFrame with the given index.
+
+        Raises:
+            BadInput: the rows cannot be matched, because several payloads have the same label.
+        """
+        import pandas as pd
+
+        if self._stored:
+            return [encode_label(label) for label in self._index], [encode_label(label) for label in index]
+        rows = range(len(self._index))
+        if self._index.is_unique:
+            # Labels of different types are compared as Python objects, which never raises an error.
+            mine, other = (
+                pd.Index(each.to_numpy(dtype=object), dtype=object, tupleize_cols=False)
+                for each in (self._index, index)
+            )
+            return rows, mine.get_indexer(other).tolist()
+        if self._index.equals(index):
+            return rows, rows
+        label = self._index[self._index.duplicated()].tolist()[0]
+        raise BadInput(
+            f"the tasks cannot be joined with df: the label {shown(label)} occurs more than once in the index of their "
+            "DataFrame, and df has other rows or another order. Join the original DataFrame, then filter or sort the "
+            "joined rows. Or pass `df.reset_index(drop=True)` to `map`."
+        )
+
+    def _with_index(self, tasks: Iterable[SessionTask]) -> TaskList:
+        """Return a list of other tasks whose payloads are rows of the same DataFrame."""
+        return TaskList(self._session, tasks, self._index, stored=self._stored)
 
     async def _latest(self) -> list[TaskInfo | NqnbError]:
         """Return the record of each task. If a task was requeued, return the record of its latest copy instead."""
@@ -625,7 +663,7 @@ def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:
     labels = [decode_value(info.label) if info.label else info.position for info in ordered]
     index = pd.Index([tuple(label) if isinstance(label, list) else label for label in labels])
     tasks = (SessionTask(session, info.id, info.queue, row) for row, info in enumerate(ordered))
-    return TaskList(session, tasks, index)
+    return TaskList(session, tasks, index, stored=True)
 
 
 class Completed:
@@ -770,20 +808,6 @@ def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
             "and the errors.",
         )
     return error
-
-
-def _row_keys(index: Any, numbered: bool) -> list[tuple[bytes, int]]:
-    """Return a key for each label of an index: the label as JSON, and a number.
-
-    The labels of a group are stored in the same JSON form. If ``numbered`` is True, the number is the count of equal
-    labels that come earlier in the index. Otherwise, the number is 0.
-    """
-    counts: Counter[bytes] = Counter()
-    keys = []
-    for data in map(encode_label, index):
-        keys.append((data, counts[data]))
-        counts[data] += numbered
-    return keys
 
 
 def _not_tasks(what: object) -> BadInput:

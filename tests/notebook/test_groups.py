@@ -155,6 +155,40 @@ class TestResults:
         with pytest.raises(nqnb.BadInput, match="the label 'a' occurs more than once"):
             session.map("resize", frame, group="sweep-7")
 
+    def test_rows_with_equal_labels_are_never_joined_with_the_task_of_another_row(self, session: Session) -> None:
+        frame = images(4).set_axis([0, 1, 0, 1])
+        tasks = session.map("resize", frame)
+        assert tasks[1:3].join(frame)["task"].fillna("").tolist() == ["", *tasks.ids[1:3], ""]
+        for other in (frame.iloc[::-1], frame.iloc[:2], frame.iloc[1:], images(4)):
+            with pytest.raises(nqnb.BadInput, match=r"the label 0 occurs more than once .* Join the original"):
+                tasks.join(other)
+
+    def test_each_row_of_an_exploded_frame_has_the_task_of_its_label(self, session: Session) -> None:
+        frame = images(2).assign(tags=["x,y", "z"])
+        tasks = session.map("resize", frame)
+        exploded = frame.assign(tags=frame["tags"].str.split(",")).explode("tags")
+        assert tasks.join(exploded)["task"].tolist() == [tasks.ids[0], tasks.ids[0], tasks.ids[1]]
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            pd.interval_range(0, 3),
+            pd.IntervalIndex.from_tuples([(0, 2), (1, 3), (2, 4)]),
+            pd.period_range("2026-01", periods=3, freq="M"),
+            pd.Index([1.0, np.nan, 2.0]),
+            pd.DatetimeIndex(["2026-11-29", None, "2026-11-30"], tz="Europe/Berlin"),
+            pd.MultiIndex.from_tuples([("a", np.nan), ("a", 1.0), ("b", 1.0)]),
+        ],
+        ids=lambda index: type(index).__name__ + str(index.dtype),
+    )
+    def test_labels_that_are_not_json_are_joined_too(self, session: Session, index: pd.Index[Any]) -> None:
+        frame = images(3).set_axis(index)
+        tasks = session.map("resize", frame)
+        joined = tasks.join(frame.iloc[::-1])
+        assert joined.index.equals(index[::-1])
+        assert joined["task"].tolist() == tasks.ids[::-1]
+        assert tasks.join(images(2))["task"].isna().all()
+
     def test_a_requeued_row_is_joined_with_its_latest_copy(self, session: Session) -> None:
         broken, frame = serve(session, {512, 1024}), images()
         tasks = session.map("resize", frame, group="sweep-7")
@@ -327,6 +361,19 @@ class TestGroup:
         again = session.group("sweep-7")
         assert {*again} == {*first, *second}
         assert again.join(frame)["task"].tolist() == second.ids
+
+    @pytest.mark.parametrize("index", [pd.RangeIndex(4), pd.Index(_labels(4))], ids=["numbers", "labels"])
+    def test_a_part_of_a_group_that_was_submitted_again_joins_with_the_last_tasks(
+        self, session: Session, index: pd.Index[Any]
+    ) -> None:
+        frame = images(4).set_axis(index)
+        first = session.map("resize", frame, group="sweep-7")
+        second = session.map("resize", frame.iloc[[2, 3]], group="sweep-7")
+        again = session.group("sweep-7")
+        for joined in (again.join(frame), again[:].join(frame)):
+            assert joined["task"].tolist() == first.ids[:2] + second.ids
+        third = again.join(frame.iloc[[3, 3, 0]])["task"]
+        assert third.tolist() == [second.ids[1], second.ids[1], first.ids[0]]
 
     def test_an_unknown_group_suggests_another(self, session: Session) -> None:
         session.map("resize", [1], group="sweep-7")
