@@ -94,23 +94,28 @@ class TaskFrame(pd.DataFrame):
         """Return the names of the columns to show, or an empty list if only some columns were selected.
 
         Empty columns are omitted. The column ``attempt`` is omitted if every attempt is the first attempt. The column
-        ``due_at`` is included if a task is waiting for its due time.
+        ``due_at`` is included if a task is waiting for its due time. The user may have removed these two columns.
         """
-        names = [str(name) for name in self.columns]
-        if FIRST_REST not in names or "status" not in names or not self.columns.is_unique:
+        names = list(self.columns)
+        texts = all(isinstance(name, str) for name in names)
+        if not texts or FIRST_REST not in names or "status" not in names or not self.columns.is_unique:
             return []
         first = names[: names.index(FIRST_REST)]
         shown = [name for name in first if name in ("queue", "status") or bool(self[name].notna().any())]
-        if bool((self["due_at"].notna() & (self["status"] == Status.PENDING.label)).any()):
+        if "due_at" in names and bool((self["due_at"].notna() & (self["status"] == Status.PENDING.label)).any()):
             shown.append("due_at")
-        return [name for name in shown if name != "attempt" or bool((self[name] > 1).any())]
+        # The user may have converted the attempts, for example to text.
+        if "attempt" in shown and pd.api.types.is_numeric_dtype(self["attempt"]) and not (self["attempt"] > 1).any():
+            shown.remove("attempt")
+        return shown
 
     def _cells(self, names: Sequence[str]) -> list[list[str]]:
         """Return the id and values of each row as text. In a long frame, a row of dots replaces the middle rows."""
         most, least = pd.get_option("display.max_rows"), pd.get_option("display.min_rows")
-        shown, half = self, (least or most or 10) // 2
+        shown, half = self, 0
         long = most is not None and most > 0 and len(self) > most
         if long:
+            half = max(1, min(least or most, most) // 2)
             shown = pd.concat([self.iloc[:half], self.iloc[-half:]])
         columns = [
             [str(task_id) for task_id in shown.index],

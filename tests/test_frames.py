@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -261,6 +263,42 @@ def test_selected_columns_are_displayed_by_pandas() -> None:
     frame = tasks_frame(sweep())[["payload", "worker"]]
     assert repr(frame) == repr(pd.DataFrame(frame))
     assert str(TaskFrame(frame)._repr_html_()) == pd.DataFrame(frame).to_html(notebook=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.dropna(axis=1, how="all"),
+        lambda frame: frame.drop(columns=["due_at"]),
+        lambda frame: frame.drop(columns=["attempt"]),
+        lambda frame: frame.loc[:, frame.notna().any()],
+        lambda frame: frame.select_dtypes(exclude="datetimetz"),
+        lambda frame: frame.astype(str),
+        lambda frame: frame.astype("object"),
+        lambda frame: frame.astype({"attempt": "category"}),
+        lambda frame: frame.astype({"attempt": float}).reindex(["a", "none"]),
+        lambda frame: frame.reset_index(),
+        lambda frame: frame.rename(columns={"result": 7}),
+    ],
+)
+def test_a_frame_is_displayed_after_columns_were_removed_or_converted(
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+) -> None:
+    frame = change(tasks_frame(sweep()))
+    assert isinstance(frame, TaskFrame)
+    assert "completed" in repr(frame)
+    assert "completed" in str(frame._repr_html_())
+
+
+@pytest.mark.parametrize(("most", "least"), [(5, 10), (5, 4), (2, 10), (1, 10), (1, None), (7, 1), (3, 0)])
+def test_a_long_frame_shows_no_task_twice_and_no_more_tasks_than_pandas_is_set_to(most: int, least: int | None) -> None:
+    frame = tasks_frame([info(f"task-{number}") for number in range(8)])
+    with pd.option_context("display.max_rows", most, "display.min_rows", least):
+        for text in (repr(frame), str(TaskFrame(frame)._repr_html_())):
+            shown = re.findall(r"task-\d", text)
+            assert len(shown) == len(set(shown)) <= max(most, 2)
+            assert (shown[0], shown[-1]) == ("task-0", "task-7")
+            assert "8 tasks. More columns" in text
 
 
 def test_queues_and_workers_have_their_fields_as_columns() -> None:
