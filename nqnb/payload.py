@@ -2,16 +2,17 @@
 
 Bytes are sent unchanged. Other values are sent as JSON. In addition to JSON's own types, these types can be encoded:
 dates and times (as ISO strings), UUIDs, `decimal.Decimal` and paths (as strings), enums (as their values), dataclasses,
-msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are rejected, because JSON has no
-such numbers, and ``null`` would be decoded as None. nqnb never pickles a value, and never unpickles or evaluates data
-from a queue.
+attrs objects, msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are rejected,
+because JSON has no such numbers, and ``null`` would be decoded as None. nqnb never pickles a value, and never unpickles
+or evaluates data from a queue.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -229,10 +230,19 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
         for index, item in enumerate(value):
             yield from _walk(item, f"{part}[{index}]", above)
     else:
-        fields = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", None) or ()
-        for field in fields:
-            yield from _walk(getattr(value, field), f"{part}.{field}", above)
+        for field in _field_names(value):
+            if hasattr(value, field):  # a field without a value is not encoded
+                yield from _walk(getattr(value, field), f"{part}.{field}", above)
     yield part, value
+
+
+def _field_names(value: object) -> Iterable[str]:
+    """Return the names of the encoded fields of a Struct, a dataclass or an attrs object; of other values, none."""
+    if isinstance(value, msgspec.Struct):
+        return value.__struct_fields__
+    # The mapping `__dataclass_fields__` also has ClassVar and InitVar annotations, which are not encoded.
+    of_dataclass = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return [field.name for field in of_dataclass or getattr(type(value), "__attrs_attrs__", ())]
 
 
 def is_numpy(value: object) -> bool:

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import uuid
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -39,6 +39,16 @@ class Point:
 class Box(msgspec.Struct):
     corner: Point
     tags: list[Any]
+
+
+@dataclasses.dataclass
+class Sweep:
+    """A dataclass with annotations that are not encoded, and a field that may have no value."""
+
+    rows: Any = None
+    limit: ClassVar[float] = math.inf
+    seed: dataclasses.InitVar[int] = dataclasses.field(kw_only=True)
+    count: float = dataclasses.field(init=False)
 
 
 class TestBytes:
@@ -72,6 +82,8 @@ class TestJson:
             (pathlib.PurePosixPath("/a/b"), b'"/a/b"'),
             (Colour.RED, b'"red"'),
             (Point(1.0, 2.0), b'{"x":1.0,"y":2.0}'),
+            (Sweep(None, seed=2), b'{"rows":null}'),
+            ([Sweep("null", seed=2)], b'[{"rows":"null"}]'),
             (Box(Point(1.0), ["a", Colour.RED]), b'{"corner":{"x":1.0,"y":0.0},"tags":["a","red"]}'),
             (frozenset([7]), b"[7]"),
             (collections.OrderedDict(b=1, a=2), b'{"b":1,"a":2}'),
@@ -166,6 +178,19 @@ class TestNoSuchNumber:
     def test_a_nan_key_is_refused(self) -> None:
         with pytest.raises(UnencodableValue):
             payload.encode({NAN: 1})
+
+    def test_a_nan_in_a_field_that_was_set_later_is_refused(self) -> None:
+        value = Sweep(seed=2)
+        value.count = NAN
+        with pytest.raises(UnencodableValue, match=r"payload\.count cannot be encoded as JSON: it is nan"):
+            payload.encode(value)
+
+    def test_a_nan_in_an_attrs_object_is_refused(self) -> None:
+        attrs = pytest.importorskip("attrs")
+        made = attrs.make_class("Made", ["x", "y"])
+        assert payload.encode(made(1.5, None)) == b'{"x":1.5,"y":null}'
+        with pytest.raises(UnencodableValue, match=r"payload\.y cannot be encoded as JSON: it is nan"):
+            payload.encode(made(1.5, NAN))
 
     def test_a_nan_in_a_result_is_refused_with_its_name(self) -> None:
         with pytest.raises(UnencodableValue, match=r"^result\['x'\] cannot be encoded as JSON: it is nan"):
