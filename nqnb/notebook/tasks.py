@@ -32,6 +32,7 @@ from nqnb.errors import (
     MalformedMessage,
     NqnbError,
     TaskError,
+    Unconfirmed,
     UnknownQueue,
     UnknownTask,
     WaitTimeout,
@@ -61,9 +62,11 @@ _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 MANY_TASKS = 2000
 """The number of tasks above which all tasks of the queue are read at once, which is faster than reading each task."""
 _LISTED_PER_SECOND = 10_000
-"""The display of a long list may take one more second for every additional group of this many tasks."""
+"""A limited read of a long list may take one more second for every additional group of this many tasks."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
+_LAST_READ_SECONDS = 1.0
+"""The time limit of the final read of `TaskList.completed`, in seconds. It is longer for many tasks."""
 _DISPLAY_SECONDS = 1.0
 """How long the display of a task waits for the task's state."""
 
@@ -405,7 +408,8 @@ class TaskList(list[SessionTask]):
         its error. In an async function, use ``async for``.
 
         Args:
-            timeout: how long to wait for all tasks, in seconds or as a timedelta. If None, wait without a limit.
+            timeout: how long to wait for all tasks, in seconds or as a timedelta. With 0, only the tasks that have
+                already ended are yielded. If None, wait without a limit.
             cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If None, the session's
                 ``cancel_on_interrupt`` is used.
 
@@ -592,15 +596,7 @@ class TaskList(list[SessionTask]):
         return outcomes, await unserved_words(self._session.client, sorted(waiting))
 
     async def _fetched(self) -> list[TaskInfo | NqnbError]:
-        """Return the record of each task, or the error for a task that no longer exists."""
-        client = self._session.client
-        if len(self) <= MANY_TASKS:
-            return await records_of(client, self.ids)
-        queues = {task.queue for task in self}
-        listed: dict[str, TaskInfo] = {}
-        with contextlib.suppress(UnknownQueue):
-            listed = {info.id: info for info in await client.tasks(queues.pop() or None if len(queues) == 1 else None)}
-        return [listed.get(task_id) or unknown(task_id) for task_id in self.ids]
+        return await _fetch_all(self._session.client, self)
 
     def card(self) -> Board:
         """Return a live card of the tasks, as `Session.watch_failures` does.
@@ -653,6 +649,18 @@ async def records_of(client: Client, ids: Iterable[str]) -> list[TaskInfo | Nqnb
         if not isinstance(outcome, (TaskInfo, UnknownTask, MalformedMessage)):
             raise outcome
     return outcomes
+
+
+async def _fetch_all(client: Client, tasks: Sequence[SessionTask]) -> list[TaskInfo | NqnbError]:
+    """Return the record of each task, or the error for a task that no longer exists."""
+    ids = [task.id for task in tasks]
+    if len(ids) <= MANY_TASKS:
+        return await records_of(client, ids)
+    queues = {task.queue for task in tasks}
+    listed: dict[str, TaskInfo] = {}
+    with contextlib.suppress(UnknownQueue):
+        listed = {info.id: info for info in await client.tasks(queues.pop() or None if len(queues) == 1 else None)}
+    return [listed.get(task_id) or unknown(task_id) for task_id in ids]
 
 
 def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:
@@ -713,19 +721,44 @@ class Completed:
                     rest = None if until is None else max(0.0, until - elapsed())
                     batch = await asyncio.wait_for(anext(batches), rest)
                 except asyncio.TimeoutError:
-                    raise WaitTimeout(
-                        f"{len(self._waiting):,} of {total:,} tasks did not end within {self._seconds:g} s: they are "
-                        "still pending or running. Wait longer, or cancel the tasks.",
-                        next(iter(self._waiting)),
-                    ) from None
+                    break
                 seen.update(task.id for task in batch.tasks)
                 ended = [task.id for task in batch.tasks if task.status.terminal] + batch.gone
                 if batch.complete and not looked:
                     looked = True
                     ended += self._waiting.keys() - seen
-                found = [task for task_id in ended if (task := self._waiting.pop(task_id, None)) is not None]
-                if found:
+                if found := self._taken(ended):
                     yield found
+        if found := self._taken(await self._ended_at_the_limit()):
+            yield found
+        if self._waiting:
+            raise WaitTimeout(
+                f"{len(self._waiting):,} of {total:,} tasks did not end within {self._seconds:g} s: they are "
+                "still pending or running. Wait longer, or cancel the tasks.",
+                next(iter(self._waiting)),
+            )
+
+    def _taken(self, ended: Iterable[str]) -> list[SessionTask]:
+        """Remove tasks that have ended from the tasks to wait for, and return the removed tasks."""
+        return [task for task_id in ended if (task := self._waiting.pop(task_id, None)) is not None]
+
+    async def _ended_at_the_limit(self) -> list[str]:
+        """Read the remaining tasks once, and return the ids of the tasks that have ended.
+
+        Tasks may have ended while the caller handled an earlier task. With a timeout of 0, nothing else is read.
+        """
+        client, tasks = self._session.client, list(self._waiting.values())
+        try:
+            reading = _fetch_all(client, tasks)
+            infos = await asyncio.wait_for(reading, _LAST_READ_SECONDS + len(tasks) / _LISTED_PER_SECOND)
+        except asyncio.TimeoutError:
+            return []
+        except (Unconfirmed, ConnectionFailed):
+            if client.backend.closed:
+                raise
+            return []
+        gone = (task.id for task, info in zip(tasks, infos, strict=True) if not isinstance(info, TaskInfo))
+        return [*(info.id for info in infos if isinstance(info, TaskInfo) and info.status.terminal), *gone]
 
 
 async def _anext_or_none(batches: AsyncIterator[list[SessionTask]]) -> list[SessionTask] | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from html import unescape
 from typing import Any
@@ -322,6 +325,43 @@ class TestCompleted:
         with pytest.raises(nqnb.WaitTimeout, match="1 of 3 tasks did not end within 1 s"):
             ended.extend(task for task in tasks.completed(1))
         assert {*ended} == {*tasks[:2]}
+
+    @pytest.mark.parametrize("many", [2000, 1])
+    def test_the_tasks_that_have_ended_at_the_limit_are_yielded(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, many: int
+    ) -> None:
+        monkeypatch.setattr("nqnb.notebook.tasks.MANY_TASKS", many)
+        serve(session, {512})
+        tasks = session.map("resize", images(2))
+        tasks.wait(30)
+        assert {*tasks.completed(0)} == {*tasks}
+        late = [*session.map("other", [1, 2, 3]), SessionTask(session, "nobody", "other")]
+        ended: list[SessionTask] = []
+
+        def slow_body(task: SessionTask) -> None:
+            ended.append(task)
+            if task in tasks:
+                session.cancel(late[:2])
+                time.sleep(1.2)
+
+        with pytest.raises(nqnb.WaitTimeout, match="1 of 6 tasks did not end within 2 s"):
+            deque(map(slow_body, (tasks + late).completed(2)))
+        assert {*ended} == {*tasks, *late[:2], late[3]}
+
+    def test_a_limit_without_an_answer_of_the_server_is_a_timeout(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tasks = session.map("other", [1])
+        errors = [nqnb.Unconfirmed("the answer was lost"), asyncio.TimeoutError()]
+
+        async def lost(task_id: str) -> nqnb.TaskInfo:
+            raise errors.pop()
+
+        monkeypatch.setattr(session.client, "fetch", lost)
+        for _ in range(len(errors)):
+            with pytest.raises(nqnb.WaitTimeout, match="1 of 1 tasks"):
+                list(tasks.completed(0))
+        assert errors == []
 
 
 class TestGroup:
