@@ -58,6 +58,9 @@ _VARIABLES = {
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _SEED = re.compile(r"S[A-Z2-7]{57}")
+_LONGEST_SHOWN_PATH = 300
+_FILE_CONTENTS = re.compile(r"[\r\n]|-----BEGIN|[A-Za-z0-9]{50,}|^eyJ|^LS0t")
+"""Text that a path does not contain: more than one line, a PEM header, a seed or a JWT, also in Base64."""
 
 LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
 """The settings for each kind of login, in the NATS CLI's order of precedence. Only one kind is used."""
@@ -560,10 +563,20 @@ def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
         with open(path, "rb"):
             return path
     except (OSError, ValueError) as error:
+        if _may_be_contents(path):
+            raise BadInput(
+                f"{label} is invalid: the value looks like the contents of a file, so it is not shown here. "
+                "Set the path of the file instead."
+            ) from None
         why = getattr(error, "strerror", None) or error
         raise BadInput(
             f"{label} {path!r} is invalid: the file cannot be read ({why}). Check the path and the file's permissions."
         ) from None
+
+
+def _may_be_contents(path: str) -> bool:
+    """Return whether a path may be the contents of a file that was passed by mistake, and so may be a secret."""
+    return len(path) > _LONGEST_SHOWN_PATH or _FILE_CONTENTS.search(path) is not None
 
 
 def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
@@ -574,7 +587,7 @@ def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
     if os.path.isfile(text):
         return _check_readable(label, text)
     # The value may be a mistyped seed, so it is shown only if it is clearly a path.
-    value = f" {text!r}" if os.sep in text or "." in text else ""
+    value = f" {text!r}" if (os.sep in text or "." in text) and not _may_be_contents(text) else ""
     raise BadInput(
         f"{label}{value} is invalid: it is neither a seed nor a readable file. "
         "Use a seed (58 characters, starting with SU) or the path of a file that contains a seed."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import pickle
@@ -410,6 +411,43 @@ class TestFiles:
             with pytest.raises(BadInput, match="nkey is invalid: it is neither a seed") as caught:
                 Settings("h", nkey=slip)
             assert slip[5:20] not in str(caught.value)
+
+    @pytest.mark.parametrize("source", ["argument", "variable", "context"])
+    @pytest.mark.parametrize(
+        ("name", "variable", "key"),
+        [
+            ("creds", "NATS_CREDS", "creds"),
+            ("nkey", "NATS_NKEY", "nkey"),
+            ("tls_ca", "NATS_CA", "ca"),
+            ("tls_cert", "NATS_CERT", "cert"),
+            ("tls_key", "NATS_KEY", "key"),
+        ],
+    )
+    def test_contents_passed_instead_of_a_path_are_never_shown(
+        self, source: str, name: str, variable: str, key: str, home: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begin, end = "-----BEGIN USER NKEY SEED-----", "------END USER NKEY SEED------"
+        for contents in (
+            f"-----BEGIN NATS USER JWT-----\neyJ0./{SEED}\n------END NATS USER JWT------\n\n{begin}\n{SEED}\n{end}\n",
+            f"{begin} ./{SEED[:40]} {SEED[40:]} {end}",
+            f"./{SEED}",
+            f"./{SEED.lower()[:-1]}",
+            f"eyJ0eXAi.{SEED[:40]}/{SEED[40:]}",
+            base64.b64encode(f"{begin}\n./{SEED}".encode()).decode(),
+            f"MII/{SEED[:40]}+/{SEED[40:]}." * 20,
+        ):
+            arguments: dict[str, Any] = {}
+            if source == "argument":
+                arguments = {name: contents}
+            elif source == "variable":
+                monkeypatch.setenv(variable, contents)
+            else:
+                write_context(home, "prod", {key: contents})
+                arguments = {"context": "prod"}
+            with pytest.raises(BadInput, match=r"is invalid: (the value looks like|it is neither a seed)") as caught:
+                Settings(**arguments)
+            assert SEED[5:20].lower() not in str(caught.value).lower()
+            assert contents[-8:] not in str(caught.value)
 
     def test_a_path_of_a_seed_is_shown(self) -> None:
         with pytest.raises(BadInput, match=r"nkey '/no/such\.nk' is invalid: it is neither"):
