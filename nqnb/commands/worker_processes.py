@@ -41,7 +41,9 @@ _QUICK_CRASH_SECONDS = 5.0
 """A crash counts as quick if the process had served for less than this time."""
 _MAX_QUICK_CRASHES = 5
 """After this many consecutive quick crashes of a process and its replacements, the parent stops all processes."""
-_REPORTED_EXIT_CODES = (1, 2, 3)
+_NO_CONNECTION = 3
+"""The exit code of a process that could not connect to the server."""
+_REPORTED_EXIT_CODES = (1, 2, _NO_CONNECTION)
 """The exit codes of a process that has already reported its error. The other processes would report the same error."""
 EXTRA_STOP_SECONDS = 15.0
 """How long a process may continue after the worker's ``shutdown_timeout`` before it is killed."""
@@ -104,7 +106,7 @@ class WorkerProcesses:
 
     async def _keep(self, number: int, process: WorkerProcess | None = None) -> int:
         """Run a process, replace it after each crash, and return the exit code of the last process."""
-        quick_crashes = code = 0
+        attempts = quick_crashes = code = 0
         while process is not None or not (self._stop.is_set() or self._paused):
             process = process or self._start(number)
             served, since = await process.serves(), time.monotonic()
@@ -115,13 +117,17 @@ class WorkerProcesses:
                 return 0  # the signal arrived before the process could handle it
             if self._stop.is_set() or self._paused or code == 0:
                 break
-            quick_crashes = quick_crashes + 1 if time.monotonic() - since < _QUICK_CRASH_SECONDS else 1
+            quick = time.monotonic() - since < _QUICK_CRASH_SECONDS
+            attempts = attempts + 1 if quick else 1
+            # While the server is away, the serving processes reconnect on their own, so they are not stopped.
+            if served or code != _NO_CONNECTION or not any(each.has_served for each in self._processes):
+                quick_crashes = quick_crashes + 1 if quick else 1
             what = process.end_text()
             if quick_crashes >= _MAX_QUICK_CRASHES:
                 log.error("%s after %d other crashes; stopping all worker processes", what, quick_crashes - 1)
                 self._forward(signal.SIGTERM)
                 break
-            wait = _RESTART_BACKOFF.delay(quick_crashes)
+            wait = _RESTART_BACKOFF.delay(attempts)
             log.warning("%s; starting a replacement in %.1f s", what, wait)
             await first_of(self._stop, timeout=wait)
             process = None
@@ -196,6 +202,11 @@ class WorkerProcess:
     def code(self) -> int:
         """The exit code, or the negative signal number if a signal killed the process."""
         return int(self._process.returncode)
+
+    @property
+    def has_served(self) -> bool:
+        """Whether `serves` has found that the process is serving."""
+        return self._serves
 
     async def serves(self) -> bool:
         """Wait until the process is serving or has exited, and return whether it is serving."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, one_line
 from helpers.scrape import free_ports, scrape_now
-from helpers.waiting import until
+from helpers.waiting import until, until_async
 
 import nqnb
 from nqnb.commands.worker_processes import WorkerProcesses
@@ -177,6 +177,33 @@ def test_the_parent_gives_up_after_five_quick_crashes(
     assert caplog.text.count("exited with code 7; starting a replacement in") == 4
     assert "after 4 other crashes; stopping all worker processes" in caplog.text
     run("queue", "purge", "crash", "--yes")
+
+
+@pytest.mark.anyio
+async def test_a_replacement_that_cannot_connect_does_not_stop_the_other_processes(
+    server: nqnb.DevServer, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nqnb.commands.worker_processes._RESTART_BACKOFF", nqnb.Backoff(0.01, 0.02))
+    monkeypatch.setattr("nqnb.commands.worker_processes._MAX_QUICK_CRASHES", 2)
+    monkeypatch.chdir(folder)
+    parent = asyncio.ensure_future(WorkerProcesses(["jobs:worker"], {"url": server.url}, 2, 5.0, {}).run())
+    async with nqnb.connect(server.url) as nq:
+
+        async def two_serve() -> set[int]:
+            found = {each.pid for each in await nq.workers() if alive(each.pid)}
+            return found if len(found) == 2 else set()
+
+        victim, healthy = await until_async(two_serve, 60)
+        await asyncio.to_thread(server.kill)
+        os.kill(victim, signal.SIGKILL)
+        await until_async(
+            lambda: parent.done() or caplog.text.count("exited with code 3; starting a replacement") >= 3, 60
+        )
+        assert not parent.done(), "the parent must not stop the process that reconnects on its own"
+        await asyncio.to_thread(server.restart)
+        assert healthy in await until_async(two_serve, 60)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await parent == 0
 
 
 def test_an_error_that_keeps_all_from_serving_is_printed_once(folder: Path, start: Start) -> None:
