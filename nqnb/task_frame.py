@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from nqnb.protocol.wire import Status
-from nqnb.text import line, long_duration, payload_text
+from nqnb.task_values import preview
+from nqnb.text import line, long_duration
 
 TEXT = pd.StringDtype("python")
 """The dtype of text columns. It never uses Arrow, because Arrow rejects lone surrogates."""
@@ -177,7 +178,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        return payload_text(value[:_CHARACTERS])
+        return preview(value, _CHARACTERS)
     if value is None or value is pd.NA or value is pd.NaT:
         return ""
     if isinstance(value, datetime):

@@ -373,3 +373,9 @@ def test_a_cut_within_a_character_still_shows_text() -> None:
         text = preview(b"x" * start + "😀é€".encode() * 5000, 30)
         assert text.startswith("x" * start + "😀é€")
         assert text.endswith("…")
+
+
+def test_a_frame_shows_the_start_of_a_long_text() -> None:
+    for start in range(4):
+        frame = tasks_frame([info(payload=b"x" * start + "日本語".encode() * 100)])
+        assert "日本語" in str(TaskFrame(frame)._repr_html_())

@@ -58,6 +58,7 @@ from nqnb.doctor.diagnosis import Diagnosis
 from nqnb.protocol.wire import Status, parse_time
 from nqnb.queue_limits import QueueLimits
 from nqnb.records import CancelReceipt, LogLine, PruneReceipt, QueueInfo, ScheduleInfo, TaskInfo, moment
+from nqnb.task_values import preview
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.text import (
     absent_worker,
@@ -431,7 +432,7 @@ def _tasks(record: Tasks) -> RenderableType:
             due(task),
             Text(line(task.failure, 120), style="red"),
             (_requeues(task) or [""])[-1],
-            line(payload_text(task.payload[:400]), 200),
+            preview(task.payload, 200),
         ]
         for task in record
     ]
@@ -493,7 +494,7 @@ def _schedules(record: Schedules) -> RenderableType:
             clock(each.next_at),
             clock(each.last_at),
             each.missed,
-            line(payload_text(each.payload[:400]), 200),
+            preview(each.payload, 200),
         ]
         for each in record
     ]

@@ -26,7 +26,8 @@ from nqnb.protocol import names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.status import Status
 from nqnb.records import TaskBatch, TaskInfo
-from nqnb.text import age, line, payload_text
+from nqnb.task_values import preview
+from nqnb.text import age
 from nqnb.widgets.board_content import Action, BoardContent, BoardRow, Cell
 from nqnb.widgets.board_sources import cancel_listed
 from nqnb.widgets.state_bar import in_bar_order
@@ -358,7 +359,7 @@ async def _known(client: Client, ids: Collection[str]) -> list[TaskInfo]:
 
 def _named(task: TaskInfo) -> str:
     """Return the start of the payload of a task, or the id of a task without a payload."""
-    return line(payload_text(task.payload[:400]), 80) or task.id
+    return preview(task.payload) or task.id
 
 
 def _tasks(count: int) -> str:

@@ -51,7 +51,7 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 def example(task: TaskInfo) -> str:
     """Return a short string that distinguishes tasks: the error and the start of the payload, or the id."""
-    start = line(payload_text(task.payload[:400]), 60) or line(task.id, 60)
+    start = preview(task.payload, 60) or line(task.id, 60)
     return f"{line(task.failure, 80)} · {start}" if task.failure else start
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -25,12 +26,13 @@ from nqnb.commands.command_records import (
     RequeuedTask,
     RequeueGroup,
     RequeuePreview,
+    Schedules,
     Tasks,
     Workers,
 )
 from nqnb.commands.watch_command import QueueCounts, Snapshot
 from nqnb.protocol.wire import Progress, Status, TaskMessage
-from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
 
 NOW = datetime.now(timezone.utc)
 
@@ -156,3 +158,28 @@ def test_text_of_a_handler_is_escaped() -> None:
     text = shown(Snapshot(NOW, [], [task], []), 160)
     assert not {"\x1b", "\x9b"} & set(text)
     assert "[bold]x" in text
+
+
+def test_a_payload_that_is_cut_within_a_character_is_still_text() -> None:
+    for start in range(4):
+        payload = json.dumps({"t": "x" * start + "日本語" * 100}, ensure_ascii=False).encode()
+        schedule = ScheduleInfo(
+            name="mornings",
+            queue="q",
+            when="every 5 minutes",
+            cron="",
+            timezone="",
+            interval=300,
+            payload=payload,
+            missed="once",
+            retry=0,
+            timeout=0,
+            serial="",
+            paused=False,
+            next_at=NOW,
+            last_at=None,
+            client="",
+            written_at=NOW,
+        )
+        for record in (Tasks([replace(TASK, payload=payload)]), Schedules([schedule])):
+            assert '{"t":' in shown(record, 250)

@@ -300,3 +300,15 @@ def test_a_card_is_limited_to_the_tasks_since_a_time_and_shows_no_markup(session
         session.watch_failures(since="soon")
     with pytest.raises(nqnb.BadInput, match="cannot read task ids"):
         session.watch_failures(7)
+
+
+def test_the_question_shows_the_start_of_a_long_payload(session: Session) -> None:
+    @session.handler("broken")
+    def broken(job: nqnb.Job, payload: str) -> None:
+        raise ValueError("no")
+
+    tasks = session.map("broken", ["x" * start + "日本語" * 100 for start in range(3)])
+    assert isinstance(tasks, TaskList)
+    tasks.wait(20)
+    board = opened(session.watch_failures("broken"))
+    assert "\n0x" not in row(board, "ValueError: no").actions[0].question

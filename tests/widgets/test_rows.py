@@ -538,3 +538,9 @@ def test_failed_tasks_are_grouped_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
     steps = [(rows.failure_kinds()["ungrouped"], len(rows.order)) for _ in range(4)]
     assert steps == [(2, 1), (1, 2), (0, 2), (0, 2)]
     assert kinds_of(rows) == {"q: OSError: <number>": (2, 2), "r: OSError: <number>": (1, 1)}
+
+
+def test_the_example_of_a_task_with_a_long_payload_is_text() -> None:
+    for start in range(4):
+        task = TaskMessage(ID="t1", Queue="q", Payload=b"x" * start + "日本語".encode() * 100)
+        assert "日本語" in row_content.example(TaskInfo.of(task, 1))
