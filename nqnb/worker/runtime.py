@@ -116,6 +116,8 @@ class Runtime:
         self._empty.set()
         self._hurry = asyncio.Event()
         self._broken = asyncio.Event()
+        self.crashed = False
+        """Whether an internal error in nqnb has made the worker fail."""
         self._pulls = {
             queue: backend.pull_loop(queue, self._on_delivery, self._wake.set, self._pulse.arrived)
             for queue in handlers
@@ -464,6 +466,7 @@ class Runtime:
             await loop()
         except Exception:
             log.exception("the worker is stopping because of an internal error in nqnb")
+            self.crashed = True
             self._broken.set()
 
     async def _beat(self) -> None:

@@ -147,6 +147,8 @@ class Worker:
         self._runtime: Runtime | None = None
         self._endpoints: list[HttpEndpoint] = []
         self._stop = asyncio.Event()
+        """The event that is set when the worker must stop or has stopped."""
+        self._stopped = asyncio.Event()
         self._hurried = False
         """Whether `request_stop` was called twice."""
         self._started = datetime.now(timezone.utc)
@@ -332,7 +334,8 @@ class Worker:
         self._order_handlers()
         if self.state is State.STOPPED:
             # Other programs must not mistake the restarted worker for the stopped worker.
-            self.id, self.state, self._stop, self._hurried = _new_id(), State.NEW, asyncio.Event(), False
+            self.id, self.state, self._hurried = _new_id(), State.NEW, False
+            self._stop, self._stopped = asyncio.Event(), asyncio.Event()
         # The tasks and callbacks that are created here inherit the log fields.
         token = LOGGED.set(WorkerLogged(self.id))
         try:
@@ -462,7 +465,8 @@ class Worker:
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
 
-        The worker stops pulling tasks immediately. A second call does nothing.
+        The worker stops pulling tasks immediately. If another call is already stopping the worker, this call only waits
+        until the worker has stopped.
 
         Args:
             shutdown_timeout: how long to wait for running tasks, in seconds or as a timedelta. By default, the worker's
@@ -472,6 +476,9 @@ class Worker:
             BadInput: ``shutdown_timeout`` is invalid. The worker continues to run.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
+        if self.state is State.STOPPING:
+            await self._stopped.wait()
+            return
         if self.state is not State.RUNNING or self._runtime is None:
             return
         self.state = State.STOPPING
@@ -487,17 +494,20 @@ class Worker:
                 finally:
                     self.state = State.STOPPED
                     self._stop.set()
+                    self._stopped.set()
                     log.info("worker %s has stopped", self.id, extra={"worker": self.id})
 
     async def serve(self) -> None:
-        """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
+        """Start the worker, and run until it is stopped or the connection is lost permanently.
+
+        `request_stop` and `stop` both stop the worker. This method returns once the worker has stopped.
 
         In the main thread, SIGINT and SIGTERM call `request_stop`, and SIGTSTP calls `pause`. If systemd has started
         this process, systemd is notified when the worker is ready, and then regularly while the worker is alive. A
         `dedicated` worker hides systemd's variables, such as ``NOTIFY_SOCKET``, from its handlers.
 
         Raises:
-            ConnectionFailed: the connection was lost permanently.
+            ConnectionFailed: the connection was lost permanently, or an internal error in nqnb has stopped the worker.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
         manager = ServiceManager()
@@ -510,9 +520,15 @@ class Worker:
                     with _frozen() if self.dedicated else contextlib.nullcontext():
                         await self.ended()
                 finally:
-                    lost = not self._stop.is_set()
+                    # Another call of `stop` closes the connection, too.
+                    failed = not self._is_leaving()
                     await self.stop()
-        if lost:
+        if failed and self._runtime is not None and self._runtime.crashed:
+            raise ConnectionFailed(
+                "the worker has stopped: an internal error in nqnb occurred. "
+                "Report the traceback in the worker's log, and then start the worker again."
+            )
+        if failed:
             raise ConnectionFailed(
                 f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "
                 "Check the server, and then start the worker again."
@@ -525,10 +541,11 @@ class Worker:
         server supports schedules (nats-server 2.12 and later), tasks whose start time or retry is a minute or more away
         do not count, and remain in the queue.
 
-        If the worker is not running, this method starts it, and stops it at the end.
+        If the worker is not running, this method starts it, and stops it at the end. If `stop` or `request_stop` is
+        called, this method returns although tasks remain.
 
         Raises:
-            ConnectionFailed: the connection was lost permanently.
+            ConnectionFailed: the connection was lost permanently, or an internal error in nqnb has stopped the worker.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
         if self.state is not State.RUNNING:
@@ -536,11 +553,20 @@ class Worker:
                 await self.run_until_idle()
             return
         pause = _FIRST_IDLE_CHECK_SECONDS
-        while self._runtime is not None and not await self._runtime.is_idle():
-            if self.state is not State.RUNNING or self._stop.is_set():
-                break
+        while self._runtime is not None and not self._is_leaving():
+            try:
+                if await self._runtime.is_idle():
+                    break
+            except ConnectionFailed:
+                # `stop` may have closed the connection during the check.
+                if not self._is_leaving():
+                    raise
             await asyncio.sleep(pause)
             pause = min(2 * pause, _IDLE_CHECK_SECONDS)
+
+    def _is_leaving(self) -> bool:
+        """Return whether a call of `stop` or `request_stop` is stopping the worker."""
+        return self.state is not State.RUNNING or self._stop.is_set()
 
     def pause(self) -> None:
         """Stop pulling tasks until the worker is restarted, but let the running tasks continue. SIGTSTP calls this."""

@@ -7,6 +7,7 @@ import gc
 import re
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -636,3 +637,64 @@ async def test_run_until_idle_ends_at_a_request_to_stop(nq: nqnb.Client, setting
     await nq.submit("endless")
     await asyncio.wait_for(worker.run_until_idle(), 20)
     assert "stopped" in repr(worker)
+
+
+@pytest.mark.parametrize("requested", [False, True], ids=["stop", "request-stop-first"])
+async def test_serve_returns_once_another_call_has_stopped_the_worker(settings: nqnb.Settings, requested: bool) -> None:
+    worker = nqnb.Worker(settings, health=0)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None: ...
+
+    serving = asyncio.ensure_future(worker.serve())
+    await until_async(_is_running(worker), what="the worker runs")
+    if requested:
+        worker.request_stop()
+    stopping = asyncio.ensure_future(worker.stop())
+    await asyncio.wait_for(serving, 20)
+    assert "stopped" in repr(worker), "serve returned before the worker had stopped"
+    await stopping
+
+
+async def test_run_until_idle_returns_once_another_call_has_stopped_the_worker(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker, begun = nqnb.Worker(settings), asyncio.Event()
+
+    @worker.handler("endless")
+    async def endless(job: nqnb.Job) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    await nq.submit("endless")
+    idle = asyncio.ensure_future(worker.run_until_idle())
+    await begun.wait()
+    stopping = asyncio.ensure_future(worker.stop(0))
+    await asyncio.wait_for(idle, 20)
+    assert "stopped" in repr(worker), "run_until_idle returned before the worker had stopped"
+    await stopping
+
+
+async def test_serve_names_an_internal_error_and_does_not_blame_the_connection(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None: ...
+
+    async def broken(policy: FetchPolicy) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(FetchPolicy, "step", broken)
+    with pytest.raises(nqnb.ConnectionFailed, match="internal error in nqnb") as raised:
+        await asyncio.wait_for(worker.serve(), 30)
+    assert "was lost" not in str(raised.value)
+    assert "Check the server" not in str(raised.value)
+
+
+def _is_running(worker: nqnb.Worker) -> Callable[[], Awaitable[bool]]:
+    async def is_running() -> bool:
+        return "running" in repr(worker)
+
+    return is_running
