@@ -11,8 +11,9 @@ import math
 import numbers
 import operator
 import re
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta, timezone
 from typing import Any, Literal, overload
 
@@ -117,7 +118,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
     if not callable(value):
         raise BadInput(f"{name}={shown(value)} is invalid: the value is not callable. Pass {what}, or None.")
     try:
-        signature = inspect.signature(value)
+        signature = signature_of(value)
     except Exception:  # noqa: BLE001  a custom object may raise anything when it is inspected
         return value
     try:
@@ -129,6 +130,20 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
             f"Pass {what}, or None."
         ) from None
     return value
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a function, although its annotations may name types that are not defined.
+
+    Raises:
+        Exception: the signature cannot be inspected. The object may raise anything.
+    """
+    if sys.version_info >= (3, 14):
+        # By default, this version evaluates the annotations now.
+        import annotationlib
+
+        return inspect.signature(function, annotation_format=annotationlib.Format.STRING)
+    return inspect.signature(function)
 
 
 @overload

@@ -15,7 +15,7 @@ import msgspec
 from nqnb import payload
 from nqnb.error_text import exact_text, kind_of, shown
 from nqnb.errors import BadInput, InvalidHandler
-from nqnb.inputs import Duration, check_count, check_seconds
+from nqnb.inputs import Duration, check_count, check_seconds, signature_of
 from nqnb.protocol import names
 from nqnb.retry import Backoff
 from nqnb.worker.job import Job
@@ -163,7 +163,7 @@ def make_handler(
         )
     try:
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-        signature = inspect.signature(function)
+        signature = signature_of(function)
         target = inspect.unwrap(function)
         is_coroutine = any(
             inspect.iscoroutinefunction(part) for part in (function, target, vars(type(target)).get("__call__"))
@@ -276,7 +276,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
     try:
         if kind is not bytes:
             msgspec.json.Decoder(kind)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  msgspec evaluates the annotations of the type's fields
         title = repr(getattr(_annotated(function), "__qualname__", function))
         raise InvalidHandler(
             f"the payload type of {title} is not supported: {error}. Use JSON types, a dataclass or a msgspec Struct."
@@ -289,7 +289,7 @@ def result_type(function: Callable[..., Any]) -> Any:
     try:
         kind = _annotation(function, "return")
         msgspec.json.Decoder(kind)
-    except (InvalidHandler, TypeError, ValueError):
+    except Exception:  # noqa: BLE001  as in `_payload_type`
         return Any
     return kind
 
@@ -298,7 +298,24 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function whose annotations describe a callable, which may be a partial or an object."""
     while isinstance(function, functools.partial):
         function = function.func
-    return function if hasattr(function, "__annotations__") else type(function).__call__
+    try:
+        annotated = hasattr(function, "__annotations__")
+    except Exception:  # noqa: BLE001  from Python 3.14 on, this evaluates the annotations, which may raise anything
+        annotated = True
+    return function if annotated or inspect.isroutine(function) else type(function).__call__
+
+
+def _written_annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of a function. Names that are not defined may be forward references or text.
+
+    Raises:
+        Exception: an annotation was evaluated, and raised this error.
+    """
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(function, format=annotationlib.Format.FORWARDREF)
+    return getattr(function, "__annotations__", {})
 
 
 def _annotation(function: Callable[..., Any], name: str) -> Any:
@@ -309,12 +326,12 @@ def _annotation(function: Callable[..., Any], name: str) -> Any:
     """
     function = _annotated(function)
     title = repr(getattr(function, "__qualname__", function))
-    written = getattr(function, "__annotations__", {}).get(name, Any)
     try:
+        written = _written_annotations(function).get(name, Any)
         holder = type("holder", (), {"__annotations__": {name: written}, "__module__": function.__module__})
         spaces = getattr(function, "__globals__", {})
         return typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
-    except (NameError, TypeError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # noqa: BLE001  an annotation is an expression, which may raise anything
         raise InvalidHandler(
             f"the annotations of {title} cannot be resolved: {error}. "
             "Define or import the types in the function's module."

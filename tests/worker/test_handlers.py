@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypedDict
 
@@ -12,8 +14,9 @@ import pytest
 
 import nqnb
 from nqnb.errors import BadInput, InvalidHandler, InvalidQueueName
+from nqnb.inputs import check_callable
 from nqnb.retry import Backoff
-from nqnb.worker.handlers import Handler, make_handler
+from nqnb.worker.handlers import Handler, make_handler, result_type
 from nqnb.worker.job import Job
 
 
@@ -39,6 +42,28 @@ def job_of(payload: bytes) -> Job:
 def handed(function: Callable[..., Any], payload: bytes) -> Any:
     """Return what a handler receives for a payload; the functions here return it."""
     return make_handler("q", function).call(job_of(payload))()
+
+
+@dataclasses.dataclass
+class Unreadable:
+    x: Missing  # type: ignore[name-defined]  # noqa: F821
+
+
+class LateAnnotations:
+    """What a function of Python 3.14 does if its annotations name a type that is not defined."""
+
+    def __init__(self, *names: str) -> None:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        self.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+
+    def __getattribute__(self, name: str) -> Any:
+        # Before Python 3.14, `inspect` reads this attribute, too.
+        if name == "__annotations__" and sys._getframe(1).f_globals["__name__"] != "inspect":
+            raise NameError("name 'Missing' is not defined")
+        return super().__getattribute__(name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return arguments
 
 
 class TestSignatures:
@@ -227,6 +252,48 @@ class TestPayload:
             return payload
 
         assert handed(handle, b"5") == 5
+
+    def test_an_annotation_that_raises_any_error_is_refused(self) -> None:
+        def handle(job: Job, payload: "1 / 0") -> "1 / 0": ...  # type: ignore[valid-type]  # noqa: UP037
+
+        with pytest.raises(InvalidHandler, match=r"'.*handle' cannot be resolved: division by zero"):
+            make_handler("q", handle)
+        assert result_type(handle) is Any
+
+    def test_a_type_whose_fields_cannot_be_read_is_refused(self) -> None:
+        def handle(job: Job, payload: Unreadable) -> Unreadable:
+            return payload
+
+        with pytest.raises(InvalidHandler, match=r"'.*handle' is not supported: name 'Missing' is not defined"):
+            make_handler("q", handle)
+        assert result_type(handle) is Any
+
+    def test_annotations_that_are_evaluated_late_may_be_unreadable(self) -> None:
+        assert not make_handler("q", LateAnnotations("job")).takes_payload
+        assert not make_handler("q", LateAnnotations("task")).takes_payload
+        for names in (["payload"], ["job", "payload"]):
+            with pytest.raises(InvalidHandler, match=r"cannot be resolved: name 'Missing' is not defined"):
+                make_handler("q", LateAnnotations(*names))
+        assert result_type(LateAnnotations("job")) is Any
+
+    @pytest.mark.skipif(sys.version_info < (3, 14), reason="older versions evaluate annotations early")
+    def test_python_3_14_evaluates_annotations_late(self) -> None:
+        def defined(code: str) -> Any:
+            scope: dict[str, Any] = {"Point": Point, "__name__": __name__}
+            exec(compile(code, "<late>", "exec", dont_inherit=True), scope)  # noqa: S102  this file has a future import
+            return scope["handle"]
+
+        assert not make_handler("q", defined("def handle(job: Missing): ...")).takes_payload
+        both = defined("def handle(job: Missing, payload: Point) -> Other: return payload")
+        assert handed(both, b'{"x":1}') == Point(1.0)
+        assert result_type(both) is Any
+        for annotation in ("Missing", "list[Missing]", "Missing | None", "Point.missing"):
+            with pytest.raises(InvalidHandler, match=r"'handle' cannot be resolved: .*[Mm]issing"):
+                make_handler("q", defined(f"def handle(job, payload: {annotation}): ..."))
+        with pytest.raises(InvalidHandler, match=r"handle\(job: 'Missing', a, b\) cannot handle tasks: its parameters"):
+            make_handler("q", defined("def handle(job: Missing, a, b): ..."))
+        with pytest.raises(BadInput, match="cannot be called with 1 argument"):
+            check_callable("key", defined("def handle(a: Missing, b): ..."), "a function", 1)
 
     @pytest.mark.parametrize("annotation", [Point | Box, dict[int, list[Point | Box]]])
     def test_an_annotation_that_cannot_be_validated_is_refused_at_once(self, annotation: Any) -> None:
