@@ -128,6 +128,10 @@ class Client:
         self.settings = self._given = settings
         self._store = check_store(store)
         self._backend: Backend | None = None
+        self._opening: asyncio.Task[None] | None = None
+        """The task that is connecting now, or None."""
+        self._joined: list[asyncio.Task[None]] = []
+        """For each waiting call of `open`, the task for which the call waits."""
         self.serving = Serving(lambda: self.backend)
         """A background check that detects queues without workers among the queues that this client uses."""
         self.name = _user_and_host()
@@ -138,24 +142,54 @@ class Client:
         return f"<Client {', '.join(self.settings.urls)}, {state}>"
 
     async def open(self) -> Self:
-        """Connect to the server.
+        """Connect to the server. Opening is idempotent, and concurrent calls share one connection.
 
         Raises:
             NoServer: no server answered in time, or the server refused the connection.
             NoJetStream: JetStream is not enabled.
+            ConnectionFailed: `close` was called before the client had connected.
         """
-        if self._backend is None:
-            # Import nats only when a client connects: it is slow to import.
-            from nqnb.jetstream.backend import Backend
-            from nqnb.server.server_choice import resolved
-
-            self.settings = await resolved(self._given)
-            self._backend = await Backend.open(self.settings, self._store)
+        if self._backend is not None:
+            return self
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._connect())
+            self._opening.add_done_callback(self._end_opening)
+        opening = self._opening
+        self._joined.append(opening)
+        try:
+            await asyncio.wait({opening})
+        except asyncio.CancelledError:
+            if self._joined.count(opening) == 1:
+                await self.close()
+            raise
+        finally:
+            self._joined.remove(opening)
+        if opening.cancelled():
+            raise ConnectionFailed("the client cannot be used: it was closed while it was connecting. Open it again.")
+        opening.result()
         return self
+
+    async def _connect(self) -> None:
+        # Import nats only when a client connects: it is slow to import.
+        from nqnb.jetstream.backend import Backend
+        from nqnb.server.server_choice import resolved
+
+        self.settings = await resolved(self._given)
+        self._backend = await Backend.open(self.settings, self._store)
+
+    def _end_opening(self, opening: asyncio.Task[None]) -> None:
+        self._opening = None
+        if not opening.cancelled():
+            # If all callers were cancelled, asyncio must not report that the error was never retrieved.
+            opening.exception()
 
     async def close(self) -> None:
         """Disconnect. Running tasks continue. Closing is idempotent."""
         self.serving.close()
+        opening = self._opening
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait({opening})
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.close()

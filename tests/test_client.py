@@ -18,6 +18,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.connection import Connection
 
 pytestmark = pytest.mark.anyio
@@ -304,6 +305,79 @@ async def test_a_closed_client_raises_a_clear_error(settings: nqnb.Settings) -> 
     await nq.close()
     with pytest.raises(nqnb.ConnectionFailed, match="not connected"):
         await nq.submit("idle")
+
+
+async def test_concurrent_opens_share_one_connection(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = _count_openings(monkeypatch)
+    client = nqnb.connect(settings)
+    assert set(await asyncio.gather(client.open(), client.open(), client)) == {client}
+    await client.submit("idle")
+    await client.close()
+    assert [backend.closed for backend in opened] == [True]
+    with pytest.raises(nqnb.ConnectionFailed, match="not connected"):
+        await client.submit("idle")
+    async with client:
+        await client.submit("idle")
+    assert [backend.closed for backend in opened] == [True, True]
+
+
+async def test_concurrent_opens_share_one_error() -> None:
+    client = nqnb.connect("nats://127.0.0.1:1", connect_timeout=1)
+    errors = await asyncio.gather(*(client.open() for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in errors] == [nqnb.NoServer] * 3
+    assert "closed" in repr(client)
+
+
+async def test_a_close_during_an_open_closes_the_client(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = _count_openings(monkeypatch)
+    for turns in range(1, 60, 3):
+        client = nqnb.connect(settings)
+        opening = asyncio.ensure_future(client.open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await client.close()
+        try:
+            assert await opening is client
+        except nqnb.ConnectionFailed as error:
+            assert "closed while it was connecting. Open it again" in str(error)  # noqa: PT017  it may not be raised
+        assert "closed" in repr(client)
+    assert all(backend.closed for backend in opened)
+
+
+async def test_a_cancelled_open_leaves_no_connection_behind(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, client = _count_openings(monkeypatch), nqnb.connect(settings)
+    first, second = asyncio.ensure_future(client.open()), asyncio.ensure_future(client.open())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second is client, "the cancel of one caller stopped the other"
+    await client.submit("idle")
+    await client.close()
+    alone = asyncio.ensure_future(client.open())
+    await until_async(lambda: len(opened) == 2, what="the second connection is open", pause=0)
+    alone.cancel()
+    await asyncio.wait({alone})
+    assert "closed" in repr(client)
+    assert [backend.closed for backend in opened] == [True, True]
+    assert first.cancelled()
+
+
+def _count_openings(monkeypatch: pytest.MonkeyPatch) -> list[Backend]:
+    """Return a list to which each new backend is added once it has connected."""
+    opened: list[Backend] = []
+    ensure = Backend.ensure_buckets
+
+    async def counted(backend: Backend) -> None:
+        opened.append(backend)
+        await ensure(backend)
+
+    monkeypatch.setattr(Backend, "ensure_buckets", counted)
+    return opened
 
 
 async def test_submits_survive_a_server_that_restarts(nq: nqnb.Client, server: nqnb.DevServer) -> None:

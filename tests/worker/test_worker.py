@@ -7,7 +7,6 @@ import gc
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -647,7 +646,7 @@ async def test_serve_returns_once_another_call_has_stopped_the_worker(settings: 
     async def work(job: nqnb.Job) -> None: ...
 
     serving = asyncio.ensure_future(worker.serve())
-    await until_async(_is_running(worker), what="the worker runs")
+    await until_async(lambda: "running" in repr(worker), what="the worker runs")
     if requested:
         worker.request_stop()
     stopping = asyncio.ensure_future(worker.stop())
@@ -691,10 +690,3 @@ async def test_serve_names_an_internal_error_and_does_not_blame_the_connection(
         await asyncio.wait_for(worker.serve(), 30)
     assert "was lost" not in str(raised.value)
     assert "Check the server" not in str(raised.value)
-
-
-def _is_running(worker: nqnb.Worker) -> Callable[[], Awaitable[bool]]:
-    async def is_running() -> bool:
-        return "running" in repr(worker)
-
-    return is_running
