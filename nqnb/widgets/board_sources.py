@@ -189,10 +189,13 @@ async def cancel_listed(client: Client, what: str, ids: Sequence[str], show: Cal
 
     await cancel_many(client, ids, None, outcomes, progress)
     refused = sum(isinstance(outcome, NqnbError) for outcome in outcomes.values())
-    stopping = sum(isinstance(outcome, CancelReceipt) and outcome.stopping for outcome in outcomes.values())
+    receipts = [outcome for outcome in outcomes.values() if isinstance(outcome, CancelReceipt)]
+    stopping = sum(receipt.stopping for receipt in receipts)
+    ended = sum(receipt.status in (Status.COMPLETED, Status.FAILED) for receipt in receipts)
     return (
-        f"{what}: {len(outcomes) - refused:,} cancelled"
+        f"{what}: {len(receipts) - ended:,} cancelled"
         + (f" ({stopping:,} still stopping)" if stopping else "")
+        + (f", {ended:,} ended before the cancel stopped them" if ended else "")
         + (f", {refused:,} not cancelled (already ended, or refused)" if refused else "")
     )
 

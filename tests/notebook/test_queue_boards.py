@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 from helpers.waiting import until
 
 import nqnb
 from nqnb.notebook.session import Session
-from nqnb.records import QueueInfo, WorkerInfo
+from nqnb.records import CancelReceipt, QueueInfo, WorkerInfo
 from nqnb.widgets.board import Board, html, text
 from nqnb.widgets.board_content import Action, BoardContent, BoardRow, Cell
-from nqnb.widgets.board_sources import Rate, is_lost, queue_hints
+from nqnb.widgets.board_sources import Rate, cancel_listed, is_lost, queue_hints
 
 NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
@@ -44,6 +45,30 @@ def shown(board: Board, name: str) -> Action:
 def act(board: Board, name: str, action: Action) -> None:
     """Confirm an action, as the page does."""
     board._receive({"type": "act", "key": "idle", "action": name, "upto": action.upto})
+
+
+@pytest.mark.anyio
+async def test_the_message_of_a_cancel_counts_only_cancelled_tasks_as_cancelled() -> None:
+    receipts = {
+        "a": CancelReceipt(task_id="a", status=nqnb.Status.CANCELLED),
+        "b": CancelReceipt(task_id="b", status=nqnb.Status.DELETED),
+        "c": CancelReceipt(task_id="c", status=nqnb.Status.PROCESSING, stopping=True),
+        "d": CancelReceipt(task_id="d", status=nqnb.Status.COMPLETED),
+        "e": CancelReceipt(task_id="e", status=nqnb.Status.FAILED),
+    }
+
+    class FakeClient:
+        async def cancel(self, id: str, wait: float | None = None, *, queue: str | None = None) -> CancelReceipt:
+            if id not in receipts:
+                raise nqnb.NotCancellable("it has already completed", id, nqnb.Status.COMPLETED)
+            return receipts[id]
+
+    client: Any = FakeClient()
+    assert await cancel_listed(client, "tasks", [*receipts, "f"], lambda _: None) == (
+        "tasks: 3 cancelled (1 still stopping), 2 ended before the cancel stopped them, "
+        "1 not cancelled (already ended, or refused)"
+    )
+    assert await cancel_listed(client, "tasks", ["a"], lambda _: None) == "tasks: 1 cancelled"
 
 
 def test_hints_say_what_is_wrong() -> None:
