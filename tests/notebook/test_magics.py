@@ -391,6 +391,25 @@ class TestVariables:
         cells.run(f"value, queue = {value}, {queue!r}")
         assert nq(cells, "submit $queue $value  # c").fetch().payload == payload
 
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            ("datetime.date(2026, 11, 30)", b"2026-11-30"),
+            ("datetime.datetime(2026, 11, 30, 7, tzinfo=datetime.timezone.utc)", b"2026-11-30T07:00:00+00:00"),
+            ("datetime.timedelta(seconds=90)", b"90.0"),
+        ],
+    )
+    def test_a_time_is_the_payload_that_a_call_would_send(
+        self, cells: Shell, queue: str, value: str, text: bytes
+    ) -> None:
+        cells.run(f"import datetime, nqnb; value = {value}; task = nqnb.session().submit({queue!r}, value)")
+        expected = nq(cells, "task show $task").payload
+        assert nq(cells, f"submit {queue} $value").fetch().payload == expected
+        made = nq(cells, f"schedule add listed {queue} $value --every 1h")
+        assert made.payload["listed"] == json.loads(expected)
+        cells.run("%nq schedule remove listed")
+        assert nq(cells, f"submit {queue} $value --raw").fetch().payload == text
+
     @pytest.mark.parametrize("value", [[1, 2], ["7"]], ids=str)
     def test_a_list_is_a_payload_in_each_command_that_submits(
         self, cells: Shell, queue: str, value: list[object]

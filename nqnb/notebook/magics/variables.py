@@ -63,9 +63,9 @@ def read(shell: Any, name: str, command: str) -> list[str]:
     if is_list and command not in _COMMANDS_WITH_PAYLOADS:
         return ids_of(value)
     if isinstance(value, date):
-        return [value.isoformat()]
+        return [VariableText(value.isoformat(), value)]
     if isinstance(value, timedelta):
-        return [str(value.total_seconds())]
+        return [VariableText(str(value.total_seconds()), value)]
     return [VariableText(encode_json(value, f"${name}").decode(), value)]
 
 
