@@ -167,12 +167,11 @@ class Loop:
             raise BadInput(
                 f"{shown(coroutine)} cannot run on nqnb's loop: expected a coroutine, got {kind_of(coroutine)}."
             )
-        if self.here:
+        try:
+            self.check_elsewhere()
+        except BadInput:
             coroutine.close()
-            raise BadInput(
-                "cannot wait inside an async handler: the handler would block the loop that this call needs. Make the "
-                "handler a plain function, or await the methods of `session.client`."
-            )
+            raise
         call = Call(coroutine)
         try:
             call.start(self._started())
@@ -185,6 +184,14 @@ class Loop:
             hide_frames(interrupt)
             raise interrupt.with_traceback(None) from None
         return call.result()
+
+    def check_elsewhere(self) -> None:
+        """Raise `BadInput` if the caller is on the loop's own thread, because a wait would block the loop."""
+        if self.here:
+            raise BadInput(
+                "cannot wait inside an async handler: the handler would block the loop that this call needs. Make the "
+                "handler a plain function, or await the methods of `session.client`."
+            )
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Call[T]:
         """Start a coroutine on the loop, without waiting for it."""

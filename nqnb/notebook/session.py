@@ -212,11 +212,13 @@ class Session:
             wait: how long running tasks may take to finish, in seconds or as a timedelta.
 
         Raises:
-            BadInput: ``wait`` is invalid. The session remains open.
+            BadInput: ``wait`` is invalid, or an async handler of this kernel calls the method. The session remains
+                open.
         """
         seconds = check_seconds("wait", wait)
         if not self.open:
             return
+        LOOP.check_elsewhere()
         try:
             self.freeze_tables()
             LOOP.call(self.close(seconds))

@@ -366,6 +366,21 @@ class TestCalls:
         assert list(session.queues().index) == ["resize", "scale"]
         assert session.workers().empty
 
+    def test_the_column_task_of_a_joined_frame_has_the_ids_also_if_the_index_is_named_id(
+        self, session: Session
+    ) -> None:
+        frame = pd.DataFrame({"id": ["u1", "u2"], "path": ["a", "b"], "task": ["x", "y"]})
+        for rows, column in ((frame.drop(columns="task"), "task"), (frame, "task_task")):
+            indexed = rows.set_index("id")
+            tasks = session.map("resize", indexed)
+            assert isinstance(tasks, TaskList)
+            joined = tasks.join(indexed)
+            assert ids_of(joined[column]) == tasks.ids
+            assert list(session.cancel(joined[column]).status) == ["deleted"] * 2
+            assert ids_of(tasks.df["status"]) == tasks.ids
+            if "task" in rows:
+                assert ids_of(tasks.frame(flat=True)["task"]) == tasks.ids
+
     def test_schedules_are_stored_and_listed(self, session: Session) -> None:
         made = session.every(hours=1, queue="report", payload={"a": 1}, name="hourly", timeout=90)
         assert session.every(hours=1, queue="report", payload={"a": 1}, name="hourly", timeout=90) == made
@@ -577,6 +592,24 @@ class TestWatch:
             server.restart()
             first.cancel()
             until(lambda: list(table.df.status) == ["deleted"])
+
+
+def test_an_async_handler_cannot_close_the_session_that_runs_it(server: nqnb.DevServer) -> None:
+    nq = nqnb.session(server.url)
+    table = nq.watch("stop")
+
+    @nq.handler("stop")
+    async def stop(job: nqnb.Job, payload: int) -> str:
+        if payload:
+            nq.down()
+        return "done"
+
+    with pytest.raises(nqnb.TaskFailed, match="BadInput: cannot wait inside an async handler"):
+        nq.submit("stop", 1).result(30)
+    assert nq.open
+    assert nq.submit("stop", 0).result(30) == "done"
+    until(lambda: len(table.df) == 2)
+    nq.down()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
