@@ -776,7 +776,8 @@ def ids_of(what: object) -> list[str]:
 
     Args:
         what: a task id; a task; a task's record; a DataFrame of tasks, or a row, the index or a column of this
-            DataFrame; a DataFrame of failures, or a row of this DataFrame; or an iterable of any of these.
+            DataFrame; the column ``task`` of a DataFrame from `TaskList.join`; a DataFrame of failures, or a row of
+            this DataFrame; or an iterable of any of these.
 
     Raises:
         BadInput: ``what`` does not contain the ids of tasks.
@@ -815,7 +816,9 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
             return _ids(list(what), depth + 1)
         if "queue" in what.index and "status" in what.index:
             return _texts([what.name], "the name of the row")
-        return _texts(what.index if what.index.name == "id" else what, "the column")
+        # A joined DataFrame has the ids in a column, and any index. An index of dtype string was made by `tasks_frame`.
+        joined = what.name in ("task", "task_task") and str(what.index.dtype) != "string"
+        return _texts(what.index if what.index.name == "id" and not joined else what, "the column")
     if isinstance(what, Iterable) and not isinstance(what, (bytes, dict)):
         return [task_id for part in what for task_id in _ids(part, depth + 1)]
     raise _not_tasks(what)
