@@ -27,7 +27,7 @@ from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import StreamMessage, scan_messages
 from nqnb.jetstream.queue_streams import ensure_consumer
-from nqnb.protocol.repair import end_task_without_message
+from nqnb.protocol.repair import end_task_without_message, write_missing_entry
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 from nqnb.server.cluster import Cluster
 
@@ -214,6 +214,15 @@ class TestTasks:
         async with worker_for(shared, "orphaned"):
             assert await nq.wait("orphan", 30) is Status.COMPLETED
         assert (await nq.doctor("orphaned", ignore=OLD)).ok
+
+    async def test_with_an_invalid_id_are_not_recorded(self, nq: nqnb.Client) -> None:
+        ids = ["a b", "x*", "x" * 201]
+        for task_id in ids:
+            await lone_message(nq, "foreign", task_id)
+        stream = (await nq.backend.ensure_queue("foreign")).tasks
+        assert (await nq.doctor("foreign", ignore=OLD)).ok, "a worker drops these messages"
+        assert not any([await write_missing_entry(nq.backend, stream, each, "ann") for each in range(1, 4)])
+        assert not await nq.tasks("foreign")
 
     async def test_without_an_entry_obey_an_earlier_cancel(self, nq: nqnb.Client) -> None:
         await lone_message(nq, "obeys", "cancelled")

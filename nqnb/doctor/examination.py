@@ -86,6 +86,7 @@ class _Examination:
             each
             for each in seen.messages.values()
             if each.id not in seen.known
+            and names.is_task_id(each.id)  # a worker drops a message with an invalid id
             and now - each.stored >= (OWN_UNWRITTEN_SECONDS if each.ours else UNWRITTEN_SECONDS)
         ]
         abandoned = [

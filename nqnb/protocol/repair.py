@@ -57,7 +57,7 @@ async def write_missing_entry(backend: QueueBackend, stream: str, sequence: int,
         task = TaskMessage.decode(data)
     except MalformedMessage:
         return False
-    if not names.is_key(task.ID) or not names.is_queue(task.Queue):
+    if not names.is_task_id(task.ID) or not names.is_queue(task.Queue):
         return False
     await create_entry(backend, msgspec.structs.replace(task, Sequence=sequence))
     # A worker that claims a waiting task does not read the cancel request. So a request for this task is carried out
