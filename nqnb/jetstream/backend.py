@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -86,6 +86,27 @@ _CLUSTER_SKEW_SECONDS = 1.0
 """The number of seconds by which the clocks of a cluster's servers may differ."""
 _PRESENCE_MAX_AGE_SECONDS = 86_400
 """Seconds after which the presence entry of a dead worker is deleted."""
+
+
+class BucketSize(NamedTuple):
+    """The size of a bucket.
+
+    Attributes:
+        keys: the number of keys, including those that have only a tombstone.
+        messages: the number of messages, which is larger than ``keys`` if the bucket keeps several values per key.
+        bytes: the size in bytes.
+    """
+
+    keys: int
+    messages: int
+    bytes: int
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> BucketSize:
+        """Convert the state of the bucket's stream, as the server reports it."""
+        messages = int(state["messages"])
+        # Old servers may not report the number of subjects.
+        return cls(int(state.get("num_subjects") or messages), messages, int(state["bytes"]))
 
 
 class Backend:
@@ -252,19 +273,19 @@ class Backend:
         info = await self.connection.api(f"STREAM.INFO.{names.bucket_stream(self.state_bucket)}")
         return int(info["state"]["messages"])
 
-    async def bucket_sizes(self) -> dict[str, tuple[int, int]]:
-        """Return the number of messages and the size in bytes of each bucket that exists, by bucket name.
+    async def bucket_sizes(self) -> dict[str, BucketSize]:
+        """Return the size of each bucket that exists, by bucket name.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for the request.
         """
         own = self.settings
-        sizes: dict[str, tuple[int, int]] = {}
+        sizes: dict[str, BucketSize] = {}
         for name in BUCKETS:
             bucket: str = getattr(own, name)
             info = await self.connection.find(f"STREAM.INFO.{names.bucket_stream(bucket)}")
             if info is not None:
-                sizes[bucket] = (int(info["state"]["messages"]), int(info["state"]["bytes"]))
+                sizes[bucket] = BucketSize.of(info["state"])
         return sizes
 
     # Time.

@@ -22,6 +22,8 @@ from nqnb.records import QueueInfo
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+    from nqnb.jetstream.backend import BucketSize
+
 log = logging.getLogger("nqnb.exporter")
 
 _SCRAPE_SECONDS = 5.0
@@ -36,8 +38,7 @@ class _Reading(NamedTuple):
 
     queues: list[QueueInfo]
     workers: int
-    buckets: dict[str, tuple[int, int]]
-    """The number of messages and the size in bytes of each bucket."""
+    buckets: dict[str, BucketSize]
     account: dict[str, Any]
     """The JetStream usage and limits of the account, or an empty dict if the user may not read them."""
 
@@ -156,13 +157,13 @@ class Exporter:
             gauge(
                 "nqnb_bucket_bytes",
                 "The size of a bucket.",
-                {(bucket,): size for bucket, (_, size) in reading.buckets.items()},
+                {(bucket,): size.bytes for bucket, size in reading.buckets.items()},
                 "bucket",
             ),
             gauge(
                 "nqnb_bucket_messages",
                 "The number of messages in a bucket: entries and delete markers.",
-                {(bucket,): count for bucket, (count, _) in reading.buckets.items()},
+                {(bucket,): size.messages for bucket, size in reading.buckets.items()},
                 "bucket",
             ),
             *of_queues,
@@ -241,14 +242,14 @@ class Exporter:
         except (NqnbError, asyncio.TimeoutError) as error:
             log.warning("the server's state cannot be read at the moment: %s", error or "the server did not answer")
             return None
-        stored, _ = reading.buckets.get(backend.state_bucket, (0, 0))
+        bucket = reading.buckets.get(backend.state_bucket)
         if (
-            self._tally.messages > stored
+            self._tally.keys > (bucket.keys if bucket else 0)
             and self._tally.complete
             and self._watch is not None
             and elapsed() - self._listed_at > _LISTING_PAUSE_SECONDS
         ):
-            # Messages are missing: the server does not report entries that have expired or were pruned.
+            # Keys are missing: the server does not report entries that have expired or were pruned.
             self._watch.cancel()
         return reading
 

@@ -50,7 +50,7 @@ class TaskTally:
         self._due: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """The time from which each pending task has been waiting, by queue and task id."""
         self._tombstones: set[str] = set()
-        """The ids of deleted tasks. The bucket still has a message for each of them."""
+        """The ids of deleted tasks. The bucket still has the key of each of them."""
         self._listed: set[str] | None = None
         """The tasks that the current listing has reported, or None after the listing."""
 
@@ -58,8 +58,8 @@ class TaskTally:
         return len(self._tasks)
 
     @property
-    def messages(self) -> int:
-        """The number of messages in the state bucket, assuming that no entry has expired or been pruned."""
+    def keys(self) -> int:
+        """The number of keys in the state bucket, assuming that no entry has expired or been pruned."""
         return len(self._tasks) + len(self._tombstones)
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, environment, run, start, until_said, url
+from helpers.history import keep_history
 from helpers.scrape import Scrape, exporting, free_port, scrape, scrape_now
 from helpers.waiting import until, until_async
 
@@ -120,14 +121,21 @@ async def test_queues_beyond_the_limit_are_counted_as_other(nq: nqnb.Client) -> 
     assert "other" in queues
 
 
+@pytest.mark.parametrize("history", [False, True])
 async def test_pruned_tasks_leave_the_counts_but_not_the_totals(
-    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, history: bool
 ) -> None:
     monkeypatch.setattr(exporter_module, "_LISTING_PAUSE_SECONDS", 0.0)
-    async with exporting(nq) as port:
+    if history:
+        await keep_history(settings)
+    async with nqnb.connect(settings) as nq, exporting(nq) as port:
         for _ in range(3):
             await (await nq.submit("q", 1)).cancel()
-        await nq.submit("q", 1)
+        waiting = await nq.submit("q", 1)
+        entry = await nq.backend.states.get(waiting.id)
+        assert entry is not None
+        for _ in range(3):
+            await nq.backend.states.put(waiting.id, entry.value)
         await scrape_until(port, "nqnb_tasks", 3, queue="q", state="deleted")
         await asyncio.sleep(0.01)
         await nq.prune(0.001)
