@@ -424,7 +424,7 @@ def _wait_for_runner(worker: int, runner: int, wake: int) -> int | None:
             if os.getppid() != worker:
                 break
         elif command in _TASK_SIGNALS:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # as in `_kill_group`
                 os.killpg(runner, _TASK_SIGNALS[command])
         else:
             break

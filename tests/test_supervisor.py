@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from nqnb import supervisor
 
 FILE = Path(supervisor.__file__)
@@ -38,3 +40,35 @@ def test_the_supervisor_loads_no_slow_module_at_its_start() -> None:
     slow = {"asyncio", "ctypes", "json", "logging", "shutil", "socket", "subprocess", "threading"}
     assert {"contextlib", "signal"} <= {*loaded.split()}
     assert not slow & ({*loaded.split()} - {*before.split()})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups")
+def test_a_signal_to_a_group_that_has_just_exited_does_not_hide_the_exit_code() -> None:
+    """macOS refuses a signal to a group of zombies; here, a stand-in for `os.killpg` does."""
+    code = f"""
+import os
+import sys
+sys.path.insert(0, {str(FILE.parent)!r})
+import supervisor
+
+go, start = os.pipe()
+end, alive = os.pipe()
+runner = os.fork()
+if not runner:
+    os.read(go, 1)
+    os._exit(7)
+os.close(alive)
+
+def next_command(wake):
+    os.write(start, b"!")
+    os.read(end, 1)  # until the runner has exited
+    return supervisor.TERMINATE
+
+def killpg(group, number):
+    raise PermissionError
+
+supervisor.next_command, os.killpg = next_command, killpg
+print(supervisor._wait_for_runner(os.getppid(), runner, -1))
+"""
+    ended = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("7\n", "")
