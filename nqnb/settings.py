@@ -203,8 +203,11 @@ class Settings:
     """Whether the address is that of the user's detached server. This address is looked up again at each reconnect."""
 
     def __post_init__(self) -> None:
+        self._resolve(_VARIABLES)
+
+    def _resolve(self, variables: Mapping[str, str]) -> None:
         self._check_values()
-        sources = self._sources()
+        sources = self._sources(variables)
         addresses = next((source.values["url"] for source in sources if "url" in source.values), ())
         object.__setattr__(self, "named", bool(addresses))
         addresses = addresses or (DEFAULT_URL,)
@@ -222,12 +225,12 @@ class Settings:
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
 
-    def _sources(self) -> list[_Source]:
+    def _sources(self, variables: Mapping[str, str]) -> list[_Source]:
         """Collect the settings in the arguments, the environment and the context, and parse the addresses."""
         given = {name: getattr(self, name) for kind in (*LOGINS, _TLS) for name in kind}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
-        environment = _read_environment(_VARIABLES)
+        environment = _read_environment(variables)
         context = self.context or (None if self.url else os.environ.get("NATS_CONTEXT") or None)
         if context is None and not self.url and "url" not in environment.values:
             context = _selected_context()
@@ -313,6 +316,8 @@ class Settings:
             )
         if not isinstance(settings, cls):
             return cls(**{**({} if settings is None else {"url": settings}), **options})
+        if not options:
+            return settings  # the environment and the context may have changed since
         given = {name: getattr(settings, name) for name in known}
         logins = [name for kind in LOGINS for name in kind]
         replaced: Iterable[str] = ()
@@ -325,6 +330,26 @@ class Settings:
             object.__setattr__(made, "named", False)
         if settings.detached and made.url == settings.url and made.token == settings.token:
             object.__setattr__(made, "detached", True)
+        return made
+
+    @classmethod
+    def local(cls, url: str, **options: Any) -> Settings:
+        """Create settings for a server on this machine that nqnb started, and that has no TLS.
+
+        No environment variable or context is read, because the user's variables belong to another server.
+
+        Args:
+            url: the address of the server.
+            **options: fields of the settings.
+
+        Raises:
+            BadInput: a value is invalid.
+        """
+        made = object.__new__(cls)
+        for each in fields(cls):
+            object.__setattr__(made, each.name, options.get(each.name, each.default))
+        object.__setattr__(made, "url", url)
+        made._resolve({})
         return made
 
     def at_detached(self, url: str, token: str) -> Settings:

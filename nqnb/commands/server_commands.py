@@ -20,6 +20,7 @@ from nqnb.errors import DevServerError, NqnbError
 from nqnb.server import detached
 from nqnb.server.detached import Condition, Detached
 from nqnb.server.devserver import DevServer
+from nqnb.settings import Settings
 
 _POLL_SECONDS = 0.5
 """The interval between checks that the server is still running."""
@@ -137,7 +138,8 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
 async def _farewell(server: DevServer, again: list[str], *, temporary: bool) -> str:
     """Return the final message: how many tasks are kept, where they are stored, and how to restart the server."""
     try:
-        async with connect(server.url, connect_timeout=_FAREWELL_SECONDS, request_timeout=_FAREWELL_SECONDS) as nq:
+        seconds = _FAREWELL_SECONDS
+        async with connect(Settings.local(server.url, connect_timeout=seconds, request_timeout=seconds)) as nq:
             tasks = await asyncio.wait_for(nq.tasks(status=OPEN_STATES), _FAREWELL_SECONDS)
     except (NqnbError, asyncio.TimeoutError):
         count = "its tasks are"
@@ -206,7 +208,7 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
     front = front_of(ctx)
 
     async def open_tasks() -> Preview:
-        async with connect(server.url, token=server.token) as nq:
+        async with connect(Settings.local(server.url, token=server.token)) as nq:
             return Preview.of(await nq.tasks(status=OPEN_STATES))
 
     try:

@@ -97,7 +97,7 @@ class DetachedStatus:
 def find() -> Settings | None:
     """Return the settings for a connection to the user's detached server, or None if the server does not run or answer.
 
-    The settings do not depend on environment variables such as ``NATS_URL``.
+    The settings do not depend on ``NATS_URL`` or a login in the environment.
     """
     found = look()
     if found.condition is not Condition.RUNNING or found.server is None:

@@ -675,7 +675,9 @@ def test_up_says_at_its_end_which_tasks_are_kept_and_where(
     keeps: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], start: Start
 ) -> None:
     store = tmp_path / "my store"
-    process = start("up", "--port", "0", *(["--store-dir", store.name] if keeps else []), cwd=tmp_path)
+    # The settings of another server, which `nqnb up` must ignore.
+    other = {"NATS_CA": __file__, "NATS_KEY": "/no/such"}
+    process = start("up", "--port", "0", *(["--store-dir", store.name] if keeps else []), cwd=tmp_path, **other)
     assert process.stdout is not None
     lines = "".join(process.stdout.readline() for _ in range(5))
     url = lines.split("NATS_URL=")[1].split()[0]

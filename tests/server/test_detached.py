@@ -208,6 +208,16 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     assert asyncio.run(count(found)) == 2
 
 
+@pytest.mark.parametrize("variable", ["NATS_CA", "NATS_CERT", "NATS_CREDS"])
+def test_stop_ignores_the_settings_of_another_server(
+    running: detached.Detached, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, __file__)
+    monkeypatch.setenv("NATS_KEY", str(tmp_path / "no such file"))
+    code, _, err = ended(start("up", "--stop"))
+    assert (code, err) == (0, "")
+
+
 def test_the_port_is_kept_over_restarts(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
     detached.stop()
     again, new = detached.start()
