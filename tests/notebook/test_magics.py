@@ -210,7 +210,7 @@ class TestResults:
         assert "cannot be shown as JSON" in cells.refused("%nq watch --json")
         for line in (f"watch {queue} --failures", f"watch --failures {task.id}"):
             assert ": 1 pending" in repr(cells.run(f"%nq {line} -q -o card\ncard").value)
-        assert "Use only one of" in cells.refused("%nq watch --failures --queues")
+        assert "cannot be combined: a live table" in cells.refused("%nq watch --failures --queues")
 
     def test_json_is_dicts_and_lists(self, cells: Shell, queue: str) -> None:
         task_id = nq(cells, f"submit {queue} 1 --json")["id"]
