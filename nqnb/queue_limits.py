@@ -6,20 +6,17 @@ The limits are stored on the server, so that all workers use the same limits. Th
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 
 import msgspec
 
-from nqnb.decode import decode
+from nqnb.decode import decode, malformed
 from nqnb.error_text import exact_text, kind_of, shown
-from nqnb.errors import BadInput, MalformedMessage
+from nqnb.errors import BadInput
 from nqnb.inputs import check_count, is_numpy_scalar
 from nqnb.protocol.wire import LONGEST_NAME
 from nqnb.store import Entry
-
-log = logging.getLogger("nqnb.limits")
 
 MOST_CONCURRENCY = 1000
 """The maximum concurrency limit of a queue. A single record names all running tasks."""
@@ -27,6 +24,7 @@ MOST_RATE = 1_000_000.0
 LEAST_RATE = 1 / 86_400
 """The maximum and the minimum of a rate, in tasks per second."""
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h|d)")
+_WHAT = "the limits of a queue"
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -52,17 +50,18 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @classmethod
     def of_entry(cls, entry: Entry | None) -> QueueLimits | None:
-        """Decode the limits of a queue. Return None if the queue has no limits."""
+        """Decode the limits of a queue. Return None if the queue has no limits.
+
+        Raises:
+            MalformedMessage: the entry is invalid, or a limit is out of range.
+        """
         if entry is None:
             return None
-        try:
-            found = decode(entry.value, _limits_decoder, "the limits of a queue")
-        except MalformedMessage as error:
-            log.warning("the limits %r are ignored: %s", entry.key, error)
-            return None
+        found = decode(entry.value, _limits_decoder, _WHAT)
         rate_is_valid = not found.rate or LEAST_RATE <= found.rate <= MOST_RATE
-        valid = rate_is_valid and 0 <= found.concurrency <= MOST_CONCURRENCY
-        return found if valid and (found.rate or found.concurrency) else None
+        if not rate_is_valid or not 0 <= found.concurrency <= MOST_CONCURRENCY:
+            raise malformed(_WHAT, "its concurrency or rate is out of range", entry.value)
+        return found if found.rate or found.concurrency else None
 
 
 _limits_decoder = msgspec.json.Decoder(QueueLimits)

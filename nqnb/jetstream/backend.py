@@ -20,7 +20,7 @@ from nqnb import tracing
 from nqnb.clock import elapsed
 from nqnb.concurrency import Together, share, spawn
 from nqnb.decode import SkipLog
-from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
+from nqnb.errors import MalformedMessage, NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
 from nqnb.jetstream.bucket_reader import BucketFeed, Page, poll_store
 from nqnb.jetstream.cancels import CancelListener, publish_cancel
@@ -130,6 +130,7 @@ class Backend:
         self.schedule_skips = SkipLog(settings.schedule_bucket)
         """A log of invalid schedules, which listings skip."""
         self._limits = KeyValueStore(connection, settings.limit_bucket)
+        self._limit_skips = SkipLog(settings.limit_bucket)
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """A log of invalid states, which listings skip."""
@@ -465,13 +466,18 @@ class Backend:
             for queue in worker.queues:
                 serving[queue] = serving.get(queue, 0) + 1
         paused = {entry.key async for entry in self.pauses.entries()}
+        invalid = dict[str, str]()
         limited = {key for key in await self._limits.keys_below("*") if key.endswith(names.limits_key(""))}
         async for info in queue_infos(self.connection, self.states, serving, paused, early=early):
-            key = names.limits_key(info.name)
-            limits = QueueLimits.of_entry(await self._limits.peek(key)) if key in limited else None
+            key, limits = names.limits_key(info.name), None
+            try:
+                limits = QueueLimits.of_entry(await self._limits.peek(key)) if key in limited else None
+            except MalformedMessage as error:
+                invalid[key] = str(error)
             if limits is not None:
                 info = msgspec.structs.replace(info, rate_limit=limits.rate, concurrency_limit=limits.concurrency)
             yield info
+        self._limit_skips.tell(invalid)
 
     async def service_of(self, queue: str) -> QueueService:
         """Return the numbers of workers, pulls and leased tasks of a queue."""

@@ -18,7 +18,8 @@ from nats.aio.subscription import Subscription
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import spawn
-from nqnb.errors import NqnbError
+from nqnb.decode import SkipLog
+from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
@@ -83,8 +84,9 @@ class PullLoop:
         self._paused = False
         """Whether the queue is paused."""
         self.limits: QueueLimits | None = None
-        """The limits of the queue across all workers, or None."""
+        """The limits of the queue across all workers, or None. Invalid limits are ignored."""
         self._limit_records = KeyValueStore(connection, connection.settings.limit_bucket)
+        self._limit_skips = SkipLog(connection.settings.limit_bucket)
         self._checking = False
         self._checked = self._paused_again = 0.0
 
@@ -174,7 +176,13 @@ class PullLoop:
             spawn(self._update_pause())
 
     async def _read_limits(self) -> None:
-        self.limits = QueueLimits.of_entry(await self._limit_records.peek(names.limits_key(self.queue)))
+        key, invalid = names.limits_key(self.queue), dict[str, str]()
+        entry = await self._limit_records.peek(key)
+        try:
+            self.limits = QueueLimits.of_entry(entry)
+        except MalformedMessage as error:
+            self.limits, invalid[key] = None, str(error)
+        self._limit_skips.tell(invalid)
 
     async def _update_pause(self) -> None:
         try:

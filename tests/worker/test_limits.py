@@ -21,6 +21,7 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.clock import ServerClock, elapsed
+from nqnb.jetstream import pull
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.presence import Presence
@@ -651,17 +652,50 @@ class TestInput:
         with pytest.raises(nqnb.BadInput, match=r"rate=.*is invalid"):
             check_limits(rate, None)
 
-    def test_limits_that_cannot_be_decoded_are_ignored(self) -> None:
-        for value in (
-            b"no",
-            b"[]",
-            b'{"rate": "x"}',
-            b'{"rate": -1}',
-            b'{"rate": 1e-300}',
-            b'{"concurrency": -1}',
-            b"{}",
-        ):
-            assert QueueLimits.of_entry(nqnb.store.Entry("work.limits", value, 1, 0.0)) is None
+    def test_limits_that_are_invalid_or_out_of_range_are_malformed(self) -> None:
+        for value in (b"no", b"[]", b'{"rate":"x"}', b'{"rate":-1}', b'{"rate":1e-300}', b'{"concurrency":-1}'):
+            with pytest.raises(nqnb.MalformedMessage, match="cannot decode the limits of a queue: "):
+                QueueLimits.of_entry(nqnb.store.Entry("work.limits", value, 1, 0.0))
+        assert QueueLimits.of_entry(nqnb.store.Entry("work.limits", b"{}", 1, 0.0)) is None
+        assert QueueLimits.of_entry(None) is None
+
+    async def test_invalid_limits_are_ignored_and_logged_once(
+        self, nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        reads: list[str] = []
+
+        class CountedLimits(KeyValueStore):
+            async def peek(self, key: str) -> nqnb.store.Entry | None:
+                reads.append(key)
+                return await super().peek(key)
+
+        worker = nqnb.Worker(settings)
+
+        @worker.handler("work")
+        async def work(job: nqnb.Job) -> str:
+            return "done"
+
+        await nq.submit("other")
+        await nq.backend.ensure_limits()
+        await nq.backend.limits.put("work.limits", b'{"rate":"fast"}')
+        await nq.backend.limits.put("other.limits", b'{"concurrency":-1}')
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pull, "KeyValueStore", CountedLimits)
+            patch.setattr(pull, "PAUSE_CHECK_SECONDS", 0.05)
+            async with worker:
+                await until_async(lambda: len(reads) >= 5, what="the worker has read the limits five times")
+                assert await (await nq.submit("work")).result(timeout=20) == "done"
+        assert [record.message for record in caplog.records if "limits" in record.message] == [
+            "bucket nq-limits: skipped 1 entry with invalid data: 'work.limits' (cannot decode the limits of a queue: "
+            'Expected `float`, got `str` - at `$.rate` (b\'{"rate":"fast"}\'). Check which program wrote these bytes'
+            ".). To delete an entry, run `nats kv del nq-limits KEY`."
+        ]
+        caplog.clear()
+        for _ in range(3):
+            assert {queue.name: queue.concurrency_limit for queue in await nq.queues()} == {"other": 0, "work": 0}
+        (told,) = [record.message for record in caplog.records if "limits" in record.message]
+        assert "skipped 2 entries with invalid data: 'other.limits' (" in told
+        assert "its concurrency or rate is out of range" in told
 
     async def test_invalid_serial_keys_are_refused(self, nq: nqnb.Client) -> None:
         serials: list[Any] = ["", "x" * 201, "a\nb", "\ud800", 7, b"a"]
