@@ -287,16 +287,16 @@ class Client:
             batch: the batch.
             item: the payload.
         """
-        submitted = None
+        span_context = None
         if tracing.active is None:
             made = await batch.submit(self.backend, self.name, item)
         else:
             with tracing.active.submit(self.backend.server_address, batch.queue) as span:
                 made = await batch.submit(self.backend, self.name, item)
                 span.set(made.task_id, attached=made.attached)
-                submitted = None if made.attached else span.context
+                span_context = None if made.attached else span.context
         self.serving.look_soon(batch.queue)
-        return Task(self, made.task_id, batch.queue, attached=made.attached, submitted=submitted)
+        return Task(self, made.task_id, batch.queue, attached=made.attached, span_context=span_context)
 
     @overload
     async def submit_many(
@@ -706,7 +706,7 @@ class Client:
         with tracing.active.submit(self.backend.server_address, origin=origin) as span:
             message = await submitting
             span.set(message.ID, queue=message.Queue)
-            return Task(self, message.ID, message.Queue, submitted=span.context)
+            return Task(self, message.ID, message.Queue, span_context=span.context)
 
     async def queues(self) -> list[QueueInfo]:
         """Return all queues on the server, sorted by name."""
@@ -1026,7 +1026,7 @@ class Task:
         id: the id of the task.
         queue: the queue of the task, if known.
         attached: whether a task with the same key already existed. If so, no new task was created.
-        submitted: the trace context of the call that submitted the task, or None if the call was not traced.
+        span_context: the trace context of the call that submitted the task, or None if the call was not traced.
 
     Examples:
         >>> task = await nq.submit("resize", {"path": "a.png"})
@@ -1043,13 +1043,13 @@ class Task:
         queue: str = "",
         *,
         attached: bool = False,
-        submitted: tracing.SpanContext | None = None,
+        span_context: tracing.SpanContext | None = None,
     ) -> None:
         self.id = id
         self.queue = queue
         self.attached = attached
         self._client = client
-        self._submitted = submitted
+        self.span_context = span_context
 
     def __repr__(self) -> str:
         return f"<Task {self.id} in {self.queue}>" if self.queue else f"<Task {self.id}>"
@@ -1115,7 +1115,7 @@ class Task:
                 queue, the message says so.
             BadInput: the timeout is invalid.
         """
-        with tracing.within(self._submitted):
+        with tracing.within(self.span_context):
             return await self._client.wait(self.id, timeout)
 
     async def result(self, timeout: Duration | None = None) -> Any:
@@ -1132,7 +1132,7 @@ class Task:
                 queue, the message says so.
             BadInput: the timeout is invalid.
         """
-        with tracing.within(self._submitted):
+        with tracing.within(self.span_context):
             return await self._client.result(self.id, timeout)
 
     async def requeue(self) -> Task:
@@ -1163,7 +1163,7 @@ class Task:
             Unconfirmed: the server's answers were lost, or a worker may have stopped the task although the cancel could
                 not be stored; cancel again.
         """
-        with tracing.within(self._submitted):
+        with tracing.within(self.span_context):
             return await self._client.cancel(self.id, wait, queue=self.queue or None)
 
 

@@ -353,6 +353,67 @@ async def test_errors_and_attached_and_requeued_tasks(nq: nqnb.Client, memory: M
     assert (requeue.attributes or {})["messaging.message.id"] == copy.id
 
 
+async def test_waits_and_cancels_of_typed_tasks_belong_to_the_trace_of_the_submit(
+    nq: nqnb.Client, settings: nqnb.Settings, memory: Memory
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.task("half")
+    def half(payload: int) -> float:
+        return payload / 2
+
+    async with worker:
+        task = await half.submit(nq, 3)
+        assert await task == 1.5
+        later = await half.submit(nq, 3, process_at=timedelta(hours=1))
+        await later.cancel()
+    first, second = memory.named("submit half")
+    assert parent_of(memory.only("wait half")) == id_of(first)
+    assert parent_of(memory.only("cancel half")) == id_of(second)
+
+
+def test_waits_and_cancels_in_a_session_belong_to_the_trace_of_the_submit(url: str, memory: Memory) -> None:
+    session = nqnb.session(url, ack_wait=1.0, retry_for=5.0)
+    try:
+        task = session.submit("cells", 1)
+        with pytest.raises(nqnb.WaitTimeout):
+            task.result(0)
+        with pytest.raises(nqnb.WaitTimeout):
+            task.wait(0)
+        task.cancel()
+        again = task.requeue()
+        again.cancel()
+        tasks = session.map("mapped", [1, 2])
+        with pytest.raises(nqnb.WaitTimeout):
+            tasks.results(0)
+        with memory.tracer.start_as_current_span("a cell"), pytest.raises(nqnb.WaitTimeout):
+            tasks.wait(0)
+        tasks.cancel()
+    finally:
+        session.down()
+    submit, requeue = memory.only("submit cells"), memory.only("requeue cells")
+    waits = memory.named("wait")
+    assert [parent_of(wait) for wait in waits[:2]] == [id_of(submit)] * 2
+    assert [parent_of(cancel) for cancel in memory.named("cancel cells")] == [id_of(submit), id_of(requeue)]
+    mapped = {id_of(each) for each in memory.named("submit mapped")}
+    assert {parent_of(wait) for wait in waits[2:4]} == mapped
+    assert {parent_of(wait) for wait in waits[4:]} == {id_of(memory.only("a cell"))}
+    assert {link.context.span_id for wait in waits[4:] for link in wait.links} == mapped
+
+
+async def test_a_session_task_that_is_awaited_belongs_to_the_trace_of_the_submit(url: str, memory: Memory) -> None:
+    session = await asyncio.to_thread(nqnb.session, url, ack_wait=1.0, retry_for=5.0)
+    try:
+        task = await asyncio.to_thread(session.submit, "awaited")
+        await asyncio.to_thread(task.cancel)
+        with pytest.raises(nqnb.TaskCancelled):
+            await task
+    finally:
+        await asyncio.to_thread(session.down)
+    (wait,) = (span for span in memory.exporter.get_finished_spans() if span.name.startswith("wait"))
+    assert parent_of(wait) == id_of(memory.only("submit awaited"))
+
+
 async def test_only_a_submit_sends_its_context(nq: nqnb.Client, memory: Memory) -> None:
     await nq.backend.ensure_queue("quiet")
     # The loops of a worker, which submit the tasks of schedules, inherit the span in which the worker was started.

@@ -308,7 +308,7 @@ class Session:
         except KeyboardInterrupt:
             self.say(f"interrupted: the task may or may not have been submitted to queue {shown(queue)}")
             raise
-        return SessionTask(self, task.id, task.queue, attached=task.attached)
+        return self._handle(task)
 
     @overload
     def submit_many(
@@ -758,8 +758,7 @@ class Session:
         check_choice("errors", errors, ("raise", "return"))
         ids = ids_of(what)
         if isinstance(what, (str, SessionTask, Task, TaskInfo)):
-            task = self.call(self.client.requeue(ids[0]))
-            return SessionTask(self, task.id, task.queue)
+            return self._handle(self.call(self.client.requeue(ids[0])))
         done: list[str] = []
         try:
             fresh, outcomes = self.call(self._requeue_fresh(ids, done))
@@ -768,7 +767,7 @@ class Session:
             raise
         if len(fresh) < len(ids):
             self.say(f"{len(ids) - len(fresh):,} of {len(ids):,} tasks were skipped: they had already been requeued.")
-        made = [SessionTask(self, each.id, each.queue) if isinstance(each, Task) else each for each in outcomes]
+        made = [self._handle(each) if isinstance(each, Task) else each for each in outcomes]
         failed = next((each for each in made if isinstance(each, NqnbError)), None)
         if failed is None:
             return TaskList(self, made)
@@ -1221,8 +1220,7 @@ class Session:
             UnknownSchedule: there is no schedule with this name.
             Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
-        task = self.call(self.client.run_schedule(name))
-        return SessionTask(self, task.id, task.queue)
+        return self._handle(self.call(self.client.run_schedule(name)))
 
     def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states, results and cancel requests of tasks that ended long ago.
@@ -1404,7 +1402,7 @@ class Session:
 
         async def submit(item: Item) -> SessionTask:
             task = await self.client.submit_item(batch, item)
-            return SessionTask(self, task.id, batch.queue, item.position, attached=task.attached)
+            return self._handle(task, item.position)
 
         submission = Submission(submit, at_once)
         try:
@@ -1425,6 +1423,10 @@ class Session:
         if errors == "return":
             return made
         raise not_submitted(made) from next(outcome for outcome in made if isinstance(outcome, NqnbError))
+
+    def _handle(self, task: Task, row: int = -1) -> SessionTask:
+        """Return the session's handle of a task that the client has submitted."""
+        return SessionTask(self, task.id, task.queue, row, attached=task.attached, span_context=task.span_context)
 
     # Display
 

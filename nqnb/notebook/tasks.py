@@ -21,6 +21,7 @@ from collections.abc import (
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypeVar, overload
 
+from nqnb import tracing
 from nqnb.batch import encode_label
 from nqnb.client import Client, Task
 from nqnb.clock import elapsed
@@ -115,6 +116,7 @@ class SessionTask:
         queue: the queue of the task, or an empty string if the queue is unknown.
         row: the position of the task's payload among the payloads of the call or group, or -1 if unknown.
         attached: whether the task already existed when its key was submitted.
+        span_context: the trace context of the call that submitted the task, or None if the call was not traced.
 
     Examples:
         >>> task = nqnb.session().submit("resize", {"path": "a.png"})
@@ -125,13 +127,23 @@ class SessionTask:
     """
 
     # A list can contain a million tasks.
-    __slots__ = ("__weakref__", "_session", "attached", "id", "queue", "row")
+    __slots__ = ("__weakref__", "_session", "attached", "id", "queue", "row", "span_context")
 
-    def __init__(self, session: _TaskCalls, id: str, queue: str = "", row: int = -1, *, attached: bool = False) -> None:
+    def __init__(
+        self,
+        session: _TaskCalls,
+        id: str,
+        queue: str = "",
+        row: int = -1,
+        *,
+        attached: bool = False,
+        span_context: tracing.SpanContext | None = None,
+    ) -> None:
         self.id = id
         self.queue = queue
         self.row = row
         self.attached = attached
+        self.span_context = span_context
         self._session = session
 
     def __repr__(self) -> str:
@@ -202,7 +214,8 @@ class SessionTask:
                 says so.
             BadInput: the timeout is invalid.
         """
-        return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
+        with tracing.within(self.span_context):
+            return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
         """Wait until the task has ended, and return the handler's result.
@@ -222,7 +235,8 @@ class SessionTask:
                 says so.
             BadInput: the timeout is invalid.
         """
-        return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
+        with tracing.within(self.span_context):
+            return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def cancel(self, wait: Duration | None = None) -> CancelReceipt:
         """Cancel the task. Once the call returns, no worker will start another run of the task.
@@ -238,7 +252,8 @@ class SessionTask:
             NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost. Cancel the task again.
         """
-        return self._session.cancel_one(self.id, wait, queue=self.queue or None)
+        with tracing.within(self.span_context):
+            return self._session.cancel_one(self.id, wait, queue=self.queue or None)
 
     def requeue(self) -> SessionTask:
         """Submit the task again, as a new task with the same queue, payload, retries and timeout.
@@ -267,14 +282,16 @@ class SessionTask:
         return await state_of(client, await client.fetch(self.id))
 
     async def _result_on_this_loop(self) -> Any:
-        if LOOP.here:
-            return await self._session.client.result(self.id)
-        try:
-            return await LOOP.begin(self._session.client.result(self.id))
-        except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
-            self._session.abandon(self.id)
-            hide_frames(interrupt)
-            raise
+        with tracing.within(self.span_context):
+            result = self._session.client.result(self.id)
+            if LOOP.here:
+                return await result
+            try:
+                return await LOOP.begin(result)
+            except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
+                self._session.abandon(self.id)
+                hide_frames(interrupt)
+                raise
 
 
 class TaskList(list[SessionTask]):
@@ -621,17 +638,18 @@ class TaskList(list[SessionTask]):
         cancel_on_interrupt = check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         ended_ids: set[str] = set()
 
-        async def outcome_of(task_id: str) -> Any:
+        async def outcome_of(task: SessionTask) -> Any:
             try:
-                outcome = await ask(task_id)
+                with tracing.within(task.span_context):
+                    outcome = await ask(task.id)
             except TaskError as error:
                 outcome = error
             if not isinstance(outcome, WaitTimeout):
-                ended_ids.add(task_id)
+                ended_ids.add(task.id)
             return outcome
 
         return self._session.wait_for_tasks(
-            outcomes_of(self.ids, outcome_of, IN_FLIGHT),
+            outcomes_of(list(self), outcome_of, IN_FLIGHT),
             lambda: [task_id for task_id in self.ids if task_id not in ended_ids],
             cancel_on_interrupt,
             total=len(self),

@@ -45,7 +45,7 @@ class TypedTask(Task, Generic[R]):
     """
 
     def __init__(self, client: Client, task: Task, kind: Any) -> None:
-        super().__init__(client, task.id, task.queue, attached=task.attached)
+        super().__init__(client, task.id, task.queue, attached=task.attached, span_context=task.span_context)
         self._kind = kind
 
     def __await__(self) -> Generator[Any, None, R]:
