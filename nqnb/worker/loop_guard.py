@@ -349,9 +349,9 @@ class Guard:
         leases = "Leases are renewed" if connected else f"Leases will run out ({self._trouble or 'the server is away'})"
         self._log(
             logging.WARNING,
-            "worker %s: the event loop has not run for %.1f s: it %s. %s. Cancels, timeouts and other coroutines "
-            "must wait. Make the blocking handler a plain function, or call the blocking code with "
-            "`await asyncio.to_thread(...)`",
+            "worker %s: the event loop has not run for %.1f s: it %s. %s. Timeouts and other coroutines must wait, and "
+            "cancels can stop only handlers in threads. Make the blocking handler a plain function, or call the "
+            "blocking code with `await asyncio.to_thread(...)`",
             self._worker_id,
             blocked,
             what,

@@ -232,6 +232,30 @@ class TestThreadsThatNeverPause:
 
 
 class TestThreadsThatHaveLeftTheirHandler:
+    async def test_a_handler_that_ends_during_an_attempt_from_another_loop_leaves_no_trap(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun, release = threading.Event(), threading.Event()
+        run = executor(noting(begun, lambda job: release.wait(60)), grace=60)
+        ending = asyncio.ensure_future(run.run())
+        await until_async(begun.is_set)
+        run.stop()
+        factory, wait = logging.getLogRecordFactory(), threading.Condition.wait
+
+        def end_first(thread_id: int, base: FrameType) -> bool:
+            release.set()
+            until(ending.done, what="the worker's loop has ended the run")
+            return False
+
+        async def guard() -> None:
+            run.stop_aside()
+
+        monkeypatch.setattr("nqnb.worker.executors.thread.interrupt", end_first)
+        await asyncio.to_thread(asyncio.run, guard())
+        assert await ending == Result(Ended.RETURNED, True)
+        assert logging.getLogRecordFactory() is factory
+        assert threading.Condition.wait is wait
+
     async def test_another_thread_with_its_identifier_is_not_hit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Its thread ends without reporting, as if a foreign exception had killed it.
         monkeypatch.setattr(ThreadExecutor, "_tell", lambda self: None)

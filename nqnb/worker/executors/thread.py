@@ -92,9 +92,10 @@ class ThreadExecutor(Executor):
         self._thread.start()
         result = await self._ended
         self._ladder.end()
-        if self._stopping and self._thread.ident is not None and self._base is not None:
-            Interrupter.here().remove(self._thread.ident, self._base)
-        self._base = None
+        base, self._base = self._base, None
+        # From now on, `stop_aside` removes what it adds, so nothing is left after this removal.
+        if self._stopping and self._thread.ident is not None and base is not None:
+            Interrupter.here().remove(self._thread.ident, base)
         return result
 
     def _begin_to_stop(self) -> None:
@@ -109,6 +110,9 @@ class ThreadExecutor(Executor):
         if thread is not None and thread.ident is not None and base is not None and thread.is_alive():
             self._job.state.progress_raises = False
             Interrupter.here().add(thread.ident, base)
+            if self._base is not base:
+                # The worker's loop has ended the run in the meantime.
+                Interrupter.here().remove(thread.ident, base)
 
     # The next four methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
     # handler. After that, at most one exception is pending. nqnb holds no lock where an exception can be raised.
