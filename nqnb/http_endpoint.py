@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import socketserver
 import threading
@@ -83,6 +84,9 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         """Bind the socket, but do not look up the host's name as `WSGIServer` does, because this can take seconds."""
+        # On Windows, this option would allow a port that another process uses, and requests would reach either of them.
+        self.allow_reuse_address = os.name == "posix"
+        self.allow_reuse_port = False
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()

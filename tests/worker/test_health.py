@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from helpers.scrape import free_port
 from helpers.waiting import until_async
 
 import nqnb
+from nqnb import http_endpoint
 from nqnb.commands.worker_commands import worker as worker_command
 from nqnb.listen_address import THIS_MACHINE, ListenAddress
 from nqnb.worker.runtime import MAX_BLOCK_SECONDS, MAX_OUTAGE_SECONDS
@@ -35,6 +37,13 @@ def ask(port: int, path: str) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode().strip()
+
+
+def test_on_windows_a_port_in_use_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, SO_REUSEADDR would allow two workers to listen on the same port."""
+    monkeypatch.setattr(http_endpoint, "os", SimpleNamespace(name="nt"))
+    with http_endpoint._server(ListenAddress(THIS_MACHINE, 0)) as server:
+        assert not server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
 
 
 async def health(port: int) -> tuple[int, str]:
