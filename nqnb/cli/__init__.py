@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(shell, arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        discard(sys.stdout)
-        return CLOSED_PIPE
     except OSError as error:
+        if _is_closed_pipe(error):
+            discard(sys.stdout)
+            return CLOSED_PIPE
         if error.errno not in _OUTPUT_ERRORS or error.filename is not None:
             raise
         discard(sys.stdout)
@@ -79,6 +79,19 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
         for each in getattr(record, "errors", ()):
             shell.complain(each)
     return DONE if getattr(record, "ok", True) else REFUSED
+
+
+def _is_closed_pipe(error: OSError) -> bool:
+    """Return whether stdout is a pipe whose reader has exited. Windows may report this as an invalid argument."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    if sys.platform != "win32" or error.errno != errno.EINVAL:
+        return False
+    try:
+        sys.stdout.flush()  # fails again, because the output is still in the buffer
+    except OSError:
+        return True
+    return False
 
 
 def _unwritten(shell: Shell, error: OSError) -> int:

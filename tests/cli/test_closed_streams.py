@@ -82,6 +82,39 @@ def test_a_closed_stdout_prints_no_traceback(arguments: str, url: str) -> None:
     assert answer.err.count("\n") <= 1
 
 
+def test_a_closed_pipe_on_windows_prints_no_traceback() -> None:
+    """Windows may report a closed pipe as an invalid argument. Other invalid arguments are errors of nqnb."""
+    code = """
+import io, os, sys
+import nqnb.cli
+
+class ClosedPipe(io.RawIOBase):
+    def writable(self):
+        return True
+
+    def fileno(self):
+        return 1
+
+    def write(self, data):
+        raise OSError(22, "Invalid argument")
+
+def broken(shell, arguments):
+    raise OSError(22, "Invalid argument")
+
+sys.stdout = io.TextIOWrapper(io.BufferedWriter(ClosedPipe()))
+sys.platform = "win32"
+code = nqnb.cli.main(["--version"])
+sys.stdout = sys.__stdout__
+nqnb.cli._run = broken
+try:
+    nqnb.cli.main(["--version"])
+except OSError:
+    os._exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (141, "", "")
+
+
 def test_errors_for_a_closed_stderr_are_not_printed_on_stdout(url: str) -> None:
     assert shell(url, "nqnb nosuch 2>&-") == Answer(2, "", "")
 
