@@ -239,8 +239,8 @@ def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
 
 def _split_target(target: str) -> tuple[str, str]:
     name, _, path = target.partition(":")
-    if not name or not path or name.endswith(".py") or "/" in name:
-        example = Path(name).name.removesuffix(".py") or "mymodule"
+    if not name or not path or name.startswith(".") or name.endswith(".py") or "/" in name:
+        example = Path(name).name.removesuffix(".py").lstrip(".") or "mymodule"
         raise click.UsageError(
             f"worker {target!r} is invalid: expected MODULE:WORKER. For example, use "
             f"{example}:{path or 'worker'} in the module's folder"
