@@ -168,10 +168,17 @@ class Connection:
 
         Raises:
             ConnectionFailed: the connection is closed.
-            NoResponders: the connection is down and its send buffer is full.
+            NoResponders: the message was not sent, because the send buffer is full, and the connection is down or has
+                not taken enough data within ``settings.request_timeout`` seconds.
         """
-        if not self.put(subject, data, reply):
-            await self._send(subject, data, reply)
+        if self.put(subject, data, reply):
+            return
+        # The future of a request ends the wait for space after the timeout, or if the connection is lost.
+        limit = self._replies.expect(subject, self._timeout, whole)
+        try:
+            await self._send(limit, data, reply)
+        finally:
+            self._replies.forget(limit)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
         """Send a message without awaiting. Return False if this is not possible; in that case, use `send`.
@@ -200,7 +207,8 @@ class Connection:
                 Use this only for idempotent requests.
 
         Raises:
-            NoResponders: the subject has no responders, so the request had no effect.
+            NoResponders: the subject has no responders, or the send buffer is full; see `send`. The request had no
+                effect.
             Unconfirmed: no reply arrived within ``timeout`` seconds, or the connection was lost.
             ServerRefused: the user has no permission to publish to the subject; ``.code`` is 403.
             ConnectionFailed: see `send`.
@@ -235,16 +243,19 @@ class Connection:
             NoResponders, Unconfirmed, ServerRefused, ConnectionFailed, PayloadTooLarge: see `request`.
         """
         pending = self._replies.expect(subject, timeout or self._timeout, read)
-        if again and self.clustered:
-            pending.repeated = data, block
+        repeated = (data, block) if again and self.clustered else None
         if self.client.put(subject, data, pending.inbox, block):
+            pending.repeated = repeated
             return pending.reply
-        return self._send_slowly(pending, data, block)
+        return self._send_slowly(pending, data, block, repeated)
 
-    async def _send_slowly(self, pending: Pending[Any], data: bytes, block: bytes) -> Any:
+    async def _send_slowly(
+        self, pending: Pending[Any], data: bytes, block: bytes, repeated: tuple[bytes, bytes] | None
+    ) -> Any:
         """Send a request once the send buffer has space, and return the value that is extracted from the reply."""
         try:
-            await self._send(pending.subject, data, pending.inbox, block)
+            await self._send(pending, data, pending.inbox, block)
+            pending.sent, pending.repeated = time.monotonic(), repeated
             return await pending.reply
         finally:
             self._replies.forget(pending)
@@ -440,19 +451,24 @@ class Connection:
         except nats.errors.Error as error:
             raise translated(error, self.settings, subject) from None
 
-    def _resend(self, request: Pending[Any]) -> None:
-        if self.connected:
-            spawn(self._send_quietly(request))
+    def _resend(self, request: Pending[Any]) -> bool:
+        # With a full buffer, the first message may not have reached the server yet.
+        if not self.connected or self.client.is_full:
+            return False
+        spawn(self._send_quietly(request))
+        return True
 
     async def _send_quietly(self, request: Pending[Any]) -> None:
         # A lost connection fails the pending request anyway.
         with contextlib.suppress(ConnectionFailed, PayloadTooLarge):
             data, block = request.repeated or (b"", b"")
-            await self._send(request.subject, data, request.inbox, block)
+            await self._send(request, data, request.inbox, block)
 
-    async def _send(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> None:
+    async def _send(self, request: Pending[Any], data: bytes, reply: str = "", block: bytes = b"") -> None:
+        """Send a message. If the send buffer is full, wait until it has space or ``request.reply`` is done."""
+        subject = request.subject
         try:
-            await self.client.write(subject, data, reply, block)
+            await self.client.write(subject, data, reply, block, request.reply)
         except nats.errors.MaxPayloadError:
             size = len(data) + len(block)
             raise PayloadTooLarge(
@@ -519,6 +535,7 @@ class Pending(msgspec.Struct, Generic[T], eq=False):
         read: see `Connection.ask`.
         repeated: the body and the headers if the request is resent until the reply arrives, otherwise None.
         resent: the number of times that the request was resent.
+        sent: the monotonic time at which the request was last sent, if it was resent or had to wait, otherwise 0.
     """
 
     inbox: str
@@ -529,6 +546,7 @@ class Pending(msgspec.Struct, Generic[T], eq=False):
     read: Callable[[Message, Pending[T]], T]
     repeated: tuple[bytes, bytes] | None = None
     resent: int = 0
+    sent: float = 0.0
 
 
 def whole(reply: Message, request: Pending[Any]) -> Message:
@@ -555,10 +573,11 @@ class _Replies:
 
     Args:
         inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
-        resend: a function that resends a request with the same reply subject. The function must not raise exceptions.
+        resend: a function that resends a request with the same reply subject, and returns whether this is possible now.
+            The function must not raise exceptions.
     """
 
-    def __init__(self, inbox: str, resend: Callable[[Pending[Any]], None]) -> None:
+    def __init__(self, inbox: str, resend: Callable[[Pending[Any]], bool]) -> None:
         self.subject = f"{inbox}.*"
         self._inbox = inbox
         self._loop = asyncio.get_running_loop()
@@ -651,9 +670,13 @@ class _Replies:
                     )
                     _fail(pending, Unconfirmed(error))
                     self.forget(pending)
-                elif pending.repeated is not None and now - pending.asked > RESEND_SECONDS * (pending.resent + 1):
+                elif (
+                    pending.repeated is not None
+                    and now - max(pending.asked, pending.sent) > RESEND_SECONDS
+                    and self._resend(pending)
+                ):
                     pending.resent += 1
-                    self._resend(pending)
+                    pending.sent = now
         self.open()
 
 

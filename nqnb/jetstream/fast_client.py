@@ -17,7 +17,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import nats.errors
@@ -31,10 +31,10 @@ from nqnb.protocol import names
 log = logging.getLogger("nqnb")
 
 _PRIVATE = (
-    *("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "_flush_pending", "stats"),
+    *("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "stats"),
     *("_transport", "_pongs", "_sid", "_status", "_max_payload"),
 )
-_OVERRIDDEN = ("_process_msg", "_process_op_err", "_remove_sub", "_send_ping", "_process_pong")
+_OVERRIDDEN = ("_process_msg", "_process_op_err", "_remove_sub", "_send_ping", "_process_pong", "_flush_pending")
 _LONGEST_SUBJECT = 2000
 _SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
 """A pattern for valid subjects. The length is limited because a line may contain two subjects, and servers accept
@@ -45,6 +45,8 @@ _LINE_END = b"\r\n"
 _CALLBACK_FAILED = "unexpected error in nqnb while handling a message on %s"
 _LARGE_WRITE_BYTES = 256 * 1024
 """If at least this many bytes are buffered, nats-py writes them, and waits until the socket accepts more data."""
+_SPACE_CHECK_SECONDS = 0.005
+"""Seconds between two checks whether a full send buffer has space again."""
 _LONGEST_COUNT = 12
 """Sizes and subscription ids always have fewer digits than this."""
 _HEADER_SIGNS = len("\r\n:")
@@ -102,6 +104,10 @@ class _Unused:
         self.future.cancel()
 
 
+_Turn: TypeAlias = "asyncio.Future[asyncio.Task[None] | None]"
+"""A future that is done once a message has been appended to the send buffer, or is passed to nats-py by a task."""
+
+
 class FastClient(NatsClient):
     """nats-py's client with a fast path for publishing (`write`) and for callbacks (`listen`)."""
 
@@ -118,6 +124,9 @@ class FastClient(NatsClient):
         self._writing = False
         """Whether a write of the send buffer is scheduled."""
         self._unused = _Unused()
+        self._waiting: dict[_Turn, tuple[str, bytes, str, bytes]] = {}
+        """The messages that wait for space in the send buffer, in the order of the calls of `write`."""
+        self._space_check: asyncio.TimerHandle | None = None
 
     @property
     def server_info(self) -> Mapping[str, Any]:
@@ -131,20 +140,78 @@ class FastClient(NatsClient):
         """Whether the server reports that it is part of a cluster."""
         return bool(self.server_info.get("cluster"))
 
-    async def write(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> None:
-        """Publish a message; see `put` for the arguments.
+    @property
+    def is_full(self) -> bool:
+        """Whether the send buffer of an open connection is full."""
+        return bool(self.is_connected and self.pending_data_size > getattr(self, "_max_pending_size", 0) > 0)
 
-        This method raises the same errors as `nats.aio.client.Client.publish`.
+    async def write(
+        self,
+        subject: str,
+        data: bytes,
+        reply: str = "",
+        block: bytes = b"",
+        ended: asyncio.Future[Any] | None = None,
+    ) -> None:
+        """Publish a message. If the send buffer is full, wait until it has space or the connection is lost.
+
+        Waiting messages are appended in the order of the calls. If the call is cancelled while it waits, the message is
+        discarded.
+
+        Args:
+            subject, data, reply, block: see `put`.
+            ended: a future that ends the wait. This method does not cancel the future.
+
+        Raises:
+            nats.errors.OutboundBufferLimitError: the message was discarded, because the connection is down and the
+                buffer is full, or because ``ended`` was done before the buffer had space.
+            nats.errors.Error: `nats.aio.client.Client.publish` raised this error.
         """
         if len(block) + len(data) > self.max_payload:
             raise nats.errors.MaxPayloadError
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
-        if not self.put(subject, data, reply, block, overfill=True):
-            # Without a connection, nats-py buffers the message, or raises an error if its buffer is full.
-            await self.publish(subject, data, reply, read_headers(block) if block else None)
-        elif self._pending_data_size > self._max_pending_size > 0:
-            await self._flush_pending(force_flush=True)
+        turn: _Turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = subject, data, reply, block
+        if self._space_check is None:
+            self._append_waiting()
+        try:
+            await _first(turn, ended)
+            if turn.done() and (publishing := turn.result()) is not None:
+                await _first(publishing, ended)
+        finally:
+            if turn.cancel():
+                del self._waiting[turn]
+            elif (publishing := turn.result()) is not None:
+                # nats-py may wait for space without a limit. It ignores the cancel, but ends the wait.
+                publishing.cancel()
+        if turn.cancelled():
+            raise nats.errors.OutboundBufferLimitError
+        if publishing is not None and publishing.done():
+            publishing.result()
+
+    def _append_waiting(self) -> None:
+        """Append the waiting messages to the send buffer as long as it has space, and then check again later."""
+        self._space_check = None
+        while self._waiting and self._space_check is None and not self.is_full:
+            turn = next(iter(self._waiting))
+            message = self._waiting.pop(turn)
+            publishing = None
+            if not self.put(*message, overfill=True):
+                # Without a connection, nats-py buffers the message, or raises an error if its buffer is full.
+                publishing = asyncio.ensure_future(self._publish(*message))
+                # If the sender is cancelled, asyncio must not report that the error was never retrieved.
+                publishing.add_done_callback(lambda task: task.cancelled() or task.exception())
+                # The task appends the message before the next check.
+                self._space_check = asyncio.get_running_loop().call_later(0, self._append_waiting)
+            turn.set_result(publishing)
+        if self._waiting and self._space_check is None:
+            if self.fast:
+                self._write_pending()
+            self._space_check = asyncio.get_running_loop().call_later(_SPACE_CHECK_SECONDS, self._append_waiting)
+
+    async def _publish(self, subject: str, data: bytes, reply: str, block: bytes) -> None:
+        await self.publish(subject, data, reply, read_headers(block) if block else None)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"", *, overfill: bool = False) -> bool:
         """Append a message to the send buffer, which is written to the socket once per iteration of the event loop.
@@ -154,19 +221,19 @@ class FastClient(NatsClient):
             data: the body.
             reply: the reply subject.
             block: the headers, as `header_block` returns them.
-            overfill: whether to append the message even if the buffer is full.
+            overfill: whether to append the message even if the buffer is full or other messages wait for space.
 
         Returns:
-            Whether the message was appended. It is not appended if the connection is down, the buffer is full, the
-            message is too large, or the subject is too long or contains unusual characters. In these cases, use
-            `write`.
+            Whether the message was appended. It is not appended if the connection is down, the buffer is full, other
+            messages wait for space, the message is too large, or the subject is too long or contains unusual
+            characters. In these cases, use `write`.
         """
         size = len(block) + len(data)
         # This method avoids function calls, because each task sends four messages.
         if (
             not self.fast
             or (self._status != NatsClient.CONNECTED and not self.is_connected)
-            or (not overfill and self._pending_data_size > self._max_pending_size > 0)
+            or (not overfill and (self._waiting or self._pending_data_size > self._max_pending_size > 0))
             or size > self._max_payload
             or not 0 < len(subject) <= _LONGEST_SUBJECT
             or not subject.isprintable()
@@ -309,6 +376,15 @@ class FastClient(NatsClient):
             self._transport.writelines(pending)
         await super()._send_ping(future)
 
+    async def _flush_pending(self, force_flush: bool = False) -> Any:
+        # If the buffer or the queue of flushes is full, nats-py's method waits without a limit, and ignores a cancel.
+        # `write` waits instead, and a single flush in the queue writes the whole buffer.
+        if not self.fast:
+            return await super()._flush_pending(force_flush)
+        if self._flush_queue is None or self._flush_queue.empty():
+            return await super()._flush_pending()
+        return None
+
     async def _process_op_err(self, e: Exception) -> None:
         # nats-py does not reconnect until it has written the socket's buffer. On a dead link, that takes minutes.
         writer = getattr(self._transport, "_io_writer", None)
@@ -321,6 +397,12 @@ class FastClient(NatsClient):
         if self.fast and self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
+
+
+async def _first(future: asyncio.Future[Any], ended: asyncio.Future[Any] | None) -> None:
+    """Wait until one of the futures is done."""
+    if not future.done():
+        await asyncio.wait({future} if ended is None else {future, ended}, return_when=asyncio.FIRST_COMPLETED)
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:

@@ -73,8 +73,8 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
     """Convert a nats-py error that occurred while sending to ``subject`` to an nqnb error."""
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
-            f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "
-            "full. Try again once the server is available.",
+            f"sending to {subject!r} failed: the send buffer is full, because the connection to {address(settings)} is "
+            "down or too slow. Try again once the server is available.",
             subject,
         )
     if isinstance(error, nats.errors.ConnectionClosedError):
