@@ -37,7 +37,11 @@ log = logging.getLogger("nqnb.feed")
 OPERATION = "KV-Operation"
 """The header that identifies a tombstone, which is a message that marks a key as deleted."""
 PAGE = 1000
-"""The number of entries that each pull requests."""
+"""The number of entries that each pull of a listing requests, and the minimum number for a pull of a feed."""
+MOST_PAGE = 5000
+"""The maximum number of entries that each pull of a feed requests. Fewer pulls need less time."""
+PAGE_BYTES = 4_000_000
+"""The maximum size of the entries that each pull of a feed requests, if this is more than `PAGE` entries."""
 NEWEST = 2000
 """The number of newest entries that a feed of a large bucket yields first."""
 LISTING_OUTLIVES_SECONDS = 30.0
@@ -155,6 +159,8 @@ class BucketFeed:
         The first page starts after the last entry that has arrived.
         """
         state = await self._examine()
+        size = int(state["bytes"]) // max(1, int(state["messages"]))
+        page = max(PAGE, min(MOST_PAGE, PAGE_BYTES // max(1, size)))
         newest: dict[str, int] = {}
         if self._last == 0 and int(state["messages"]) > 2 * NEWEST:
             first = await self._newest(int(state["last_seq"]))
@@ -171,15 +177,15 @@ class BucketFeed:
             heard = asyncio.get_running_loop().time()
             while not consumer.lost and self._connection.connected:
                 # Ask for the next page before the end of this one.
-                if requested <= PAGE // 2:
+                if requested <= page // 2:
                     await consumer.pull(
                         {
-                            "batch": PAGE,
+                            "batch": page,
                             "expires": int(PULL_EXPIRES_SECONDS * 1e9),
                             "idle_heartbeat": int(IDLE_HEARTBEAT_SECONDS * 1e9),
                         }
                     )
-                    requested += PAGE
+                    requested += page
                 await first_of(consumer.ready, timeout=_CHECK_SECONDS)
                 if consumer.lost:
                     # After a quick reconnect, the old pull continues without the messages that were lost.

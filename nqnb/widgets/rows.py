@@ -366,23 +366,17 @@ class Rows:
         if known is None:
             self._gone.discard(task_id)
         else:
-            self._texts.pop(task_id, None)
-            self._kinds.forget(task_id)
-            self._running.discard(task_id)
+            self._forget(task_id)
         if known is None or known.queue != task.queue:
             self._count_queue(known, task)
         if status.terminal:
             if known is not None and not known.status.terminal and status in (Status.COMPLETED, Status.FAILED):
                 self.throughput.end()
-            self._open.discard(task_id)
             self.pending_cancels.ended(task_id, status)
             if status is Status.FAILED and not task.requeued_as:
                 self._failed.add(task_id)
-            else:
-                self._failed.discard(task_id)
         else:
             self._open.add(task_id)
-            self._failed.discard(task_id)
         number = _NUMBER_OF_STATUS[status]
         if status is _PROCESSING:
             self._running.add(task_id)
@@ -398,13 +392,17 @@ class Rows:
         task = self._tasks.pop(task_id, None)
         if task is not None:
             self._count_queue(task, None)
-            self._texts.pop(task_id, None)
-            self._kinds.forget(task_id)
-            self._open.discard(task_id)
-            self._failed.discard(task_id)
-            self._running.discard(task_id)
+            self._forget(task_id)
             self.pending_cancels.forget(task_id)
             self._recount(task_id, None)
+
+    def _forget(self, task_id: str) -> None:
+        """Discard what was derived from the previous state of a task, except for the counts."""
+        self._texts.pop(task_id, None)
+        self._kinds.forget(task_id)
+        self._open.discard(task_id)
+        self._failed.discard(task_id)
+        self._running.discard(task_id)
 
     def _recount(self, task_id: str, number: int | None) -> None:
         """Count a task under the state with this index in `STATES`. None means that the task was removed."""
@@ -621,9 +619,11 @@ _SPAN = 2.0**34
 def _activity(task: TaskInfo, now: datetime) -> float:
     """Return a sort key: running tasks, then pending tasks (both oldest first), then ended tasks (newest first)."""
     # One number is compared several times faster than a tuple.
-    if task.status is _PENDING:
-        return _SPAN + _seconds(task.submitted_at)
-    if task.status is _PROCESSING:
+    status = task.status
+    if status is _PENDING:
+        at = task.submitted_at
+        return _SPAN + at.timestamp() if at else _SPAN
+    if status is _PROCESSING:
         return _seconds(task.started_at)
     return 3 * _SPAN - _seconds(task.completed_at)
 

@@ -245,11 +245,13 @@ class TaskTable(anywidget.AnyWidget):
         some = len(ids) if ids is not None else 1 if self._rows.queue else ENOUGH_ROWS
         if batch.complete or batch.lost or self._received >= min(ENOUGH_ROWS, some):
             self._enough.set()
+        # The user waits for the end of the loading, so its message is not delayed.
+        urgent = batch.complete and not self._loaded.is_set()
         if batch.complete or batch.lost:
             self._loaded.set()
         elif batch.anew:
             self._loaded.clear()
-        self._later(lambda: self._apply(batch))
+        self._later(lambda: self._apply(batch), urgent=urgent)
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
         """Record the outcome of a cancel from this table. If the cancel was refused, the row shows ``text``."""
@@ -507,6 +509,7 @@ class TaskTable(anywidget.AnyWidget):
         state = "lost" if batch.lost else "live" if self._complete else "loading"
         if state != self._state:
             self._state, self._since = state, time.time()
+        self._throttle.rest = LOADING_REST if state == "loading" else REST
         self._changes += 1
         if state != "loading":
             self._save_throttle.request()
@@ -632,6 +635,8 @@ class TaskTable(anywidget.AnyWidget):
             self._timer = None
 
 
+REST, LOADING_REST = 2.0, 6.0
+"""How many times as long as its work a `Throttle` rests; also while the table loads, which its messages then delay."""
 IDLE_SECONDS = 2.0
 """How long the thread of a `Throttle` waits for a request before it exits. The next request starts a new thread."""
 
@@ -639,10 +644,12 @@ IDLE_SECONDS = 2.0
 class Throttle:
     """A throttle for calls to ``work``. Requests that arrive within ``gap`` seconds lead to a single call.
 
-    An urgent request does not wait for the end of the gap. Otherwise, ``work`` runs for at most a third of the time.
+    An urgent request does not wait for the end of the gap. Otherwise, after ``work`` has run, the throttle rests for
+    ``rest`` times as long.
     """
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:
+        self.rest = REST
         self._work = work
         self._gap = gap
         self._name = name
@@ -681,7 +688,7 @@ class Throttle:
                 _log.warning("cannot update a live table: unexpected error in nqnb", exc_info=True)
             with self._changed:
                 took = time.monotonic() - started
-                left = max(self._gap - took, 2 * took)
+                left = max(self._gap - took, self.rest * took)
                 self._changed.wait_for(lambda: self._closed or self._urgent, timeout=left)
 
     def _next(self) -> bool:

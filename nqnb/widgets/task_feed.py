@@ -16,6 +16,7 @@ import msgspec
 from nqnb.client import Client
 from nqnb.concurrency import spawn
 from nqnb.errors import ConnectionFailed, MalformedMessage, NoRoom, NotCancellable, NqnbError, Unconfirmed
+from nqnb.garbage import rare_collections
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
@@ -326,8 +327,13 @@ class TaskFeed:
 
     async def _follow(self) -> None:
         try:
-            async for batch in self._client.watch():
-                self._apply(batch)
+            # While the tasks are loaded, collections would visit all tasks again and again.
+            with contextlib.ExitStack() as loading:
+                loading.enter_context(rare_collections())
+                async for batch in self._client.watch():
+                    self._apply(batch)
+                    if batch.complete:
+                        loading.close()
         except NqnbError as error:
             log.warning("live tables have stopped updating, and must be opened again: %s", error)
             self._apply(TaskBatch(complete=self._complete, lost=True))

@@ -81,6 +81,7 @@ async def test_an_empty_bucket_is_complete_at_once(nq: nqnb.Client) -> None:
 
 async def test_entries_come_in_pages_and_then_changes(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "PAGE_BYTES", 0)
     tasks = await nq.submit_many("q", range(35))
     expected = {task.id: nqnb.Status.PENDING for task in tasks}
     async with watching(nq) as seen:
@@ -95,10 +96,31 @@ async def test_entries_come_in_pages_and_then_changes(nq: nqnb.Client, monkeypat
         await seen.until_it_is(expected)
 
 
+@pytest.mark.parametrize(("size", "asked"), [(10, {20}), (3000, {5})])
+async def test_small_entries_are_requested_in_larger_pages(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch, size: int, asked: set[int]
+) -> None:
+    for name, value in {"PAGE": 5, "MOST_PAGE": 20, "PAGE_BYTES": 10_000}.items():
+        monkeypatch.setattr(bucket_reader, name, value)
+    pulls: list[Any] = []
+    pull = bucket_reader._BucketConsumer.pull
+
+    async def noted(self: bucket_reader._BucketConsumer, request: dict[str, object], page: int = 1) -> None:
+        pulls.append(request["batch"])
+        await pull(self, request, page)
+
+    monkeypatch.setattr(bucket_reader._BucketConsumer, "pull", noted)
+    tasks = await nq.submit_many("q", [b"x" * size] * 35)
+    async with watching(nq) as seen:
+        await seen.until_it_is({task.id: nqnb.Status.PENDING for task in tasks})
+    assert set(pulls) == asked
+
+
 async def test_the_newest_entries_of_a_large_bucket_come_first(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "PAGE_BYTES", 0)
     monkeypatch.setattr(bucket_reader, "NEWEST", 10)
     tasks = await nq.submit_many("q", range(35))
     last = await nq.submit_many("other", range(5), ordered=True)
@@ -127,6 +149,7 @@ async def test_a_key_deleted_before_it_was_read_does_not_delay_completeness(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "PAGE_BYTES", 0)
     monkeypatch.setattr(bucket_reader, "IDLE_HEARTBEAT_SECONDS", 0.5)
     tasks = await nq.submit_many("q", range(25))
     watch = nq.watch()
@@ -272,6 +295,7 @@ async def test_a_listing_yields_each_entry_once_although_its_caller_writes_entri
 
     monkeypatch.setattr(bucket_reader._BucketConsumer, "_receive", note)
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "PAGE_BYTES", 0)
     states, listed = nq.backend.states, list[str]()
     async with contextlib.aclosing(states.entries()) as entries:
         async for entry in entries:

@@ -145,6 +145,16 @@ def test_a_large_table_is_shown_before_all_rows_have_loaded(
     assert seconds(False) < 30
 
 
+def test_the_end_of_the_loading_is_shown_without_the_pause_between_messages(make: Callable[..., Table]) -> None:
+    found = make()
+    found.it._throttle._gap = 60
+    found.comm.page(type="hello", n=1)
+    found.it.update(batch("a", complete=False))
+    until(lambda: found.comm.last.get("state") == "loading")
+    found.it.update(batch("b"))
+    until(lambda: found.comm.last["state"] == "live" and found.shown() == ["a", "b"])
+
+
 def test_a_message_of_the_page_is_answered_without_the_pause_between_messages(make: Callable[..., Table]) -> None:
     found = make()
     found.it._throttle._gap = 60
