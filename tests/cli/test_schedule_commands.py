@@ -20,7 +20,7 @@ def test_a_schedule_from_its_definition_to_its_removal(run: Run) -> None:
     made = run(*MORNINGS, "--timezone", "Europe/Berlin", "--retry", "2", "--timeout", "90")
     assert made.code == 0, made.err
     assert re.search(r"when +0 7 \* \* mon-fri Europe/Berlin\n", made.out)
-    assert re.search(r"next +.*\(in \d+[hd]\)\n", made.out)
+    assert re.search(r"next +.*\(in \d+[smhd]\)\n", made.out)
     assert "no worker is serving queue 'report': the schedule submits no tasks until" in made.err
     again = run(*MORNINGS, "--timezone", "Europe/Berlin", "--retry", "2", "--timeout", "90", "--json").json
     assert (again["retry"], again["timeout"], again["payload"], again["missed"]) == (2, 90, {"a": 1}, "once")
