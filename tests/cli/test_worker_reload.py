@@ -81,7 +81,7 @@ def test_a_worker_that_waits_for_a_change_stops_on_a_signal(folder: Path, start:
     ("arguments", "said"),
     [
         (["shopp.jobs:worker"], "module 'shopp' cannot be watched"),
-        ([".jobs:worker"], "module '' cannot be watched"),
+        (["1shop.jobs:worker"], "module '1shop' cannot be watched"),
         (["shop.jobs:worker", "--processes", "2"], "--reload and --processes cannot be combined"),
     ],
 )
