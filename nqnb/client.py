@@ -637,16 +637,17 @@ class Client:
         queue = None if queue is None else names.check_queue(queue)
         found: list[tuple[TaskMessage, int]] = []
         requeues, seen = Requeues(), 0
-        async for entry, task in task_entries(self.backend, queue):
-            seen += 1
-            if progress is not None and seen % _PROGRESS_TASKS == 0:
-                progress(seen)
-            requeues.add(task)
-            if wanted is None or task.Status in wanted or (early and lifecycle.is_scheduled(task, now)):
-                found.append((task, entry.revision))
-        if queue is not None and not seen and await self.backend.find_queue(queue) is None:
-            raise await unknown_queue(self.backend, queue)
-        return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
+        with rare_collections():
+            async for entry, task in task_entries(self.backend, queue):
+                seen += 1
+                if progress is not None and seen % _PROGRESS_TASKS == 0:
+                    progress(seen)
+                requeues.add(task)
+                if wanted is None or task.Status in wanted or (early and lifecycle.is_scheduled(task, now)):
+                    found.append((task, entry.revision))
+            if queue is not None and not seen and await self.backend.find_queue(queue) is None:
+                raise await unknown_queue(self.backend, queue)
+            return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
 
     async def failures(self, queue: str | None = None, since: Past = None) -> list[FailureGroup]:
         """Return the failed tasks, grouped by queue, error type, message pattern and line in the handler.
@@ -733,7 +734,8 @@ class Client:
         """
         queue = names.check_queue(queue)
         check_callable("progress", progress, "a function of (done, total)", 2)
-        return await purge_queue(self.backend, queue, self.name, progress)
+        with rare_collections():
+            return await purge_queue(self.backend, queue, self.name, progress)
 
     async def delete_queue(
         self,
@@ -984,7 +986,8 @@ class Client:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
             Unconfirmed: the server's answers were lost; some states may have been removed. Prune again.
         """
-        return await prune(self.backend, older_than, queue, dry_run=dry_run)
+        with rare_collections():
+            return await prune(self.backend, older_than, queue, dry_run=dry_run)
 
     async def doctor(
         self, queue: str | None = None, *, fix: bool = False, ignore: str | Iterable[str] = ()

@@ -27,6 +27,7 @@ from nqnb.errors import (
     Unconfirmed,
     UnknownTask,
 )
+from nqnb.garbage import rare_collections
 from nqnb.protocol import lifecycle
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
 from nqnb.protocol.forget import MANY_TASKS, forget_message, is_its_message
@@ -440,7 +441,8 @@ async def cancel_many(
 
         await outcomes_of(some, cancel_one, min(at_once, len(some)))
 
-    await cancel_each(ids, lambda: None, "tasks cancelled", AT_ONCE)
+    with rare_collections():
+        await cancel_each(ids, lambda: None, "tasks cancelled", AT_ONCE)
     if wait is None:
         return
     deadline = time.monotonic() + wait

@@ -1,9 +1,10 @@
-"""A command, and a submission of many tasks, collect garbage less often than the program that runs them."""
+"""A command, and an operation on many tasks, collect garbage less often than the program that runs them."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ import nqnb
 from nqnb import cli
 from nqnb.cli import main
 from nqnb.garbage import THRESHOLD, rare_collections
+from nqnb.jetstream.connection import Connection
+from nqnb.protocol.cancel import cancel_many
 
 
 def test_a_command_collects_garbage_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,4 +64,36 @@ async def test_a_submission_of_many_tasks_collects_garbage_less_often(server: nq
     async with nqnb.connect(server.url) as nq:
         await nq.submit_many("garbage", payloads())
     assert [threshold[0] for threshold in during] == [THRESHOLD] * 2
+    assert gc.get_threshold() == before
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda nq, task: nq.tasks(),
+        lambda nq, task: nq.purge_queue("garbage"),
+        lambda nq, task: nq.prune(60),
+        lambda nq, task: cancel_many(nq, [task.id], None, {}),
+    ],
+    ids=["tasks", "purge_queue", "prune", "cancel_many"],
+)
+async def test_an_operation_on_many_tasks_collects_garbage_less_often(
+    server: nqnb.DevServer,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Callable[[nqnb.Client, nqnb.Task], Awaitable[object]],
+) -> None:
+    before, during = gc.get_threshold(), set[int]()
+    ask = Connection.ask
+
+    def noted(*args: Any, **options: Any) -> Awaitable[Any]:
+        during.add(gc.get_threshold()[0])
+        return ask(*args, **options)
+
+    async with nqnb.connect(server.url) as nq:
+        task = await nq.submit("garbage")
+        monkeypatch.setattr(Connection, "ask", noted)
+        await operation(nq, task)
+        monkeypatch.undo()
+    assert THRESHOLD in during
     assert gc.get_threshold() == before
