@@ -355,7 +355,7 @@ def _read_path(worker: int) -> list[str] | None:
 
 
 def _read_early_command() -> bytes | None:
-    """Read a command that has arrived before the fork, without waiting. Return b"" at the end of stdin."""
+    """Return a command that arrived before the fork, b"" at the end of stdin, or None. This function never waits."""
     from select import select  # imported late, because Windows cannot use it for pipes
 
     return os.read(0, 1) if select([0], [], [], 0)[0] else None

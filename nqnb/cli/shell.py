@@ -116,7 +116,7 @@ class Shell:
     def confirm(self, question: str) -> bool:
         """See `nqnb.commands.command.Front.confirm`."""
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-            raise NeedsYes(f"{question} This cannot be confirmed: there is no terminal. Add --yes to confirm.")
+            raise NeedsYes(f"{question} Cannot ask for confirmation: there is no terminal. Add --yes to confirm.")
         return click.confirm(clean(question), err=True)
 
     def show(self, record: object) -> None:

@@ -222,7 +222,10 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
     if not front.json:
         front.show(preview)
     count = "1 task is" if len(preview.ids) == 1 else f"{len(preview.ids):,} tasks are"
-    return f"{count} queued or running on the server. All tasks are kept until the server is started again."
+    return (
+        f"{count} queued or running on the server. Stopping the server does not delete tasks: they continue when it is "
+        "started again."
+    )
 
 
 def _record(state: str, note: str, server: Detached | None = None, *, ok: bool = True) -> DetachedServer:

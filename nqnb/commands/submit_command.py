@@ -181,9 +181,10 @@ async def _submit_all(
     ordered: bool,
     **options: Any,
 ) -> None:
-    """Submit the payloads. Each payload that is sent has an outcome in ``outcomes``, or None until the server answers.
+    """Submit the payloads, and store one item in ``outcomes`` for each payload that is sent.
 
-    If this coroutine is cancelled, no more payloads are sent. The requests in flight may still be answered.
+    The item is None until the server answers. If this coroutine is cancelled, no more payloads are sent. The requests
+    in flight may still be answered.
     """
     batch = Batch(queue, values, **options)
     accepted, stopped = 0, False

@@ -548,7 +548,7 @@ class Backend:
         await pause_consumer(self.connection, stream, False)
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams with all their messages, the note that records a pause, and the queue's limits."""
+        """Delete a queue: its streams and all their messages, its limits, and the entry that marks it as paused."""
         for subject in (names.task_subject(queue), names.cancel_subject(queue)):
             stream = await find_stream(self.connection, subject)
             if stream is not None:

@@ -67,11 +67,11 @@ class TableFeed(TaskFeed):
                 table.close()
 
     def cancel(self, table: TaskTable, ids: list[str]) -> None:
-        """Start to cancel the tasks. This method does not block. The table later receives each outcome."""
+        """Start cancelling the tasks in ``ids``. This method does not block. The table later receives each outcome."""
         LOOP.soon(lambda: spawn(self.cancel_each(table, ids)))
 
     def requeue(self, table: TaskTable, ids: list[str]) -> None:
-        """Start to requeue the failed tasks. This method does not block. The table later receives each outcome."""
+        """Start requeuing the failed tasks in ``ids``. This method does not block; see `cancel`."""
         LOOP.soon(lambda: spawn(self._requeue(table, ids)))
 
     async def _requeue(self, table: TaskTable, ids: list[str]) -> None:

@@ -228,7 +228,7 @@ class EndWaiting(Retry):
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Allow another read if the task's entry has been removed; see `Retry.after_read`."""
+        """Retry a failed read if this cancel has removed the task's entry to make room; see `Retry.after_read`."""
         task = self._waiting
         if task is None or task.ID not in self.owed or not isinstance(error, (Unconfirmed, ConnectionFailed)):
             raise error

@@ -423,7 +423,7 @@ def end_of(task: TaskMessage) -> Status:
 
 
 def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
-    """Return whether an entry was written by the cancel with the given record."""
+    """Return whether the cancel that ``record`` describes wrote the entry."""
     there = entry.meta.cancel
     return (
         entry.Status in (Status.CANCELLED, Status.DELETED)

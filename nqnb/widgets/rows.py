@@ -204,7 +204,11 @@ class Rows:
         return self._kinds.error(self.failure) if self.failure else ""
 
     def sort(self, column: str, *, down: bool = False) -> None:
-        """Sort by a column of `COLUMNS` or by another column; see `Columns.sort_key`.
+        """Sort by a column.
+
+        Args:
+            column: a name in `COLUMNS`, or the key of a payload or result column; see `Columns.sort_key`.
+            down: whether the order is descending.
 
         Raises:
             KeyError: the column does not exist.

@@ -93,7 +93,7 @@ class Router:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the original stream. In the code of a task, do nothing, because lines are logged immediately."""
+        """Flush the original stream. If a task calls this method, do nothing: its lines are logged immediately."""
         (_current_logger() or self.replaced).flush()
 
     def __getattr__(self, name: str) -> Any:

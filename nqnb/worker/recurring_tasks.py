@@ -31,13 +31,13 @@ _FIRINGS_AT_ONCE = 10
 
 
 class RecurringTasks:
-    """The loop of one worker that fires the schedules of the worker's queues.
+    """The loop in which a worker fires the schedules of its queues.
 
     Args:
         backend: the worker's backend.
         worker_id: the worker's id.
         queues: the worker's queues.
-        presence: the object that writes the worker's presence entry. It also determines the interval between
+        presence: the object that writes the worker's presence entry and determines the interval between
             heartbeats.
         may_fire: a function that returns whether the worker may submit recurring tasks now.
     """

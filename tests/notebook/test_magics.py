@@ -352,7 +352,7 @@ class TestTheLine:
             ("%nq up a b", "unexpected extra argument"),
             ("%nq up a -u b", "the address was passed twice"),
             (f"%nq tasks -u {NOBODY} --timeout 1", "127.0.0.1:1"),
-            ("%%nq\nx", "%%nq alone does not accept a cell"),
+            ("%%nq\nx", "%%nq without a command does not accept a cell"),
             ("%%nq tasks\nx", "%%nq tasks does not accept a cell"),
             ("%%nq submit resize 1\n2", "the cell is the payload"),
             ("%%nq submit resize\nnot json", "is invalid JSON"),

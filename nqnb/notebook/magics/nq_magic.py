@@ -91,7 +91,7 @@ def _check_cell_command(command: str, arguments: list[str]) -> None:
     import click
 
     if command not in _COMMANDS_WITH_CELLS and not {"-h", "--help"}.intersection(arguments):
-        what = f"%%nq {command}" if command else "%%nq alone"
+        what = f"%%nq {command}" if command else "%%nq without a command"
         raise click.UsageError(
             f"{what} does not accept a cell: only %%nq submit and %%nq handler do. Run other commands with %nq."
         )

@@ -105,7 +105,7 @@ class ChaosOptions:
         if self.settings is not None and elsewhere:
             raise BadInput(
                 f"faults are invalid: {elsewhere[0]!r} can be injected only into servers that the run starts. "
-                f"For a server that you pass, use only {' and '.join(FOREIGN_FAULTS)}."
+                f"For your own server, use only the faults {' and '.join(map(repr, FOREIGN_FAULTS))}."
             )
 
 

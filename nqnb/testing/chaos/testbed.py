@@ -200,7 +200,7 @@ class ChaosWorkers:
     Args:
         folder: the folder for diaries and logs.
         orders: the instructions for `nqnb.testing.chaos.chaos_worker` that all worker processes receive.
-        places: the additional instructions for each slot: the server's address, and the shift of the clock.
+        places: the additional instructions for each slot: the server's address, and the offset of the worker's clock.
     """
 
     def __init__(self, folder: Path, orders: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> None:
