@@ -127,6 +127,7 @@ class FastClient(NatsClient):
         self._waiting: dict[_Turn, tuple[str, bytes, str, bytes]] = {}
         """The messages that wait for space in the send buffer, in the order of the calls of `write`."""
         self._space_check: asyncio.TimerHandle | None = None
+        self._next_write: asyncio.TimerHandle | None = None
 
     @property
     def server_info(self) -> Mapping[str, Any]:
@@ -263,10 +264,14 @@ class FastClient(NatsClient):
             # After a reconnect, nats-py writes the buffer.
             return
         writer = getattr(self._transport, "_io_writer", None)
-        if (
-            isinstance(writer, asyncio.StreamWriter)
-            and self._pending_data_size + writer.transport.get_write_buffer_size() < _LARGE_WRITE_BYTES
-        ):
+        unsent = writer.transport.get_write_buffer_size() if isinstance(writer, asyncio.StreamWriter) else 0
+        if unsent > self._max_pending_size > 0:
+            # In early releases of Python 3.12 and 3.13, nats-py's task does not wait until the socket accepts data.
+            self._writing = True
+            if self._next_write is not None:
+                self._next_write.cancel()
+            self._next_write = asyncio.get_running_loop().call_later(_SPACE_CHECK_SECONDS, self._write_pending)
+        elif isinstance(writer, asyncio.StreamWriter) and self._pending_data_size + unsent < _LARGE_WRITE_BYTES:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             writer.write(b"".join(pending))
         elif self._flush_queue is not None and self._flush_queue.empty():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
+from asyncio import selector_events
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
@@ -29,6 +31,9 @@ SLOW = 0.002
 def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether nats-py has the private members of the fast path."""
     if not request.param:
+        writelines = vars(vars(selector_events)["_SelectorSocketTransport"]).get("writelines")
+        if writelines is not None and "_maybe_pause_protocol" not in inspect.getsource(writelines):
+            pytest.skip("with this release of Python, nats-py does not wait until the socket accepts data")
         monkeypatch.setattr(fast_client, "_PRIVATE", ("_a_member_that_is_missing",))
         monkeypatch.setattr(fast_client, "is_safe_to_replace", lambda parser: False)
     return bool(request.param)
@@ -110,6 +115,7 @@ async def test_submit_many_reports_each_task_if_the_link_breaks_in_the_middle(
         proxy.swallow()
     else:
         await asyncio.to_thread(server.kill)
+        await proxy.refuse()
     outcomes = await asyncio.wait_for(submitting, 15)
     assert time.monotonic() - broken < 10
     assert len(outcomes) == 256
