@@ -100,7 +100,8 @@ class Rows:
         self._order = Order()
         self._clock = clock
         self._run_sorted_at = 0.0
-        self._changed: set[str] = set()
+        self._changed: dict[str, None] = {}
+        """The ids of changed tasks, in the order of the changes: tasks that are nearly in order are sorted faster."""
         self._rebuild = False
 
     def __len__(self) -> int:
@@ -226,7 +227,7 @@ class Rows:
             self.columns.workers = dict(names)
             self._texts.clear()
             if self._order.column == "worker":
-                self._changed.update(self._tasks)
+                self._changed.update(dict.fromkeys(self._tasks))
             if self._words or self._matchers:
                 self._find_among(self._tasks)
 
@@ -420,7 +421,7 @@ class Rows:
             if self._found is self._states or self._wanted(task_id):
                 self._found[task_id] = number
                 self._counts[number] += 1
-        self._changed.add(task_id)
+        self._changed[task_id] = None
 
     def _pass_due_times(self) -> None:
         """Update the counts for scheduled tasks that have become due."""
@@ -466,7 +467,7 @@ class Rows:
         by_run_time = self._order.column == "run" or "run" in self.filters
         if by_run_time and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes
             self._run_sorted_at = self._clock()
-            self._changed |= self._running
+            self._changed.update(dict.fromkeys(self._running))
             if "run" in self.filters:
                 for task_id in self._running:
                     self._recount(task_id, self._states[task_id])
@@ -481,7 +482,7 @@ class Rows:
             matching = [each for each in self._changed if each in found and (not shown or found[each] in shown)]
             if self.failure:
                 matching = [each for each in matching if self._kinds.of(each) == self.failure]
-            self._order.update(map(self._tasks.__getitem__, matching), self._changed.difference(matching))
+            self._order.update(map(self._tasks.__getitem__, matching), self._changed.keys() - matching)
         self._changed.clear()
         self._rebuild = False
         return self._order
