@@ -240,9 +240,14 @@ def _field_names(value: object) -> Iterable[str]:
     """Return the names of the encoded fields of a Struct, a dataclass or an attrs object; of other values, none."""
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
-    # The mapping `__dataclass_fields__` also has ClassVar and InitVar annotations, which are not encoded.
-    of_dataclass = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
-    return [field.name for field in of_dataclass or getattr(type(value), "__attrs_attrs__", ())]
+    if dataclasses.is_dataclass(value):
+        # The mapping `__dataclass_fields__` also has ClassVar and InitVar annotations, which are not encoded.
+        return [field.name for field in dataclasses.fields(value)]
+    if not hasattr(type(value), "__attrs_attrs__"):
+        return ()
+    # Of an attrs object, msgspec encodes all public attributes, even if they are not fields.
+    slots = (name for base in type(value).__mro__ for name in getattr(base, "__slots__", ()))
+    return [name for name in dict.fromkeys([*getattr(value, "__dict__", ()), *slots]) if not name.startswith("_")]
 
 
 def is_numpy(value: object) -> bool:

@@ -192,6 +192,25 @@ class TestNoSuchNumber:
         with pytest.raises(UnencodableValue, match=r"payload\.y cannot be encoded as JSON: it is nan"):
             payload.encode(made(1.5, NAN))
 
+    @pytest.mark.parametrize("slots", [True, False])
+    def test_only_the_public_attributes_of_an_attrs_object_are_searched_for_nan(self, slots: bool) -> None:
+        attrs = pytest.importorskip("attrs")
+
+        class Base:
+            __slots__ = ("_hidden", "more")
+
+        made = attrs.make_class("Made", ["x", "_cache"], bases=(Base,), slots=slots)(None, NAN)
+        made._hidden = NAN
+        assert payload.encode(made) == b'{"x":null}'
+        made.more = NAN
+        with pytest.raises(UnencodableValue, match=r"payload\.more cannot be encoded as JSON: it is nan"):
+            payload.encode(made)
+        del made.more
+        if not slots:
+            made.added = NAN
+            with pytest.raises(UnencodableValue, match=r"payload\.added cannot be encoded as JSON: it is nan"):
+                payload.encode(made)
+
     def test_a_nan_in_a_result_is_refused_with_its_name(self) -> None:
         with pytest.raises(UnencodableValue, match=r"^result\['x'\] cannot be encoded as JSON: it is nan"):
             payload.encode_json({"x": NAN}, "result")
