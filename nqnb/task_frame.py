@@ -35,6 +35,14 @@ _LEAST_CHARACTERS = 10
 omitted."""
 
 
+class TaskColumn(pd.Series):
+    """A column of a `TaskFrame`. Its index contains the ids of the tasks."""
+
+    @property
+    def _constructor(self) -> Any:
+        return TaskColumn
+
+
 class TaskFrame(pd.DataFrame):
     """A DataFrame of tasks. The display shows the first columns, and lists the names of the others.
 
@@ -44,6 +52,10 @@ class TaskFrame(pd.DataFrame):
     @property
     def _constructor(self) -> Any:
         return TaskFrame
+
+    @property
+    def _constructor_sliced(self) -> Any:
+        return TaskColumn
 
     def __repr__(self) -> str:
         names = self._shown_names()

@@ -834,8 +834,10 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
             return _ids(list(what), depth + 1)
         if "queue" in what.index and "status" in what.index:
             return _texts([what.name], "the name of the row")
-        # A joined DataFrame has the ids in a column, and any index. An index of dtype string was made by `tasks_frame`.
-        joined = what.name in ("task", "task_task") and str(what.index.dtype) != "string"
+        from nqnb.task_frame import TaskColumn
+
+        # A joined DataFrame has the ids in a column, and the user's index, which may also be named "id".
+        joined = what.name in ("task", "task_task") and not isinstance(what, TaskColumn)
         return _texts(what.index if what.index.name == "id" and not joined else what, "the column")
     if isinstance(what, Iterable) and not isinstance(what, (bytes, dict)):
         return [task_id for part in what for task_id in _ids(part, depth + 1)]

@@ -366,10 +366,11 @@ class TestCalls:
         assert list(session.queues().index) == ["resize", "scale"]
         assert session.workers().empty
 
+    @pytest.mark.parametrize("dtype", ["object", "string"])
     def test_the_column_task_of_a_joined_frame_has_the_ids_also_if_the_index_is_named_id(
-        self, session: Session
+        self, session: Session, dtype: Any
     ) -> None:
-        frame = pd.DataFrame({"id": ["u1", "u2"], "path": ["a", "b"], "task": ["x", "y"]})
+        frame = pd.DataFrame({"id": ["u1", "u2"], "path": ["a", "b"], "task": ["x", "y"]}).astype({"id": dtype})
         for rows, column in ((frame.drop(columns="task"), "task"), (frame, "task_task")):
             indexed = rows.set_index("id")
             tasks = session.map("resize", indexed)
@@ -379,7 +380,14 @@ class TestCalls:
             assert list(session.cancel(joined[column]).status) == ["deleted"] * 2
             assert ids_of(tasks.df["status"]) == tasks.ids
             if "task" in rows:
-                assert ids_of(tasks.frame(flat=True)["task"]) == tasks.ids
+                column_task = tasks.frame(flat=True)["task"]
+                assert ids_of(column_task) == ids_of(column_task[column_task.notna()]) == tasks.ids
+
+    def test_the_column_task_has_the_ids_also_if_the_rows_are_tasks_of_another_queue(self, session: Session) -> None:
+        first = session.map("resize", ["a", "b"])
+        rows = first.df[["queue"]]
+        second = session.map("check", rows)
+        assert ids_of(second.join(rows)["task"]) == second.ids
 
     def test_schedules_are_stored_and_listed(self, session: Session) -> None:
         made = session.every(hours=1, queue="report", payload={"a": 1}, name="hourly", timeout=90)
