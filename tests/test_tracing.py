@@ -389,6 +389,11 @@ def test_waits_and_cancels_in_a_session_belong_to_the_trace_of_the_submit(url: s
         with memory.tracer.start_as_current_span("a cell"), pytest.raises(nqnb.WaitTimeout):
             tasks.wait(0)
         tasks.cancel()
+        latest = session.map("latest", [1, 2]).latest()
+        with pytest.raises(nqnb.WaitTimeout):
+            latest[0].wait(0)
+        session.cancel(latest[0])
+        session.cancel(latest[1:])
     finally:
         session.down()
     submit, requeue = memory.only("submit cells"), memory.only("requeue cells")
@@ -397,8 +402,13 @@ def test_waits_and_cancels_in_a_session_belong_to_the_trace_of_the_submit(url: s
     assert [parent_of(cancel) for cancel in memory.named("cancel cells")] == [id_of(submit), id_of(requeue)]
     mapped = {id_of(each) for each in memory.named("submit mapped")}
     assert {parent_of(wait) for wait in waits[2:4]} == mapped
-    assert {parent_of(wait) for wait in waits[4:]} == {id_of(memory.only("a cell"))}
-    assert {link.context.span_id for wait in waits[4:] for link in wait.links} == mapped
+    assert {parent_of(wait) for wait in waits[4:6]} == {id_of(memory.only("a cell"))}
+    assert {link.context.span_id for wait in waits[4:6] for link in wait.links} == mapped
+    submits = [*memory.named("submit mapped"), *memory.named("submit latest")]
+    submit_of = {(each.attributes or {})["messaging.message.id"]: id_of(each) for each in submits}
+    assert parent_of(waits[6]) == submit_of[latest.ids[0]]
+    cancels = {(each.attributes or {})["messaging.message.id"]: parent_of(each) for each in memory.named("cancel")}
+    assert cancels == submit_of
 
 
 async def test_a_session_task_that_is_awaited_belongs_to_the_trace_of_the_submit(url: str, memory: Memory) -> None:

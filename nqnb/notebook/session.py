@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from zoneinfo import ZoneInfo
 
+from nqnb import tracing
 from nqnb.batch import Batch, IfExists, Item, check_group
 from nqnb.client import Client, Task, not_submitted, submitted_after
 from nqnb.commands.command_records import CommandProgress
@@ -692,7 +693,7 @@ class Session:
             output.show(CommandProgress(done, total, what))
 
         try:
-            LOOP.call(cancel_many(self.client, ids, seconds, outcomes, show, queue), output.draw)
+            LOOP.call(cancel_many(_canceller(self.client, what), ids, seconds, outcomes, show, queue), output.draw)
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(
@@ -1451,6 +1452,32 @@ class Session:
             except ConnectionFailed as error:
                 card.problem = card.problem or str(error)
         return card
+
+
+class _TracedClient:
+    """A client whose cancels belong to the traces in which the tasks were submitted.
+
+    Args:
+        client: the client.
+        tasks: the handles of tasks. The tasks that are cancelled may include other tasks.
+    """
+
+    def __init__(self, client: Client, tasks: Iterable[SessionTask | Task]) -> None:
+        self._client = client
+        self._span_contexts = {task.id: task.span_context for task in tasks}
+
+    async def cancel(self, id: str, wait: float | None = None, *, queue: str | None = None) -> CancelReceipt:
+        """Cancel a task; see `nqnb.Client.cancel`."""
+        with tracing.within(self._span_contexts.get(id)):
+            return await self._client.cancel(id, wait, queue=queue)
+
+
+def _canceller(client: Client, what: object) -> Client | _TracedClient:
+    """Return an object that cancels tasks, and traces the cancels if tracing is on; ``what`` is one or more tasks."""
+    if tracing.active is None:
+        return client
+    several = what if isinstance(what, (list, tuple)) else [what]
+    return _TracedClient(client, (task for task in several if isinstance(task, (SessionTask, Task))))
 
 
 def _is_script() -> bool:

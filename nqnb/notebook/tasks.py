@@ -441,7 +441,10 @@ class TaskList(list[SessionTask]):
         """Return a list in which each requeued task is replaced with its latest copy."""
         infos = self._session.call(self._latest())
         tasks = [
-            SessionTask(self._session, info.id, info.queue, task.row) if isinstance(info, TaskInfo) else task
+            # The handle of a task that was not requeued is kept, because it belongs to the trace of its submit.
+            task
+            if not isinstance(info, TaskInfo) or (info.id == task.id and task.queue)
+            else SessionTask(self._session, info.id, info.queue, task.row)
             for task, info in zip(self, infos, strict=True)
         ]
         return self._with_index(tasks)
