@@ -15,6 +15,7 @@ import msgspec
 
 from nqnb import tracing
 from nqnb.batch import Batch, IfExists, Item
+from nqnb.concurrency import spawn
 from nqnb.doctor.diagnosis import Diagnosis, check_codes
 from nqnb.doctor.examination import examine
 from nqnb.doctor.treatment import treat
@@ -128,10 +129,12 @@ class Client:
         self.settings = self._given = settings
         self._store = check_store(store)
         self._backend: Backend | None = None
-        self._opening: asyncio.Task[None] | None = None
-        """The task that is connecting now, or None."""
-        self._joined: list[asyncio.Task[None]] = []
-        """For each waiting call of `open`, the task for which the call waits."""
+        self._opening: asyncio.Task[Backend] | None = None
+        """The task that connects, or None. `close` and the first caller that receives the outcome set this to None."""
+        self._callers = 0
+        """The number of calls of `open` that wait for `_opening`."""
+        self._abandoned: set[asyncio.Task[None]] = set()
+        """The tasks that end an opening that nobody waits for."""
         self.serving = Serving(lambda: self.backend)
         """A background check that detects queues without workers among the queues that this client uses."""
         self.name = _user_and_host()
@@ -144,55 +147,66 @@ class Client:
     async def open(self) -> Self:
         """Connect to the server. Opening is idempotent, and concurrent calls share one connection.
 
+        If all the calls that wait for the connection are cancelled, the client stops connecting.
+
         Raises:
             NoServer: no server answered in time, or the server refused the connection.
             NoJetStream: JetStream is not enabled.
-            ConnectionFailed: `close` was called before the client had connected.
+            Unavailable: JetStream has no leader, no quorum or no space for nqnb's buckets.
+            Unconfirmed, NoResponders: the server accepted the connection, but did not answer a later request.
+            ServerRefused: the user has no permission for a request, such as the creation of a bucket.
+            BadInput: a file in the settings is invalid.
+            ConnectionFailed: `close` was called before the client had connected, or the connection was lost.
         """
         if self._backend is not None:
             return self
         if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_task(self._connect())
-            self._opening.add_done_callback(self._end_opening)
+            self._opening, self._callers = asyncio.get_running_loop().create_task(self._connect()), 0
         opening = self._opening
-        self._joined.append(opening)
+        self._callers += 1
         try:
             await asyncio.wait({opening})
         except asyncio.CancelledError:
-            if self._joined.count(opening) == 1:
-                await self.close()
+            if self._opening is opening:
+                self._callers -= 1
+                if self._callers == 0:
+                    await self.close()
             raise
-        finally:
-            self._joined.remove(opening)
-        if opening.cancelled():
+        # Only the first caller stores the connection. A later caller may find the client closed or opened again.
+        first = self._opening is opening
+        if first:
+            self._opening = None
+        if not opening.cancelled():
+            backend = opening.result()
+            if first:
+                self._backend = backend
+        if self._backend is None:
             raise ConnectionFailed("the client cannot be used: it was closed while it was connecting. Open it again.")
-        opening.result()
         return self
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> Backend:
         # Import nats only when a client connects: it is slow to import.
         from nqnb.jetstream.backend import Backend
         from nqnb.server.server_choice import resolved
 
         self.settings = await resolved(self._given)
-        self._backend = await Backend.open(self.settings, self._store)
-
-    def _end_opening(self, opening: asyncio.Task[None]) -> None:
-        self._opening = None
-        if not opening.cancelled():
-            # If all callers were cancelled, asyncio must not report that the error was never retrieved.
-            opening.exception()
+        return await Backend.open(self.settings, self._store)
 
     async def close(self) -> None:
         """Disconnect. Running tasks continue. Closing is idempotent."""
         self.serving.close()
-        opening = self._opening
-        if opening is not None:
-            opening.cancel()
-            await asyncio.wait({opening})
+        # If `open` is called before this call returns, it connects again.
+        opening, self._opening = self._opening, None
         backend, self._backend = self._backend, None
+        if opening is not None:
+            # The opening is ended in a task, which also continues if this call is cancelled.
+            abandoned = spawn(_abandon(opening))
+            self._abandoned.add(abandoned)
+            abandoned.add_done_callback(self._abandoned.discard)
         if backend is not None:
             await backend.close()
+        if self._abandoned:
+            await asyncio.wait(self._abandoned)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -1193,6 +1207,14 @@ def submitted_after(start: float | None, infos: list[TaskInfo]) -> list[TaskInfo
 def is_after(start: float, info: TaskInfo) -> bool:
     """Return whether a task was submitted after ``start``. If the time is unknown, return False."""
     return info.submitted_at is not None and info.submitted_at.timestamp() >= start
+
+
+async def _abandon(opening: asyncio.Task[Backend]) -> None:
+    """Cancel a task that connects. If the task has connected already or ignores the cancel, close the connection."""
+    opening.cancel()
+    await asyncio.wait({opening})
+    if not opening.cancelled() and opening.exception() is None:
+        await opening.result().close()
 
 
 def _user_and_host() -> str:
