@@ -367,7 +367,8 @@ class _Batch(NamedTuple):
     ended: bool
     """Whether the server ended a pull."""
     undelivered: int
-    """The number of messages that the ended pulls requested and did not receive."""
+    """The number of messages that the ended pulls requested and did not receive. This may exceed the true number,
+    but is never below it."""
     idle: bool
     """Whether the server has sent a heartbeat because it had nothing else to send."""
     broken: bool
@@ -457,7 +458,9 @@ class _BucketConsumer:
                 status = message.headers.get("Status", "")
                 if status in ("404", "408") or "Batch" in message.headers.get("Description", ""):
                     ended = True
-                    undelivered += int(message.headers.get("Nats-Pending-Messages", PAGE))
+                    # If the server reports no number, assume the maximum: an additional pull is harmless, but with too
+                    # few pulls, a feed stops.
+                    undelivered += int(message.headers.get("Nats-Pending-Messages", MOST_PAGE))
                 elif status == "100":
                     idle = True
                 else:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb.jetstream import bucket_reader
@@ -114,6 +116,32 @@ async def test_small_entries_are_requested_in_larger_pages(
     async with watching(nq) as seen:
         await seen.until_it_is({task.id: nqnb.Status.PENDING for task in tasks})
     assert set(pulls) == asked
+
+
+async def test_a_consumer_pulls_again_although_the_server_does_not_report_how_many_messages_a_pull_missed(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulls: Counter[str] = Counter()
+    expired: list[Message] = []
+    pull, receive = bucket_reader._BucketConsumer.pull, bucket_reader._BucketConsumer._receive
+
+    async def counted(self: bucket_reader._BucketConsumer, request: dict[str, object], page: int = 1) -> None:
+        pulls[self._name] += 1
+        await pull(self, request, page)
+
+    def receive_without_number(self: bucket_reader._BucketConsumer, message: Message) -> None:
+        if message.headers.pop("Nats-Pending-Messages", None) is not None:
+            expired.append(message)
+        receive(self, message)
+
+    monkeypatch.setattr(bucket_reader._BucketConsumer, "pull", counted)
+    monkeypatch.setattr(bucket_reader._BucketConsumer, "_receive", receive_without_number)
+    monkeypatch.setattr(bucket_reader, "PULL_EXPIRES_SECONDS", 1.0)
+    monkeypatch.setattr(bucket_reader, "IDLE_HEARTBEAT_SECONDS", 0.5)
+    await nq.submit("q")
+    async with watching(nq):
+        await until_async(lambda: max(pulls.values(), default=0) >= 3, what="a consumer has pulled three times")
+    assert expired
 
 
 async def test_the_newest_entries_of_a_large_bucket_come_first(
