@@ -39,7 +39,7 @@ from nqnb.notebook.kernel_worker import KernelIsolation, Local
 from nqnb.notebook.live_output import SubmitProgress, cell_output
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.table_feed import TableFeed
-from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of, records_of
+from nqnb.notebook.tasks import OriginalRows, SessionTask, TaskList, group_list, ids_of, records_of
 from nqnb.notebook.wait_line import WaitLine
 from nqnb.protocol import names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
@@ -1400,6 +1400,7 @@ class Session:
         check_choice("errors", errors, ("raise", "return"))
         cancel = check_optional_flag("cancel_on_interrupt", cancel)
         batch = Batch(queue, payloads, source=current_source(), **options)
+        original = None if batch.index is None or batch.index.is_unique else OriginalRows(payloads)
 
         async def submit(item: Item) -> SessionTask:
             task = await self.client.submit_item(batch, item)
@@ -1420,7 +1421,7 @@ class Session:
             raise
         tasks = [outcome for outcome in made if isinstance(outcome, SessionTask)]
         if len(tasks) == len(made):
-            return TaskList(self, tasks, index=batch.index)
+            return TaskList(self, tasks, index=batch.index, original=original)
         if errors == "return":
             return made
         raise not_submitted(made) from next(outcome for outcome in made if isinstance(outcome, NqnbError))

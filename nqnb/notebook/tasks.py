@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import html
 import itertools
 from collections.abc import (
@@ -44,6 +45,7 @@ from nqnb.notebook import task_list_card
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
 from nqnb.notebook.wait_line import state_of, unserved_words
+from nqnb.payload import encode, frame_rows
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.follow import watch
@@ -294,6 +296,36 @@ class SessionTask:
                 raise
 
 
+class OriginalRows:
+    """The rows of a DataFrame whose payloads were submitted, as a digest that can be compared with other DataFrames.
+
+    Args:
+        frame: the DataFrame.
+    """
+
+    def __init__(self, frame: Any) -> None:
+        self._columns = list(frame.columns)
+        self._digest = _digest(frame)
+
+    def are_in(self, frame: pd.DataFrame) -> bool:
+        """Return whether another DataFrame has the same rows in the same order. It may have additional columns."""
+        names = list(frame.columns)
+        if self._digest is None or any(names.count(name) != 1 for name in self._columns):
+            return False
+        return self._digest == _digest(frame.iloc[:, [names.index(name) for name in self._columns]])
+
+
+def _digest(frame: pd.DataFrame) -> bytes | None:
+    """Return a hash of the rows of a DataFrame as payloads, or None if a row cannot be a payload."""
+    digest = hashlib.sha256()
+    try:
+        for row in frame_rows(frame):
+            digest.update(encode(row) + b"\n")
+    except Exception:  # noqa: BLE001  reading a value of any type may raise any error, which the submit reports
+        return None
+    return digest.digest()
+
+
 class TaskList(list[SessionTask]):
     """A list of tasks, in the order of submission. Each method acts on all tasks in the list.
 
@@ -303,6 +335,7 @@ class TaskList(list[SessionTask]):
         index: the index of the DataFrame whose rows are the payloads, or None. The ``row`` of a task is a position
             in this index.
         stored: whether the labels in ``index`` were read from the tasks of a group, which store them as JSON.
+        original: the rows of the DataFrame. Required to join the tasks if several rows have the same label.
 
     Examples:
         >>> tasks = nqnb.session().map("resize", [{"path": "a.png"}, {"path": "b.png"}])
@@ -313,12 +346,19 @@ class TaskList(list[SessionTask]):
     """
 
     def __init__(
-        self, session: _TaskCalls, tasks: Iterable[SessionTask] = (), index: Any = None, *, stored: bool = False
+        self,
+        session: _TaskCalls,
+        tasks: Iterable[SessionTask] = (),
+        index: Any = None,
+        *,
+        stored: bool = False,
+        original: OriginalRows | None = None,
     ) -> None:
         super().__init__(tasks)
         self._session = session
         self._index = index
         self._stored = stored
+        self._original = original
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> SessionTask: ...
@@ -459,13 +499,14 @@ class TaskList(list[SessionTask]):
 
         Args:
             df: the DataFrame whose rows are the payloads, or a part of it. Rows are matched by their index labels. If
-                several rows of one `map` call have the same label, ``df`` must have all rows in their original order.
-                In a group, a label can have several tasks: the task that was submitted last is used.
+                several rows of one `map` call have the same label, ``df`` must have all rows in their original order,
+                with the same values in the original columns. In a group, a label can have several tasks: the task that
+                was submitted last is used.
             flat: whether to append a column for each field of the results, such as ``→ bytes``.
 
         Raises:
             BadInput: ``df`` is not a DataFrame, the payloads are not the rows of a DataFrame, or several payloads have
-                the same label and ``df`` has other rows.
+                the same label and ``df`` has other rows, other values or another order.
         """
         import pandas as pd
 
@@ -479,7 +520,7 @@ class TaskList(list[SessionTask]):
                 "the tasks cannot be joined with df: their payloads are not the rows of a DataFrame. Pass a DataFrame "
                 "to `map`, or use `results(errors='return')`, which keeps the order of the tasks."
             )
-        keys, wanted = self._row_keys(df.index)
+        keys, wanted = self._row_keys(df)
         found = self._session.call(self._latest())
         infos = {info.id: info for info in found if isinstance(info, TaskInfo)}
         tasks = tasks_frame(infos.values(), flat=flat)
@@ -554,8 +595,8 @@ class TaskList(list[SessionTask]):
             return None
         return self._index.take([task.row for task in self])
 
-    def _row_keys(self, index: Any) -> tuple[Sequence[object], Sequence[object]]:
-        """Return the key of each row of the payloads, and of each row of a DataFrame with the given index.
+    def _row_keys(self, df: pd.DataFrame) -> tuple[Sequence[object], Sequence[object]]:
+        """Return the key of each row of the payloads, and of each row of ``df``.
 
         Raises:
             BadInput: the rows cannot be matched, because several payloads have the same label.
@@ -563,27 +604,28 @@ class TaskList(list[SessionTask]):
         import pandas as pd
 
         if self._stored:
-            return [encode_label(label) for label in self._index], [encode_label(label) for label in index]
+            return [encode_label(label) for label in self._index], [encode_label(label) for label in df.index]
         rows = range(len(self._index))
         if self._index.is_unique:
             # Labels of different types are compared as Python objects, which never raises an error.
             mine, other = (
                 pd.Index(each.to_numpy(dtype=object), dtype=object, tupleize_cols=False)
-                for each in (self._index, index)
+                for each in (self._index, df.index)
             )
             return rows, mine.get_indexer(other).tolist()
-        if self._index.equals(index):
+        # Equal labels do not prove equal rows: the order of rows with the same label may have changed.
+        if self._index.equals(df.index) and self._original is not None and self._original.are_in(df):
             return rows, rows
         label = self._index[self._index.duplicated()].tolist()[0]
         raise BadInput(
             f"the tasks cannot be joined with df: the label {shown(label)} occurs more than once in the index of their "
-            "DataFrame, and df has other rows or another order. Join the original DataFrame, then filter or sort the "
-            "joined rows. Or pass `df.reset_index(drop=True)` to `map`."
+            "DataFrame, and df has other rows, other values or another order. Join the original DataFrame, then filter "
+            "or sort the joined rows. Or pass `df.reset_index(drop=True)` to `map`."
         )
 
     def _with_index(self, tasks: Iterable[SessionTask]) -> TaskList:
         """Return a list of other tasks whose payloads are rows of the same DataFrame."""
-        return TaskList(self._session, tasks, self._index, stored=self._stored)
+        return TaskList(self._session, tasks, self._index, stored=self._stored, original=self._original)
 
     async def _latest(self) -> list[TaskInfo | NqnbError]:
         """Return the record of each task. If a task was requeued, return the record of its latest copy instead."""

@@ -162,9 +162,21 @@ class TestResults:
         frame = images(4).set_axis([0, 1, 0, 1])
         tasks = session.map("resize", frame)
         assert tasks[1:3].join(frame)["task"].fillna("").tolist() == ["", *tasks.ids[1:3], ""]
-        for other in (frame.iloc[::-1], frame.iloc[:2], frame.iloc[1:], images(4)):
+        assert tasks.latest().join(frame.assign(score=1).iloc[:, ::-1])["task"].tolist() == tasks.ids
+        others = [frame.iloc[::-1], frame.iloc[:2], frame.iloc[1:], images(4)]
+        # The labels of these rows are the original labels, in the original order.
+        others += [frame.iloc[[2, 3, 0, 1]], frame.assign(width=1), frame.assign(width=object()), frame[["path"]]]
+        others += [pd.concat([frame, frame[["path"]]], axis=1), pd.concat({"a": frame}, axis=1)]
+        for other in others:
             with pytest.raises(nqnb.BadInput, match=r"the label 0 occurs more than once .* Join the original"):
                 tasks.join(other)
+
+    def test_rows_with_equal_labels_can_have_values_that_are_not_hashable(self, session: Session) -> None:
+        frame = pd.DataFrame({"tags": [["a"], ["b"]], "size": [{"x": 1}, None], "at": [pd.NaT, 1.5]}, index=[0, 0])
+        tasks = session.map("resize", frame)
+        assert tasks.join(frame.copy())["task"].tolist() == tasks.ids
+        with pytest.raises(nqnb.BadInput, match="the label 0 occurs more than once"):
+            tasks.join(frame.iloc[::-1])
 
     def test_each_row_of_an_exploded_frame_has_the_task_of_its_label(self, session: Session) -> None:
         frame = images(2).assign(tags=["x,y", "z"])
