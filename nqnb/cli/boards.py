@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
@@ -290,6 +290,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
                 ("ended", _counts(made.ends)),
                 ("runs", f"{made.runs:,}, of which {made.again:,} repeated an interrupted run"),
                 ("revisions", f"{record.revisions:,} checked"),
+                *([("lost by the server", _lost(record.lost_writes))] if record.lost_writes else []),
                 ("faults", _counts(made.faults) or "none"),
                 ("submit to ack", _spread(made.ack)),
                 ("submit to start", _spread(made.start)),
@@ -310,6 +311,13 @@ def chaos_report(record: ChaosReport) -> RenderableType:
             events = (event.strip().partition("  ") for event in told.timeline)
             parts.append(_timeline((at, clean(what.strip()), "") for at, _, what in events))
     return stack(*parts)
+
+
+def _lost(writes: Mapping[str, int]) -> str:
+    """Describe the acknowledged revisions that the server has lost. Their tasks are not judged."""
+    named = ", ".join(f"revision {revision} of task {task}" for task, revision in list(writes.items())[:3])
+    more = f" and {len(writes) - 3:,} more" if len(writes) > 3 else ""
+    return f"{named}{more}: acknowledged, but not stored"
 
 
 def _timeline(events: Iterable[tuple[str, str, str]]) -> RenderableType:

@@ -19,8 +19,12 @@ from helpers.command_line import environment
 from helpers.waiting import until
 
 import nqnb
+from nqnb.errors import RevisionConflict
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.testing.chaos import DEFAULT_FAULTS, ChaosOptions, Rule
+from nqnb.testing.chaos.chaos_worker import note_acknowledged_writes
+from nqnb.testing.chaos.evidence import read_diary
 from nqnb.testing.chaos.plan import LIMITS, Kind, Moment, plan_tasks
 from nqnb.testing.chaos.testbed import ChaosWorkers
 from nqnb.testing.chaos.workload import LocalClient, RemoteClient, Workload
@@ -181,6 +185,21 @@ async def test_a_client_process_that_ends_by_itself_answers_and_is_reported() ->
         assert answer.error == "ConnectionFailed"
     assert await client.stop() == ["the client with the wrong clock exited unexpectedly with code 1"]
     assert await client.stop() == []
+
+
+@pytest.mark.anyio
+async def test_a_worker_process_notes_each_write_that_the_server_has_acknowledged(
+    nq: nqnb.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeyValueStore, "update", KeyValueStore.update)  # restored after the test
+    note_acknowledged_writes(str(tmp_path / "diary"))
+    states = nq.backend.states
+    first = await states.create("a", b"1")
+    second = await states.update("a", b"2", first)
+    with pytest.raises(RevisionConflict):
+        await states.update("a", b"3", first)
+    lines = read_diary(tmp_path / "diary", 4)
+    assert [(line.task, line.attempt, line.word, line.number) for line in lines] == [("a", second, "stored", 4)]
 
 
 @pytest.mark.full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import Counter
 
@@ -61,6 +62,15 @@ def test_a_breach_is_reported_with_a_timeline_in_two_columns(width: int) -> None
 
 def test_a_report_without_a_breach_says_so_in_its_last_line() -> None:
     assert shown(report(), 80)[-1] == "Every rule held."
+
+
+def test_a_report_names_the_acknowledged_revisions_that_the_server_has_lost() -> None:
+    lost = dataclasses.replace(report(), lost_writes={f"t{number}": 7 + number for number in range(5)})
+    text = " ".join(" ".join(shown(lost, 100)).split())
+    assert "lost by the server revision 7 of task t0, revision 8 of task t1, revision 9 of task t2 and 2 more" in text
+    assert text.endswith("Every rule held.")
+    assert lost.as_json()["lost_writes"]["t4"] == 11
+    assert "lost by the server" not in "".join(shown(report(), 100))
 
 
 def test_a_task_is_described_without_what_is_usual() -> None:

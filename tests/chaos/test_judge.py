@@ -334,6 +334,25 @@ def test_a_blocked_loop_may_overlap_with_the_next_run_while_its_link_is_disturbe
     assert (Rule.OVERLAP in {each.rule for each in judge(evidence)}) is not allowed
 
 
+@pytest.mark.parametrize(
+    ("acknowledged", "others", "lost"),
+    [(1950, [], False), (1960, [], True), (1940, [1940], True), (1940, [], False)],
+    ids=["stored", "later than all", "of another task", "no longer kept"],
+)
+def test_a_task_is_not_judged_if_the_server_lost_an_acknowledged_write(
+    acknowledged: int, others: list[int], lost: bool
+) -> None:
+    evidence = completed()
+    del evidence.revisions[TASK][-1]  # the outcome, so that the task is still processing
+    evidence.lines.append(line(3.01, "stored", attempt=acknowledged))
+    evidence.revisions["other"] = [Revision(1.0, number, TaskMessage(1, "other", "", "q")) for number in others]
+    evidence.revisions["other"] += [revision(1.9, Status.COMPLETED)]
+    assert evidence.lost_writes == ({TASK: acknowledged} if lost else {})
+    breaches = [each.rule for each in judge(evidence) if each.task == TASK]
+    assert (Rule.OPEN in breaches) is not lost
+    assert f"worker process 0: the server acknowledged revision {acknowledged}" in "\n".join(timeline(evidence, TASK))
+
+
 @pytest.mark.parametrize(("late", "allowed"), [(120.0, True), (60.0, False)])
 def test_a_scheduled_time_may_be_missed_if_too_many_were_missed(late: float, allowed: bool) -> None:
     evidence = completed()

@@ -170,6 +170,7 @@ class _Attack:
             breaches=breaches,
             told=explain(evidence, breaches),
             revisions=sum(map(len, evidence.revisions.values())),
+            lost_writes=evidence.lost_writes,
         )
 
     def _where(self) -> str:

@@ -14,11 +14,13 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Awaitable
 from importlib import import_module
 from typing import Any
 
 import nqnb
 from nqnb.errors import JobCancelled, NqnbError
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.protocol import lifecycle
 from nqnb.settings import Settings
 from nqnb.testing.chaos.evidence import NONE, write_line
@@ -141,6 +143,24 @@ async def _watch_loop(diary: str, worker: str) -> None:
         last = now
 
 
+def note_acknowledged_writes(diary: str) -> None:
+    """Write to the worker process's diary which revisions the server has acknowledged.
+
+    A server that loses its process must still have these revisions. Otherwise, the server has lost them.
+    """
+    update = KeyValueStore.update
+
+    async def note(key: str, written: Awaitable[int]) -> int:
+        revision = await written
+        write_line(diary, key, revision, "stored", NONE, NONE, NONE)
+        return revision
+
+    def noted(self: KeyValueStore, key: str, value: bytes, revision: int, ttl: float | None = None) -> Awaitable[int]:
+        return note(key, update(self, key, value, revision, ttl))
+
+    KeyValueStore.update = noted  # type: ignore[method-assign]  # this process ends with the attack
+
+
 def shift_clock(seconds: float) -> None:
     """Shift the result of ``time.time()`` in this process by ``seconds``. The system clock does not change."""
     if seconds:
@@ -184,6 +204,7 @@ def main() -> None:
         module, _, function = orders["prelude"].partition(":")
         getattr(import_module(module), function)()
     diary = str(orders["diary"])
+    note_acknowledged_writes(diary)
     while True:
         worker = make_worker(orders)
         write_line(diary, NONE, 0, "hello", NONE, worker.id, NONE)

@@ -193,6 +193,22 @@ class Evidence:
         return dict(found)
 
     @cached_property
+    def lost_writes(self) -> dict[str, int]:
+        """The first revision of each task that the server acknowledged and then lost, by task id.
+
+        A revision is lost if its number belongs to another task, or if no later revision exists either. A leader that
+        is killed may lose the last writes that it has acknowledged.
+        """
+        owners = {each.sequence: task for task, revisions in self.revisions.items() for each in revisions}
+        last, found = max(owners, default=0), dict[str, int]()
+        for line in self.lines:
+            if line.word == "stored" and line.task in self.revisions:
+                revision = line.attempt
+                if revision > last or owners.get(revision, line.task) != line.task:
+                    found[line.task] = min(revision, found.get(line.task, revision))
+        return found
+
+    @cached_property
     def stalls(self) -> dict[int, list[tuple[float, float]]]:
         """The periods during which each worker process was suspended or got no CPU time, by the attack's number for the
         process."""
@@ -264,7 +280,8 @@ class Line:
 
     A handler writes the word ``start`` when it begins, and ``return``, ``raise`` or ``stop`` when it ends. The worker
     process writes ``hello`` when it starts, ``stall`` after it has been suspended, and ``lag`` after its event loop has
-    been blocked. After ``stall`` or ``lag``, ``seconds`` is the length of the pause, which ended at ``at``.
+    been blocked. After ``stall`` or ``lag``, ``seconds`` is the length of the pause, which ended at ``at``. It writes
+    ``stored`` when the server has acknowledged a write to an entry; ``attempt`` is then the revision.
     """
 
     at: float

@@ -67,14 +67,19 @@ class Breach:
 
 
 def judge(evidence: Evidence) -> list[Breach]:
-    """Return all breaches. Breaches that concern a task are sorted by the task's submit time."""
+    """Return all breaches. Breaches that concern a task are sorted by the task's submit time.
+
+    Tasks in `Evidence.lost_writes` are not judged: the server has broken its own promise.
+    """
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
     breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
     if evidence.missing > _MAX_WAITING_REVISIONS * _ended_in_a_full_store(evidence):
         breaches.append(Breach(Rule.RECORD, f"{evidence.missing} revisions were stored but could not be read"))
     known = {**dict.fromkeys(each.task for each in evidence.submits if each.task), **dict.fromkeys(evidence.revisions)}
     for task in known:
-        breaches += _judge_task(evidence, task)
+        # The end of a task is not known if the server has lost one of its writes.
+        if task not in evidence.lost_writes:
+            breaches += _judge_task(evidence, task)
     return [*breaches, *_crowded(evidence), *_hasty(evidence), *_misfired(evidence)]
 
 

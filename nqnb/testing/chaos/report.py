@@ -69,6 +69,8 @@ class ChaosReport:
     breaches: list[Breach]
     told: list[ToldBreach]
     revisions: int
+    lost_writes: dict[str, int] = field(default_factory=dict)
+    """The tasks of which the server has lost an acknowledged revision; see `Evidence.lost_writes`."""
 
     @property
     def ok(self) -> bool:
@@ -91,6 +93,7 @@ class ChaosReport:
             "runs": made.runs,
             "runs_again": made.again,
             "revisions": self.revisions,
+            "lost_writes": self.lost_writes,
             "cancels": {moment.value: dict(made.cancels.get(moment, {})) for moment in Moment},
             "submit_to_ack": _spread(made.ack),
             "submit_to_start": _spread(made.start),
@@ -156,7 +159,9 @@ def timeline(evidence: Evidence, task: str) -> list[str]:
         )
     numbers = set()
     for line in evidence.lines:
-        if line.task == task:
+        if line.task == task and line.word == "stored":
+            events.append((line.at, f"worker process {line.number}: the server acknowledged revision {line.attempt}"))
+        elif line.task == task:
             numbers.add(line.number)
             events.append(
                 (
