@@ -45,9 +45,10 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
 
     Args:
         infos: the tasks, as returned by a client.
-        now: the end of the run time of tasks that are still running; the default is the current time.
-        flat: whether to create a column for each field of the payloads and results that are JSON objects. A field
-            ``path`` of a payload becomes the column ``path``, and a field ``bytes`` of a result becomes ``→ bytes``. If
+        now: the time up to which the run time of running tasks is counted; the default is the current time.
+        flat: whether to create a column for each field of the payloads and results that are JSON objects.
+            For example, the payload field ``path`` becomes the column ``path``, and the result field ``bytes`` becomes
+            the column ``→ bytes``. If
             another column already has the name of a payload field, such as ``status``, the new column is
             ``payload.status``. Only the 50 most common payload fields and the 50 most common result fields become
             columns. The columns ``payload`` and ``result`` then contain only the remaining values, and are omitted if

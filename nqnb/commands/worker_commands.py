@@ -242,8 +242,8 @@ def _split_target(target: str) -> tuple[str, str]:
     if not name or not path or name.startswith(".") or name.endswith(".py") or "/" in name:
         example = Path(name).name.removesuffix(".py").lstrip(".") or "mymodule"
         raise click.UsageError(
-            f"worker {target!r} is invalid: expected MODULE:WORKER. For example, use "
-            f"{example}:{path or 'worker'} in the module's folder"
+            f"worker {target!r} is invalid: expected MODULE:WORKER. For example, "
+            f"change to the module's folder, and use {example}:{path or 'worker'}"
         )
     return name, path
 

@@ -33,7 +33,8 @@ async def treat(
         ignore: the codes of findings to leave out.
 
     Returns:
-        The new diagnosis, with the findings that were repaired, and an error for each repair that failed.
+        The new diagnosis. ``fixed`` contains the findings that were repaired, and ``errors`` contains an error for each
+        repair that failed.
     """
     fixed: list[Finding] = []
     errors: list[NqnbError] = []

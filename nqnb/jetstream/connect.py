@@ -299,7 +299,7 @@ class Credentials:
         return base64.b64encode(_key_pair(self._read[1]).sign(nonce.encode()))
 
     def jwt(self) -> bytearray:
-        """Return the JWT that matches the signature."""
+        """Return the JWT from the same version of the file as the seed that the last call of `sign` used."""
         return bytearray(self._read[0])
 
 

@@ -517,8 +517,8 @@ class TaskList(list[SessionTask]):
             raise BadInput(f"df={shown(df)} is invalid: expected a DataFrame, got {kind_of(df)}.")
         if labels is None:
             raise BadInput(
-                "the tasks cannot be joined with df: their payloads are not the rows of a DataFrame. Pass a DataFrame "
-                "to `map`, or use `results(errors='return')`, which keeps the order of the tasks."
+                "the tasks cannot be joined with df: their payloads are not the rows of a DataFrame. Submit the rows "
+                "with `map(queue, df)`, or use `results(errors='return')`, which has the order of the tasks."
             )
         keys, wanted = self._row_keys(df)
         found = self._session.call(self._latest())

@@ -152,7 +152,7 @@ class OutageLog(Protocol):
         ...
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error, and return whether an outage caused the error. If so, the caller need not log the error."""
+        """Return whether an outage caused an error. If so, record the outage: the caller need not log the error."""
         ...
 
 

@@ -151,7 +151,7 @@ class Columns:
         return found if self.chosen is None else self._with_chosen(found, self.chosen)
 
     def texts(self, keys: Iterable[str], task: TaskInfo) -> dict[str, str]:
-        """Return the texts of the given columns. Each valid payload or result is decoded only once."""
+        """Return a task's texts in the given columns. A valid payload or result is decoded only once."""
         objects: dict[str, dict[str, Any] | None] = {}
         found = {}
         for key in keys:

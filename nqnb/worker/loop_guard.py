@@ -64,7 +64,7 @@ class Guard:
     Args:
         worker_id: the worker's id.
         handlers: the worker's handlers, by queue.
-        writer: the object that writes the worker's presence on the worker's loop.
+        writer: the object on the worker's loop that writes the worker's presence entry.
         runs: the worker's runs, by task id.
         pulse: the pulse of the worker's loop.
         settings: the worker's settings.

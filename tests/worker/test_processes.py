@@ -155,7 +155,7 @@ class TestResults:
         handle.__annotations__["payload"] = Local
         error = await error_of(handle, b'{"x":1}')
         assert isinstance(error, InvalidHandler)
-        assert "Local cannot be imported; move it to a module, or use a dataclass" in str(error)
+        assert "Local. Move it to a module, or use a dataclass" in str(error)
 
     async def test_a_coroutine_runs_on_a_loop_of_its_own(self) -> None:
         async def handle(job: Job, payload: bytes) -> int:

@@ -205,7 +205,7 @@ def confirm(question: str, kernel: Any) -> bool:
         raise NeedsYes(f"{question} Cannot ask for confirmation: stdin is not a terminal. Add --yes.")
     if kernel is not None and cells_are_waiting(kernel):
         raise NeedsYes(
-            f"{question} Cannot ask for confirmation: other cells are queued, as in Run All. "
+            f"{question} Cannot ask for confirmation: other cells are queued, for example by Run All. "
             "Add --yes, or run this cell alone."
         )
     try:

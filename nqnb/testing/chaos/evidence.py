@@ -210,8 +210,7 @@ class Evidence:
 
     @cached_property
     def stalls(self) -> dict[int, list[tuple[float, float]]]:
-        """The periods during which each worker process was suspended or got no CPU time, by the attack's number for the
-        process."""
+        """The periods during which each worker process was suspended or got no CPU time, by process number."""
         return self._pauses("stall")
 
     @cached_property

@@ -193,7 +193,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
                 del obj.__msgspec_cache__  # type: ignore[attr-defined]  # as just seen
             if issubclass(obj, msgspec.Struct) and not _is_importable(obj):
                 raise pickle.PicklingError(
-                    f"the Struct {obj.__qualname__} cannot be imported; move it to a module, or use a dataclass"
+                    f"another process cannot import the Struct {obj.__qualname__}. "
+                    "Move it to a module, or use a dataclass"
                 )
         return super().reducer_override(obj)
 
