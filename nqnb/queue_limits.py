@@ -6,6 +6,7 @@ The limits are stored on the server, so that all workers use the same limits. Th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 
@@ -92,7 +93,8 @@ def check_rate(rate: object) -> float:
     if found is not None:
         number = float(found[1]) / _UNIT_SECONDS[found[2]]
     elif isinstance(rate, (int, float)) and not isinstance(rate, bool):
-        number = float(rate) if abs(rate) < 2**63 else math.inf
+        with contextlib.suppress(Exception):  # a user's number may raise anything
+            number = float(rate) if abs(rate) < 2**63 else math.inf
     elif is_numpy_scalar(rate, "iuf"):
         number = float(rate)  # type: ignore[arg-type]  # a number of NumPy
     instead = "Pass a rate such as '100/s', '30/m' or '500/h', or a number of tasks per second."

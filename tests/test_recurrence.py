@@ -139,7 +139,7 @@ def test_a_time_zone_may_be_an_object() -> None:
         ("0 7 * * *", timezone.utc, {}, "expected a string"),
         (None, BERLIN, {"minutes": 5}, "an interval has no time zone"),
         (None, None, {"seconds": 0.5}, "whole number of seconds"),
-        (None, None, {"days": 1e9}, "up to 100 years"),
+        (None, None, {"days": 1e9}, "at most 100 years"),
         (None, None, {"minutes": -5}, "minutes=-5 is invalid"),
         (None, None, {"minutes": "5"}, "non-negative number"),
         (None, None, {"minutes": float("nan")}, "non-negative number"),

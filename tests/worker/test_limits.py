@@ -15,6 +15,7 @@ from typing import Any, cast
 import msgspec
 import numpy
 import pytest
+from helpers.bad_values import Number
 from helpers.history import assert_queues_empty
 from helpers.waiting import until_async
 
@@ -646,7 +647,7 @@ class TestInput:
         assert check_rate(rate_text(wanted)) == pytest.approx(wanted)
 
     @pytest.mark.parametrize(
-        "rate", ["", "100", "100/x", "-1/s", 0, -1, True, math.nan, math.inf, [], 1e9, numpy.array([1, 2])]
+        "rate", ["", "100", "100/x", "-1/s", 0, -1, True, math.nan, math.inf, [], 1e9, numpy.array([1, 2]), Number(3)]
     )
     def test_invalid_rates_are_refused(self, rate: Any) -> None:
         with pytest.raises(nqnb.BadInput, match=r"rate=.*is invalid"):
