@@ -106,9 +106,10 @@ async def measure(rounds: int, kill: str) -> dict[str, Any]:
             stream = {"task": "work", "state": "KV_nq-store"}[kill]
             found = [await one_round(cluster, stream, submits, raws, loops) for _ in range(rounds)]
             failed = [repr(loop.exception()) for loop in loops if loop.done()]
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            while any(not loop.done() for loop in loops):
+                for loop in loops:
+                    loop.cancel()  # nats-py ignores a cancel while it waits for a write
+                await asyncio.wait(loops, timeout=1)
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
                 await client.close()
     return {"python": platform.python_version(), "killed": stream, "rounds": found, "failed": failed}
