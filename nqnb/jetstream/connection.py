@@ -490,8 +490,14 @@ class Connection:
         await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
-        # If the connection is lost or a permission is missing, no reply arrives, and the error is in `trouble`.
-        await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
+        # If this call is cancelled, asyncio must not report that the error was never retrieved.
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            # If the connection is lost or a permission is missing, no reply arrives, and the error is in `trouble`.
+            await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
         if trouble.done() and not (asking.done() and asking.exception() is None):
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)

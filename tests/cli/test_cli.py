@@ -507,9 +507,18 @@ def test_a_usage_error_is_one_line_with_code_2(arguments: tuple[str, ...], run: 
         (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=forever"),
         (("submit", "q", "1", "--text", "--raw"), "--text and --raw cannot be combined. Use only one"),
         (("up", "--stop", "--status"), "--status and --stop cannot be combined. Use only one"),
-        (("worker", "./jobs:worker"), "expected MODULE:WORKER. For example, use jobs:worker in"),
-        (("worker", ".jobs:worker"), "expected MODULE:WORKER. For example, use jobs:worker in"),
-        (("worker", "app/jobs.py:crew"), "expected MODULE:WORKER. For example, use jobs:crew in"),
+        (
+            ("worker", "./jobs:worker"),
+            "expected MODULE:WORKER. For example, change to the module's folder, and use jobs:worker",
+        ),
+        (
+            ("worker", ".jobs:worker"),
+            "expected MODULE:WORKER. For example, change to the module's folder, and use jobs:worker",
+        ),
+        (
+            ("worker", "app/jobs.py:crew"),
+            "expected MODULE:WORKER. For example, change to the module's folder, and use jobs:crew",
+        ),
         (("watch", "nosuch", "--once"), "'nosuch' was not found: the server has no such queue or task."),
         (("watch", "nosuch"), "'nosuch' was not found: the server has no such queue or task."),
     ],
