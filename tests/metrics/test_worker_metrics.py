@@ -23,9 +23,12 @@ pytestmark = pytest.mark.anyio
 async def test_a_scrape_shows_what_the_worker_has_run_and_is_running(settings: nqnb.Settings, nq: nqnb.Client) -> None:
     port = free_port()
     worker = nqnb.Worker(settings, concurrency=4, metrics=f"127.0.0.1:{port}")
+    started = asyncio.Event()
 
     @worker.handler("resize", backoff=nqnb.Backoff(0.05, 0.05))
     async def resize(job: nqnb.Job, payload: object) -> None:
+        if payload == "slow":
+            started.set()
         await asyncio.sleep(60 if payload == "slow" else 0.03)
         if payload == "bad" or (payload == "flaky" and job.attempt == 1):
             raise ValueError
@@ -35,8 +38,8 @@ async def test_a_scrape_shows_what_the_worker_has_run_and_is_running(settings: n
         for task in ended:
             await task.wait(30)
         slow = await nq.submit("resize", "slow")
-        await until_async(lambda: slow.id in worker.running)
-        await until_async(lambda: len(worker.running) == 1)
+        await started.wait()  # a task is registered before it is claimed, and could then still be deleted
+        await until_async(lambda: worker.running == [slow.id])
         before = await scrape(port)
         await slow.cancel(wait=30)
         await until_async(lambda: not worker.running)
