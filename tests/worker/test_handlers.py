@@ -46,7 +46,7 @@ def handed(function: Callable[..., Any], payload: bytes) -> Any:
 
 @dataclasses.dataclass
 class Unreadable:
-    x: Missing  # type: ignore[name-defined]  # noqa: F821
+    x: Missing  # type: ignore[name-defined]  # noqa: F821  the test needs a name that is not defined
 
 
 class LateAnnotations:
@@ -254,7 +254,7 @@ class TestPayload:
         assert handed(handle, b"5") == 5
 
     def test_an_annotation_that_raises_any_error_is_refused(self) -> None:
-        def handle(job: Job, payload: "1 / 0") -> "1 / 0": ...  # type: ignore[valid-type]  # noqa: UP037
+        def handle(job: Job, payload: "1 / 0") -> "1 / 0": ...  # type: ignore[valid-type]  # noqa: UP037  as text
 
         with pytest.raises(InvalidHandler, match=r"'.*handle' cannot be resolved: division by zero"):
             make_handler("q", handle)

@@ -144,9 +144,9 @@ async def _watch_loop(diary: str, worker: str) -> None:
 
 
 def note_acknowledged_writes(diary: str) -> None:
-    """Write to the worker process's diary which revisions the server has acknowledged.
+    """Write to the worker process's diary which revisions of entries the server has acknowledged.
 
-    A server that loses its process must still have these revisions. Otherwise, the server has lost them.
+    Only the state bucket has updates whose keys are task ids. `Evidence.lost_writes` ignores all other keys.
     """
     update = KeyValueStore.update
 

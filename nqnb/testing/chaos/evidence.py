@@ -196,8 +196,8 @@ class Evidence:
     def lost_writes(self) -> dict[str, int]:
         """The first revision of each task that the server acknowledged and then lost, by task id.
 
-        A revision is lost if its number belongs to another task, or if no later revision exists either. A leader that
-        is killed may lose the last writes that it has acknowledged.
+        A revision is lost if its number belongs to another task, or is greater than the number of every stored
+        revision. Old revisions that the bucket no longer keeps are not lost.
         """
         owners = {each.sequence: task for task, revisions in self.revisions.items() for each in revisions}
         last, found = max(owners, default=0), dict[str, int]()

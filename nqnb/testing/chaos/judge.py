@@ -69,7 +69,7 @@ class Breach:
 def judge(evidence: Evidence) -> list[Breach]:
     """Return all breaches. Breaches that concern a task are sorted by the task's submit time.
 
-    Tasks in `Evidence.lost_writes` are not judged: the server has broken its own promise.
+    Tasks in `Evidence.lost_writes` are not judged, because the server has lost part of their history.
     """
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
     breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
