@@ -276,9 +276,8 @@ def chaos_report(record: ChaosReport) -> RenderableType:
         for row in rows:
             row[-1] = ""
     count = "1 breach" if len(record.breaches) == 1 else f"{len(record.breaches):,} breaches"
-    verdict = (
-        Text("Every rule held.", "bold green") if record.ok else Text(f"{count} with seed {record.seed}:", "bold red")
-    )
+    held = "Every rule held for the tasks that were judged." if record.lost_writes else "Every rule held."
+    verdict = Text(held, "bold green") if record.ok else Text(f"{count} with seed {record.seed}:", "bold red")
     parts: list[RenderableType] = [
         Sheet(columns, rows),
         Text(),

@@ -68,7 +68,7 @@ def test_a_report_names_the_acknowledged_revisions_that_the_server_has_lost() ->
     lost = dataclasses.replace(report(), lost_writes={f"t{number}": 7 + number for number in range(5)})
     text = " ".join(" ".join(shown(lost, 100)).split())
     assert "lost by the server revision 7 of task t0, revision 8 of task t1, revision 9 of task t2 and 2 more" in text
-    assert text.endswith("Every rule held.")
+    assert text.endswith("Every rule held for the tasks that were judged.")
     assert lost.as_json()["lost_writes"]["t4"] == 11
     assert "lost by the server" not in "".join(shown(report(), 100))
 
