@@ -656,7 +656,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("width", [500, 1200])
+@pytest.mark.parametrize("width", [500, pytest.param(1200, marks=pytest.mark.full)])
 def test_whatever_comes_from_a_queue_is_text_and_the_layout_holds(make: Callable[..., Bench], width: int) -> None:
     bench = make(width=width)
     plain = task("plain", Status.FAILED, error=ErrorInfo("E", "m", "t"))

@@ -62,7 +62,7 @@ def press(page: Sheet, look: Bucket, times: int = TIMES) -> list[float]:
     return took
 
 
-@pytest.mark.parametrize("app", ["lab", "notebook"])
+@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
 def test_clicks_while_a_cell_is_busy(app: App, sheet: Callable[..., Sheet], look: Bucket) -> None:
     page = sheet(app, SETUP, *BUSY.values(), "1 + 1")
     page.run(0)

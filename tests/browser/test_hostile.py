@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import pytest
 from browser.bucket import Bucket
 from browser.sheets import Sheet
 
@@ -56,6 +57,7 @@ async def put(url: str, entries: dict[str, bytes]) -> None:
     await stranger.close()
 
 
+@pytest.mark.full
 def test_no_content_of_a_queue_becomes_markup(
     server: nqnb.DevServer, sheet: Callable[..., Sheet], look: Bucket, shot: Callable[[Any, str], Path]
 ) -> None:

@@ -82,6 +82,7 @@ def fits(table: Table) -> None:
     assert found == []
 
 
+@pytest.mark.full
 def test_the_table_fits_at_every_width(
     sheet: Callable[..., Sheet], look: Bucket, shot: Callable[[Any, str], Path], pytestconfig: pytest.Config
 ) -> None:

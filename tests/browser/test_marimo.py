@@ -74,6 +74,7 @@ def look_of(cell: Locator) -> str:
     return str(cell.evaluate("e => [getComputedStyle(e).borderBottomWidth, getComputedStyle(e).paddingLeft].join(' ')"))
 
 
+@pytest.mark.full
 @pytest.mark.skipif(
     find_spec("marimo") is None and os.environ.get("CI") != "true", reason="marimo is not installed; CI installs it"
 )

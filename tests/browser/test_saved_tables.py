@@ -93,6 +93,7 @@ def test_the_table_of_a_queue_is_in_the_saved_notebook(
     shot(page.output(2), f"saved-{app}")
 
 
+@pytest.mark.full
 def test_a_table_is_frozen_when_its_kernel_is_shut_down(sheet: Callable[..., Sheet], lab: Lab, look: Bucket) -> None:
     page = sheet("lab", SETUP, WATCH)
     page.run(0)

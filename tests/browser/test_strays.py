@@ -21,6 +21,7 @@ None
 """
 
 
+@pytest.mark.full
 def test_a_sheet_whose_kernel_left_a_task_behind_fails_at_its_close(sheet: Callable[..., Sheet]) -> None:
     page = sheet("lab", LEFT)
     page.run(1)
