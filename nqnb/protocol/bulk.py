@@ -18,8 +18,11 @@ from nqnb.store import Entry
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE = 256
-"""The maximum number of tasks that one call cancels, ends or removes concurrently."""
+AT_ONCE = 512
+"""The maximum number of tasks that one call cancels, ends or removes concurrently.
+
+More than `IN_FLIGHT`, because some of these calls wait for a removal of messages in a batch.
+"""
 IN_FLIGHT = 256
 """The maximum number of tasks that one call submits or reads concurrently."""
 
