@@ -16,7 +16,8 @@ import click
 from nqnb.client import Client
 from nqnb.commands.option_hints import no_such_option
 from nqnb.commands.param_types import FilePath, seconds
-from nqnb.errors import NqnbError
+from nqnb.commands.similar_ids import suggest_id
+from nqnb.errors import NqnbError, UnknownTask
 from nqnb.protocol.serving import unserved
 from nqnb.records import TaskInfo
 
@@ -121,13 +122,19 @@ def options_of(ctx: click.Context) -> dict[str, Any]:
 
 
 def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Connect to the server, call ``question`` with the client, disconnect, and return the result of the call."""
+    """Connect to the server, call ``question`` with the client, disconnect, and return the result of the call.
+
+    If the call raises `UnknownTask`, similar task ids are suggested.
+    """
     front = front_of(ctx)
     connected = front.client(options_of(ctx))
 
     async def conversation() -> T:
         async with connected as nq:
-            return await question(nq)
+            try:
+                return await question(nq)
+            except UnknownTask as error:
+                raise await suggest_id(nq, error) from None
 
     return front.run(conversation)
 

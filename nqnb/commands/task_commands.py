@@ -54,6 +54,7 @@ from nqnb.commands.param_types import (
     seconds,
     task_id,
 )
+from nqnb.commands.similar_ids import suggest_ids
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
 from nqnb.failures import failure_id, group_failures
 from nqnb.inputs import State
@@ -639,6 +640,7 @@ async def _cancel_all(
     await cancel_many(
         nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)), queue
     )
+    await suggest_ids(nq, outcomes)
     outcomes.update(await with_absence(nq, [each for each in outcomes.values() if isinstance(each, CancelReceipt)]))
     receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:
@@ -737,4 +739,5 @@ async def _requeue_all(
         show(CommandProgress(len(outcomes), len(ids), "tasks requeued"))
 
     await each_in(ids, requeue)
+    await suggest_ids(nq, outcomes)
     return Requeued.of(outcomes[each] for each in ids)

@@ -602,6 +602,24 @@ def test_an_unknown_task_is_refused(run: Run) -> None:
         assert json.loads(run("task", command, "nobody-knows-it", "--json").err)["type"] == "UnknownTask"
 
 
+def test_the_beginning_of_an_id_gets_a_suggestion(run: Run) -> None:
+    for name in ("Mic-1", "mic-2"):
+        assert run("submit", "named", "1", "--id", name).code == 0
+    for command in (("status",), ("show",), ("result",), ("cancel",), ("requeue", "--yes")):
+        answer = run("task", *command, "mic-2"[:4])
+        assert answer.code == 1
+        assert one_line(answer.err)
+        assert "task 'mic-' is unknown" in answer.err
+        assert "Did you mean 'mic-2' or 'Mic-1'? Check the id" in answer.err
+    answer = run("cancel", "MIC-2", "other")
+    assert [line.count("Did you mean 'mic-2'?") for line in answer.err.splitlines()] == [1, 0]
+    for number in range(3, 6):
+        run("submit", "named", "1", "--id", f"mic-{number}")
+    answer = run("task", "show", "mic")
+    assert "The ids of 5 tasks begin like this: 'mic-5', 'mic-4', 'mic-3' and others. Check the id" in answer.err
+    assert {run("task", "status", name).out for name in ("Mic-1", "mic-2")} == {"pending\n"}, "nothing was cancelled"
+
+
 def test_shared_options_may_stand_before_or_after_the_command(
     run: Run, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
