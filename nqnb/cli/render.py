@@ -99,7 +99,10 @@ _MEANING = {
 
 @singledispatch
 def render(record: Any) -> RenderableType:
-    """Convert a record to printable output. If the output is a ``str``, print it unchanged, without line wrapping."""
+    """Convert a record to printable output.
+
+    If the output is a ``str``, the caller must print it unchanged, without line wrapping.
+    """
     return clean(str(record))
 
 

@@ -91,8 +91,7 @@ def ended_status(text: str) -> State:
     found = status(text)
     if not found.terminal:
         raise click.BadParameter(
-            f"{found.label} tasks cannot be requeued: they have not ended. "
-            f"Use {', '.join(each.label for each in Status if each.terminal)}"
+            f"{found.label} tasks cannot be requeued: they have not ended. Use failed, completed, cancelled or deleted"
         )
     return found
 

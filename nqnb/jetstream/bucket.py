@@ -134,7 +134,8 @@ class KeyValueStore:
     async def peek(self, key: str) -> Entry | None:
         """Return the entry of a key from any server that has a copy, or None if the key or the bucket does not exist.
 
-        Unlike `get`, this method needs no permission to read a bucket that does not exist.
+        If the bucket does not exist, this method attempts no read, so the user needs no read permission. `get` always
+        attempts the read.
         """
         if not (self._direct or await self._has_direct()) and self._direct is None:
             return None

@@ -229,7 +229,7 @@ def _were(count: int) -> str:
 
 
 def _batches(payloads: Iterable[Item]) -> Iterator[list[Item]]:
-    """Yield the payloads in batches. Each batch is filled for at most `_BATCH_SECONDS`."""
+    """Yield the payloads in batches. A batch ends once its payloads have taken `_BATCH_SECONDS` to arrive."""
     items = iter(payloads)
     while True:
         batch: list[Item] = []

@@ -51,7 +51,7 @@ def check_queues(queues: object) -> dict[str, int]:
         )
     if not weights or len(weights) < len(queues):
         why = "a name occurs twice" if weights else "it is empty"
-        raise BadInput(f"queues={shown(queues)} is invalid: {why}. Pass each queue of the worker once.")
+        raise BadInput(f"queues={shown(queues)} is invalid: {why}. List at least one queue, and each queue only once.")
     return weights
 
 

@@ -295,7 +295,7 @@ def result_type(function: Callable[..., Any]) -> Any:
 
 
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function whose annotations describe a callable, which may be a partial or an object."""
+    """Return the function that has the annotations of a callable: a partial, a method or an object with `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     try:

@@ -332,7 +332,7 @@ class Limiter:
         return taken
 
     def _lock_of(self, key: str) -> asyncio.Lock:
-        """Return the lock that makes the runs of this worker write the record of a key one after another."""
+        """Return the lock that a run of this worker must hold while it writes the record of a key."""
         return self._locks.setdefault(key, asyncio.Lock())
 
     async def _turn_away(self, run: Run, delay: float) -> bool:

@@ -75,10 +75,10 @@ class PresenceWriter:
         return PresenceEntry.of(info, {queue: ttl for queue, ttl in ttls.items() if ttl < longest})
 
     async def write(self) -> None:
-        """Write the presence.
+        """Write the worker's presence record to the server.
 
         Raises:
-            NqnbError: the presence could not be written.
+            NqnbError: the record could not be written.
         """
         try:
             await self._write_once()

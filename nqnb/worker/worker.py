@@ -389,7 +389,7 @@ class Worker:
         without = sorted(self.queues.keys() - self.handlers.keys())
         if without:
             raise InvalidHandler(
-                f"the worker cannot start: queue {without[0]!r} of its `queues` has no handler. "
+                f"the worker cannot start: queue {without[0]!r} is in `queues`, but has no handler. "
                 "Register a handler with @worker.handler, or remove the queue from `queues`."
             )
         missing = sorted(self.handlers.keys() - self.queues.keys())

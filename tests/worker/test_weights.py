@@ -187,7 +187,7 @@ async def test_queues_and_handlers_must_match(settings: nqnb.Settings) -> None:
     @worker.handler("low")
     async def low(job: nqnb.Job) -> None: ...
 
-    with pytest.raises(nqnb.InvalidHandler, match="queue 'high' of its `queues` has no handler"):
+    with pytest.raises(nqnb.InvalidHandler, match="queue 'high' is in `queues`, but has no handler"):
         await worker.start()
 
     @worker.handler("high")

@@ -266,7 +266,7 @@ def _build() -> click.Group:
 
 
 def _adapt(command: click.Command, *, root: bool = False) -> Any:
-    """Return a copy of a command that is adapted to notebooks."""
+    """Return a copy of a command, adapted to notebooks."""
     made = copy.copy(command)
     made.params = [_adapt_option(param) for param in command.params] + _cell_options(hidden=not root)
     made.epilog = None if command.epilog is None else _as_magics(command.epilog)
@@ -325,7 +325,7 @@ def _as_magics(examples: str) -> str:
 
 
 def _adapt_option(param: click.Parameter) -> click.Parameter:
-    """Return a copy of a parameter that is adapted to notebooks.
+    """Return a copy of a parameter, adapted to notebooks.
 
     The default of ``--limit`` is removed, because a DataFrame can contain all tasks. The name ``-q`` is removed from
     any parameter that has it, because in magics ``-q`` always means ``--quiet``.

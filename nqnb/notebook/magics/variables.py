@@ -22,7 +22,7 @@ class VariableText(str):
     value: Any
 
     def __new__(cls, text: str, value: Any) -> VariableText:
-        """Create the text for a value."""
+        """Create a string from ``text``, and store ``value`` with it."""
         made = super().__new__(cls, text)
         made.value = value
         return made

@@ -66,7 +66,7 @@ class Executor(abc.ABC):
 
         Args:
             within: the number of seconds within which all stop attempts must be made, even if the handler's ``grace``
-                is longer. Only the first finite value has an effect.
+                is longer. If this method is called several times, only the first finite value has an effect.
         """
         if not self._stopping:
             self._stopping = True
