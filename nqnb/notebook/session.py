@@ -73,7 +73,7 @@ _INTERNAL_NAMES = frozenset(
         "call",
         "call_within",
         "cancel_one",
-        "close",
+        "aclose",
         "connect",
         "freeze_tables",
         "interrupt",
@@ -222,10 +222,24 @@ class Session:
         LOOP.check_elsewhere()
         try:
             self.freeze_tables()
-            LOOP.call(self.close(seconds))
+            LOOP.call(self.aclose(seconds))
         finally:
             self._client = None
             self._on_down()
+
+    def close(self) -> None:
+        """Close the session, as `down` does. ``with nqnb.session() as nq:`` closes the session at the end of the block.
+
+        Raises:
+            BadInput: an async handler of this kernel calls the method. The session remains open.
+        """
+        self.down()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.down()
 
     def freeze_tables(self) -> None:
         """Replace the live tables of this session with snapshots that no longer change."""
@@ -235,7 +249,7 @@ class Session:
             with contextlib.suppress(Exception):  # the page may be gone
                 board.close()
 
-    async def close(self, wait: float = 0.0) -> None:
+    async def aclose(self, wait: float = 0.0) -> None:
         """Stop the handlers and disconnect, but leave live tables open. This is the asynchronous part of `down`."""
         client, self._client = self._client, None
         if client is None:

@@ -182,7 +182,7 @@ def _close_all() -> None:
         session.freeze_tables()
 
     async def close() -> None:
-        await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
+        await asyncio.gather(*(session.aclose() for session in sessions), return_exceptions=True)
 
     LOOP.begin(close()).wait(_EXIT_SECONDS)
     LOOP.stop()

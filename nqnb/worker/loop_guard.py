@@ -341,21 +341,30 @@ class Guard:
 
     def _warn(self, blocked: float) -> None:
         place = Place.of(self._pulse.thread)
+        cure = (
+            "The machine is overloaded, or a thread does not release the interpreter: run fewer tasks at the same time"
+        )
         if place is None:
             what = "is getting no CPU time because other threads or processes are using it"
+        elif place.ours:
+            what = f"is getting too little CPU time for the worker's own code (at {place.text})"
         else:
             what = f"is blocked by {self._blocking_handler() if place.in_handler else 'code'} at {place.text}"
+            cure = (
+                "Make the blocking handler a plain function, or call the blocking code with "
+                "`await asyncio.to_thread(...)`"
+            )
         connected = self._connection is not None and self._connection.connected
         leases = "Leases are renewed" if connected else f"Leases will run out ({self._trouble or 'the server is away'})"
         self._log(
             logging.WARNING,
             "worker %s: the event loop has not run for %.1f s: it %s. %s. Timeouts and other coroutines must wait, and "
-            "cancels can stop only handlers in threads. Make the blocking handler a plain function, or call the "
-            "blocking code with `await asyncio.to_thread(...)`",
+            "cancels can stop only handlers in threads. %s",
             self._worker_id,
             blocked,
             what,
             leases,
+            cure,
         )
 
     def _blocking_handler(self) -> str:

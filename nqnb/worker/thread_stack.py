@@ -49,10 +49,12 @@ class Place(NamedTuple):
         text: the location (file, line and function) in the outer code, such as the handler. If this code has called
             code in another file, the location of the innermost call follows in parentheses.
         in_handler: whether a handler called this code.
+        ours: whether this code belongs to nqnb or nats-py, and no handler called it.
     """
 
     text: str
     in_handler: bool
+    ours: bool = False
 
     @classmethod
     def of(cls, thread: int) -> Place | None:
@@ -71,7 +73,9 @@ class Place(NamedTuple):
         inner, outer = called[0], called[-1]
         shown = next(frame for frame in called if frame.f_code.co_filename == outer.f_code.co_filename)
         inside = "" if shown is inner else f" (inside {_line(inner)})"
-        return cls(f"{_line(shown)}{inside}", in_handler=start < len(frames))
+        in_handler = start < len(frames)
+        ours = not in_handler and module_of(outer).partition(".")[0] in ("nqnb", "nats")
+        return cls(f"{_line(shown)}{inside}", in_handler=in_handler, ours=ours)
 
 
 def _index_of(frames: list[FrameType], functions: Collection[tuple[str, str]]) -> int:

@@ -23,6 +23,7 @@ Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 P = TypeVar("P")
 R = TypeVar("R")
+S = TypeVar("S", covariant=True)
 
 
 class TypedTask(Task, Generic[R]):
@@ -76,6 +77,15 @@ class TypedTask(Task, Generic[R]):
             ) from None
 
 
+class Submitter(Protocol[S]):
+    """An object such as a session, whose method ``submit`` returns a task without being awaited."""
+
+    @property
+    def submit(self) -> Callable[..., S]:
+        """The method that submits a task; see `nqnb.Client.submit`."""
+        ...
+
+
 class TaskFunction(Generic[Arguments, Returned, P, R]):
     """A handler that can be called directly, for example in a test. `submit` submits a task to the handler's queue.
 
@@ -93,13 +103,15 @@ class TaskFunction(Generic[Arguments, Returned, P, R]):
         >>> async with worker:
         ...     print(await (await double.submit(nq, 21)))
         42
+
+        With a session: ``double.submit(nqnb.session(), 21).result(30)``.
     """
 
     def __init__(self, queue: str, function: Callable[Arguments, Returned]) -> None:
+        functools.update_wrapper(self, function)  # this copies the function's attributes, which may have our names
         self.queue = queue
         self._function = function
         self._kind = result_type(function)
-        functools.update_wrapper(self, function)
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         """Call the function directly, without a server."""
@@ -108,17 +120,26 @@ class TaskFunction(Generic[Arguments, Returned, P, R]):
     def __repr__(self) -> str:
         return f"<task {getattr(self._function, '__qualname__', self._function)} of queue {self.queue}>"
 
-    async def submit(self, nq: Client, payload: P, **options: Any) -> TypedTask[R]:
-        """Submit a task with the payload, and return its handle.
+    @overload
+    def submit(self, nq: Client, payload: P, **options: Any) -> Coroutine[Any, Any, TypedTask[R]]: ...
+    @overload
+    def submit(self, nq: Submitter[S], payload: P, **options: Any) -> S: ...
+    def submit(self, nq: Client | Submitter[Any], payload: P, **options: Any) -> Any:
+        """Submit a task with the payload, and return its handle. With a client, the call must be awaited.
 
         Args:
-            nq: the client.
+            nq: the client, or a session of `nqnb.session`. The task of a session returns its result as decoded JSON.
             payload: the payload, of the annotated type.
             **options: options of `nqnb.Client.submit`, such as ``retry`` and ``timeout``.
 
         Raises:
             NqnbError: see `nqnb.Client.submit`.
         """
+        if isinstance(nq, Client):
+            return self._submit(nq, payload, options)
+        return nq.submit(self.queue, payload, **options)
+
+    async def _submit(self, nq: Client, payload: P, options: dict[str, Any]) -> TypedTask[R]:
         return TypedTask(nq, await nq.submit(self.queue, payload, **options), self._kind)
 
 

@@ -35,7 +35,7 @@ from nqnb.protocol.wire import EarlyCancel
 from nqnb.records import TaskBatch
 from nqnb.server import detached
 
-INTERNAL = {*("abandon", "call", "call_within", "close", "freeze_tables", "interrupt", "say", "wait_for_tasks")}
+INTERNAL = {*("abandon", "call", "call_within", "aclose", "freeze_tables", "interrupt", "say", "wait_for_tasks")}
 """The calls of a session that only nqnb uses."""
 
 
@@ -188,6 +188,16 @@ class TestOneSessionPerServer:
         assert again is not session
         assert again.status(task.id) is Status.PENDING
         again.down()
+
+    def test_close_and_a_with_block_close_the_session(self, server: nqnb.DevServer, no_session_left: None) -> None:
+        with nqnb.session(server.url) as session:
+            task = session.submit("closed", 1)
+        assert not session.open
+        again = nqnb.session(server.url)
+        assert again.status(task.id) is Status.PENDING
+        again.close()
+        again.close()
+        assert not again.open
 
 
 class TestCalls:

@@ -24,6 +24,7 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
 from nqnb.testing.proxy import Proxy
 from nqnb.worker import loop_guard
+from nqnb.worker.job import StopFlag
 from nqnb.worker.loop_guard import Pulse
 from nqnb.worker.thread_stack import Place
 
@@ -388,3 +389,24 @@ def test_a_loop_that_only_waits_has_no_line_that_blocks_it() -> None:
     assert place is not None
     assert re.fullmatch(r".*test_blocked_loop\.py:\d+ in program \(inside .*threading\.py:\d+ in wait\)", place.text)
     assert not place.in_handler
+    assert not place.ours
+
+
+def test_code_of_nqnb_that_no_handler_called_is_not_blamed_on_the_user() -> None:
+    flag, started = StopFlag(), threading.Event()
+
+    async def program() -> None:
+        asyncio.get_running_loop().call_soon(flag.wait, 20)
+        started.set()
+        await asyncio.sleep(0)
+
+    thread = threading.Thread(target=asyncio.run, args=(program(),))
+    thread.start()
+    assert started.wait(20)
+    until(lambda: Place.of(thread.ident or 0) is not None)
+    place = Place.of(thread.ident or 0)
+    flag.set()
+    thread.join()
+    assert place is not None
+    assert re.fullmatch(r".*job\.py:\d+ in wait", place.text)
+    assert place.ours

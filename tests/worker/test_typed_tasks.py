@@ -1,10 +1,11 @@
 """Tasks with types: what runs on a server, and what mypy refuses.
 
-The lines with ``type: ignore[arg-type]`` are wrong on purpose: mypy fails if it accepts one of them.
+The lines with ``type: ignore`` are wrong on purpose: mypy fails if it accepts one of them.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -14,6 +15,7 @@ import pytest
 
 import nqnb
 import nqnb.testing
+from nqnb.notebook.tasks import SessionTask
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -68,7 +70,7 @@ async def test_payloads_of_other_types_are_refused_by_mypy_and_by_the_worker(
     assert await direct == 8
     async with worker:
         assert await (await double.submit(nq, 21)) == 42
-        wrong = await double.submit(nq, "x")  # type: ignore[arg-type]  # that is what is tested
+        wrong = await double.submit(nq, "x")  # type: ignore[call-overload]  # that is what is tested
         with pytest.raises(nqnb.TaskFailed, match="does not match the annotation"):
             await wrong
     with pytest.raises(TypeError):
@@ -96,3 +98,34 @@ async def test_a_queue_without_a_name_is_refused() -> None:
     worker = nqnb.Worker()
     with pytest.raises(nqnb.InvalidHandler, match=r'Write @worker.task\("QUEUE"\)'):
         worker.task(resize)  # type: ignore[arg-type]  # that is what is tested
+
+
+async def test_a_session_submits_without_await(server: nqnb.DevServer) -> None:
+    worker = nqnb.Worker(server.url)
+
+    @worker.task("double")
+    def double(payload: int) -> int:
+        return 2 * payload
+
+    def submit() -> Any:
+        with nqnb.session(server.url) as session:
+            task = double.submit(session, 21, retry=1)
+            if TYPE_CHECKING:
+                _ = assert_type(task, SessionTask)
+            return task.result(30)
+
+    async with worker:
+        assert await asyncio.to_thread(submit) == 42
+
+
+def test_the_attributes_of_a_function_do_not_change_the_queue() -> None:
+    worker = nqnb.Worker()
+
+    def resize(payload: str) -> str:
+        return payload
+
+    resize.queue = "of another library"  # type: ignore[attr-defined]  # other libraries set such attributes
+    low = worker.task("low")(resize)
+    high = worker.task("high")(low)
+    assert (low.queue, high.queue, high("a.png")) == ("low", "high", "a.png")
+    assert "of queue high>" in repr(high)
