@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
+import os
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from nqnb.errors import BadInput, DevServerError, NoServer
 from nqnb.notebook import comm_pump, tracebacks
-from nqnb.notebook.loop import LOOP
+from nqnb.notebook.loop import INTERRUPT_CHECK_SECONDS, LOOP
 from nqnb.notebook.session import KEPT_LOG, Session
 from nqnb.server import detached
 from nqnb.server.detached import Condition
@@ -31,6 +34,12 @@ _sessions: dict[tuple[str, ...], Session] = {}
 """The sessions, by the addresses of their servers."""
 _latest: list[Session] = []
 """A list with the most recently requested session. The list is empty if that session has been closed."""
+_opening: list[Session] = []
+"""The sessions that are connecting, and are therefore not in `_sessions` yet."""
+_opening_locks: dict[tuple[str, ...], threading.RLock] = {}
+"""A lock for each server, so that only one thread at a time opens a session for the server."""
+_loop_lock = threading.RLock()
+"""A lock that is held while the loop is stopped, because another thread may start to open a session."""
 
 
 def session(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
@@ -57,8 +66,9 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
         >>> tasks.results(30)
         [{'path': 'a.png', 'width': 800}, {'path': 'b.png', 'width': 800}]
     """
-    _latest[:] = [find_or_open(url, store=store, **options)]
-    return _latest[0]
+    found = find_or_open(url, store=store, **options)
+    _latest[:] = [found]
+    return found
 
 
 def find_or_open(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
@@ -69,16 +79,34 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
     choice, started = _choose(**options, **({} if url is None else {"url": url}))
     # The detached server gets a new token, and possibly a new address, at each start.
     key = ("your detached server",) if choice.detached else choice.settings.urls
-    known = _sessions.get(key)
-    if known is not None and known.open:
-        mine = choice.settings
-        theirs = known.settings.at_detached(f"{mine.url}", f"{mine.token}") if choice.detached else known.settings
-        if theirs != mine or known.store is not store:
-            raise BadInput(
-                f"cannot open a session with {', '.join(mine.urls)}: a session for this server is already open with "
-                "different settings. Close that session first, with `%nq down` or its `down()` method."
-            )
+    if (known := _known(key, choice, store)) is not None:
         return known
+    LOOP.check_elsewhere()  # the thread that holds the lock may be waiting for the loop
+    with _opened_by_one_thread(key):
+        return _known(key, choice, store) or _open(key, choice, store, started=started)
+
+
+def _known(key: tuple[str, ...], choice: Choice, store: StateStore | None) -> Session | None:
+    """Return the open session for a server, or None.
+
+    Raises:
+        BadInput: the session has different settings.
+    """
+    known = _sessions.get(key)
+    if known is None or not known.open:
+        return None
+    mine = choice.settings
+    theirs = known.settings.at_detached(f"{mine.url}", f"{mine.token}") if choice.detached else known.settings
+    if theirs != mine or known.store is not store:
+        raise BadInput(
+            f"cannot open a session with {', '.join(mine.urls)}: a session for this server is already open with "
+            "different settings. Close that session first, with `%nq down` or its `down()` method."
+        )
+    return known
+
+
+def _open(key: tuple[str, ...], choice: Choice, store: StateStore | None, *, started: bool) -> Session:
+    """Open a session. ``started`` says whether this call of `find_or_open` started the server."""
     why = f"{choice.source}{', started now' + _other() if started else ''}"
     made = Session(
         choice.settings,
@@ -88,17 +116,21 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
         on_down=lambda: _forget(key, made),
         is_default=lambda: next(_by_default(), None) is made,
     )
-    KEPT_LOG.begin()
-    comm_pump.begin()
+    with _loop_lock:
+        _opening.append(made)
     try:
+        KEPT_LOG.begin()
+        comm_pump.begin()
         made.connect()
+        _sessions[key] = made
     except BaseException as error:
         made.down()
-        _stop_if_unused()
         if isinstance(error, NoServer):
             raise choice.explained(error) from None
         raise
-    _sessions[key] = made
+    finally:
+        _opening.remove(made)
+        _stop_if_unused()
     if started:
         log.warning(
             "no server was specified: your detached server was started at %s%s", made.settings.urls[0], _other()
@@ -106,9 +138,21 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
     return made
 
 
+@contextlib.contextmanager
+def _opened_by_one_thread(key: tuple[str, ...]) -> Iterator[None]:
+    """Hold the lock of a server."""
+    lock = _opening_locks.setdefault(key, threading.RLock())
+    while not lock.acquire(timeout=INTERRUPT_CHECK_SECONDS):
+        pass  # on Windows, an interrupt ends only waits with a time limit
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def opened() -> list[Session]:
     """Return the open sessions."""
-    return [session for session in _sessions.values() if session.open]
+    return [session for session in list(_sessions.values()) if session.open]
 
 
 def current() -> Session | None:
@@ -164,10 +208,19 @@ def _forget(key: tuple[str, ...], closed: Session) -> None:
 
 
 def _stop_if_unused() -> None:
-    if not opened():
-        comm_pump.end()
-        LOOP.stop()
-        KEPT_LOG.end()
+    with _loop_lock:
+        if not opened() and not _opening:
+            comm_pump.end()
+            LOOP.stop()
+            KEPT_LOG.end()
+
+
+def _reset() -> None:
+    """Discard the locks, and the sessions that are connecting, which belong to threads that a fork does not copy."""
+    global _loop_lock
+    _loop_lock = threading.RLock()
+    _opening_locks.clear()
+    _opening.clear()
 
 
 def _close_all() -> None:
@@ -189,3 +242,5 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset)

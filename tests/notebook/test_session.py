@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,47 @@ class TestOneSessionPerServer:
             second.down()
             session.interrupt(ids.ids)
             assert capsys.readouterr().err.startswith("`nqnb.session().interrupted.cancel()` stops")
+
+    def test_threads_that_ask_at_the_same_moment_get_the_same_session(
+        self, server: nqnb.DevServer, no_session_left: None
+    ) -> None:
+        found: list[Session] = []
+        at_once = threading.Barrier(4)
+
+        def ask() -> None:
+            at_once.wait(20)
+            found.append(nqnb.session(server.url))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(found) == 4
+        assert {id(each) for each in found} == {id(each) for each in session_registry.opened()}
+        assert len(session_registry.opened()) == 1
+
+    def test_the_end_of_a_session_does_not_stop_the_loop_of_a_session_that_another_thread_opens(
+        self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch, no_session_left: None
+    ) -> None:
+        connecting, go_on = threading.Event(), threading.Event()
+        connect = nqnb.Client.open
+
+        async def slow(client: nqnb.Client) -> None:
+            connecting.set()
+            await asyncio.to_thread(go_on.wait, 20)
+            await connect(client)
+
+        session = nqnb.session(server.url)
+        monkeypatch.setattr(nqnb.Client, "open", slow)
+        with ThreadPoolExecutor() as pool:
+            second = pool.submit(nqnb.session, server.url.replace("127.0.0.1", "localhost"))
+            assert connecting.wait(20)
+            session.down()
+            go_on.set()
+            assert second.result(20).submit("resize", 1).status() is Status.PENDING
+        second.result().down()
+        assert not LOOP.running
 
     def test_a_closed_session_says_so_and_is_opened_again(self, session: Session) -> None:
         url = session.settings.urls[0]
