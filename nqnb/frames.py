@@ -119,9 +119,13 @@ def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
-    """Return a DataFrame with one row per queue, indexed by name. The columns are the fields of `QueueInfo`."""
+    """Return a DataFrame with one row per queue, indexed by name. The columns are the fields of `QueueInfo`.
+
+    A queue without a limit has ``<NA>`` as the limit.
+    """
     queues = _listed("infos", infos, QueueInfo)
     counts = ("pending", "scheduled", "processing", "redelivered", "workers", "bytes")
+    totals = ("removed", "deliveries", "pulls", "last_sequence")
     return _frame(
         "name",
         [queue.name for queue in queues],
@@ -129,7 +133,9 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
             **{name: _counts(getattr(queue, name) for queue in queues) for name in counts},
             "oldest_pending": _times(queue.oldest_pending for queue in queues),
             "paused": _flags(queue.paused for queue in queues),
-            "removed": _counts(queue.removed for queue in queues),
+            "rate_limit": _numbers(queue.rate_limit or None for queue in queues),
+            "concurrency_limit": _limits(queue.concurrency_limit for queue in queues),
+            **{name: _counts(getattr(queue, name) for queue in queues) for name in totals},
         },
         "no queues",
     )
@@ -333,6 +339,12 @@ def _counts(values: Iterable[int]) -> Any:
     except OverflowError:
         column = np.array([max(-_MAX_COUNT, min(value, _MAX_COUNT)) for value in listed], dtype="int64")
     return pd.array(column, dtype="Int64")
+
+
+def _limits(values: Iterable[int]) -> Any:
+    column = _counts(values)
+    column[column == 0] = pd.NA
+    return column
 
 
 def _numbers(values: Iterable[float | None]) -> Any:

@@ -302,9 +302,16 @@ def test_a_long_frame_shows_no_task_twice_and_no_more_tasks_than_pandas_is_set_t
 
 
 def test_queues_and_workers_have_their_fields_as_columns() -> None:
+    assert {*queues_frame([]).columns} == {*QueueInfo.__struct_fields__} - {"name"}
+    assert {*workers_frame([]).columns} == {*WorkerInfo.__struct_fields__} - {"id"}
     row = queues_frame([queue(paused=True, oldest_pending=None)]).loc["resize"]
     assert (row["pending"], row["processing"], row["bytes"], row["paused"]) == (1, 2, 9, True)
     assert pd.isna(row["oldest_pending"])
+    assert pd.isna(row["rate_limit"])
+    assert pd.isna(row["concurrency_limit"])
+    limited = queues_frame([queue(rate_limit=0.5, concurrency_limit=3, pulls=4, last_sequence=8)]).loc["resize"]
+    assert (limited["rate_limit"], limited["concurrency_limit"]) == (0.5, 3)
+    assert (limited["pulls"], limited["last_sequence"]) == (4, 8)
     other = workers_frame([worker()]).loc["w1"]
     assert (other["host"], other["pid"], other["running"]) == ("gpu-3", 811, ["t1"])
     assert other["ttl"] == timedelta(seconds=30)

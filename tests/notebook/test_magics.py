@@ -140,10 +140,13 @@ class TestResults:
         assert shown[:2] == ["0 tasks read", "2 tasks read"]
         assert shown[-1].startswith("3 of 3 ")
 
-    def test_queues_are_paused_and_emptied_and_deleted(self, cells: Shell, queue: str) -> None:
+    def test_queues_are_paused_and_limited_and_emptied_and_deleted(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1")
         assert list(nq(cells, f"queue pause {queue}").paused) == [True]
         assert list(nq(cells, f"queue resume {queue}").paused) == [False]
+        nq(cells, f"queue limit {queue} --rate 30/m --concurrency 5")
+        limits = nq(cells, f"queue limit {queue}")[["rate_limit", "concurrency_limit"]]
+        assert limits.loc[queue].tolist() == [0.5, 5]
         ran = cells.run(f"%nq queue purge {queue} --yes")
         assert isinstance(ran.value, Emptied)
         assert "1, before they started" in ran.out
