@@ -301,6 +301,26 @@ class TestReuse:
         await until_async(lambda: Spares.here().idle == [])
         assert (await done_by(handler))[0] != process
 
+    async def test_a_task_that_ends_after_an_idle_process_died_keeps_its_result(self, tmp_path: Path) -> None:
+        def wait_for(job: Job, path: str) -> str:
+            while not Path(path).exists():
+                time.sleep(0.01)
+            return "done"
+
+        process, _, _ = await done_by(handler_of())
+        running = asyncio.ensure_future(done_by(handler_of(function=wait_for), str(tmp_path / "end")))
+        os.kill(process, signal.SIGKILL)
+        await until_async(lambda: Spares.here().idle == [])
+        # The limit is one process, so the end of the task stops the oldest idle process.
+        (tmp_path / "end").touch()
+        assert await running == "done"
+
+    async def test_a_worker_whose_idle_process_died_stops(self, reserve: Reserve) -> None:
+        process, _, _ = await done_by(handler_of())
+        os.kill(process, signal.SIGKILL)
+        await until_async(lambda: Spares.here().idle == [])
+        await asyncio.wait_for(reserve.close(), 20)
+
     async def test_a_process_that_claims_to_be_ready_too_early_fails_alone(self) -> None:
         def handle(job: Job) -> None:
             job.state.changed.__self__._connection.sendall(process_pool.frame(("ready",)))  # type: ignore[attr-defined]

@@ -145,6 +145,8 @@ class Spares:
     def free(self, process: TaskProcess) -> None:
         """Release a process that `take` returned. Keep it if it can run another task, and otherwise kill it."""
         self._running -= 1
+        # Dead processes must not count, because living ones would be stopped in their place.
+        self._idle = self.idle
         if process.is_ready:
             process.idle_since = time.monotonic()
             self._idle.append(process)
@@ -319,7 +321,12 @@ class TaskProcess:
         self._order(supervisor.TERMINATE)
 
     def retire(self) -> None:
-        """Stop an idle process. If a handler has used the process, give it time to run its ``atexit`` functions."""
+        """Stop an idle process. If a handler has used the process, give it time to run its ``atexit`` functions.
+
+        If the process has died, do nothing.
+        """
+        if self._over:
+            return
         if self.handler is None:
             self.kill()
         else:
