@@ -97,37 +97,40 @@ async def each_in(items: list[T], work: Callable[[T], Awaitable[object]]) -> Non
 async def each_of(items: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
     """Await ``work(item)`` for each item, with at most `AT_ONCE` calls at a time.
 
-    If any call fails, one of the errors is raised after all calls have ended.
+    If any call or the iterator fails, one of the errors is raised after all calls have ended. If the caller is
+    cancelled, the running calls are cancelled, and no other call starts.
     """
-    queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
+    queue: asyncio.Queue[T] = asyncio.Queue(AT_ONCE)
+    failed: BaseException | None = None
+    stopping = False
 
     async def work_through() -> None:
-        failed: Exception | None = None
-        while (item := await queue.get()) is not None:
+        nonlocal failed
+        while not stopping:
+            item = await queue.get()
             try:
                 await work(item)
-            except Exception as error:  # noqa: BLE001  raised below
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  raised below
                 failed = failed or error
-        if failed is not None:
-            raise failed
+            finally:
+                queue.task_done()
 
-    async def feed() -> None:
+    workers = [asyncio.ensure_future(work_through()) for _ in range(AT_ONCE)]
+    try:
         try:
             async for item in items:
                 await queue.put(item)
-        finally:
-            for _ in range(AT_ONCE):
-                await queue.put(None)
-
-    workers = [asyncio.ensure_future(part) for part in (feed(), *(work_through() for _ in range(AT_ONCE)))]
-    try:
-        ends = await asyncio.gather(*workers, return_exceptions=True)
+        except Exception as error:  # noqa: BLE001  raised below
+            failed = failed or error
+        await queue.join()
     finally:
+        # No worker waits for a last item: after a cancellation, nobody could add this item to the full queue.
+        stopping = True
         for worker in workers:
             worker.cancel()
-    for end in ends:
-        if isinstance(end, BaseException):
-            raise end
+        await asyncio.gather(*workers, return_exceptions=True)
+    if failed is not None:
+        raise failed
 
 
 async def outcomes_of(items: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:

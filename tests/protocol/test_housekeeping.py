@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +63,20 @@ class TestPurge:
         receipt = await purge_queue(nq.backend, "work", nq.name, upto=info.last_sequence)
         assert (receipt.deleted, receipt.left) == (1, 2)
         assert (await seen.status(), await later.status()) == (Status.DELETED, Status.PENDING)
+
+    async def test_a_cancelled_purge_ends_at_once_and_can_be_repeated(self, nq: nqnb.Client) -> None:
+        thresholds = gc.get_threshold()
+        await nq.submit_many("work", range(3000))
+        begun = asyncio.Event()
+        purge = asyncio.create_task(nq.purge_queue("work", lambda done, total: begun.set()))
+        await begun.wait()
+        purge.cancel()
+        done, _ = await asyncio.wait({purge}, timeout=10)
+        assert done, "the cancelled purge goes on"
+        assert purge.cancelled()
+        assert gc.get_threshold() == thresholds
+        assert 0 < (await nq.purge_queue("work")).deleted < 3000
+        assert {info.status for info in await nq.tasks("work")} == {Status.DELETED}
 
     async def test_running_tasks_go_on_and_waiting_retries_are_cancelled(
         self, nq: nqnb.Client, settings: nqnb.Settings
