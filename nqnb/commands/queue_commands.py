@@ -28,7 +28,10 @@ ShowCount = Callable[[int, int], None]
 @click.command("queues", cls=Command, epilog="\b\nExample:\n  nqnb queues --json")
 @click.pass_context
 def list_queues(ctx: click.Context) -> Queues:
-    """List the queues on the server and their task counts."""
+    """List the queues on the server and their task counts.
+
+    Only waiting and running tasks are counted. To count ended tasks as well, use `nqnb watch --once`.
+    """
     return ask(ctx, _all_queues)
 
 
@@ -50,7 +53,10 @@ def queue(ctx: click.Context) -> str | None:
 @queue.command("list", epilog="\b\nExample:\n  nqnb queue list --json")
 @click.pass_context
 def queue_list(ctx: click.Context) -> Queues:
-    """List the queues on the server and their task counts."""
+    """List the queues on the server and their task counts.
+
+    Only waiting and running tasks are counted. To count ended tasks as well, use `nqnb watch --once`.
+    """
     return ask(ctx, _all_queues)
 
 
@@ -66,7 +72,10 @@ def queue_list(ctx: click.Context) -> Queues:
 )
 @click.pass_context
 def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> QueueInfo:
-    """Show the task counts, workers and size of one queue."""
+    """Show the task counts, workers and size of one queue.
+
+    Only waiting and running tasks are counted. To count ended tasks as well, use `nqnb watch QUEUE --once`.
+    """
     chosen = name or named
     if chosen is None or (name and named):
         raise click.UsageError("the queue name is missing or given twice: expected one name. Use NAME or --name NAME")

@@ -372,6 +372,9 @@ def test_queues_are_listed_and_counted(run: Run, new: Callable[..., str]) -> Non
     for spelling in (("statistics",), ("--name", "statistics")):
         assert run("queue", "stats", *spelling, "--json").json["pending"] == 2
     assert "pending      2" in run("queue", "stats", "statistics").out
+    for command, remedy in (("queues", "--once"), ("queue list", "--once"), ("queue stats", "QUEUE --once")):
+        said = " ".join(run(*command.split(), "-h").out.split())
+        assert f"To count ended tasks as well, use `nqnb watch {remedy}`." in said
     missing = run("queue", "stats", "no-such")
     assert missing.code == 1
     assert one_line(missing.err)
