@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import click
 
 from nqnb.client import Client
+from nqnb.commands.command_hints import no_such_command
 from nqnb.commands.option_hints import no_such_option
 from nqnb.commands.param_types import FilePath, seconds
 from nqnb.commands.similar_ids import suggest_id
@@ -199,6 +200,15 @@ class Group(click.Group):
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             raise no_such_option(error, self) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that ``args`` start with. The error for an unknown command includes a suggestion."""
+        known = self.get_command(ctx, args[0]) is not None or args[0].startswith("-")
+        if not known and not ctx.resilient_parsing:
+            raise no_such_command(args[0], self, ctx)
+        return super().resolve_command(ctx, args)
 
 
 class Root(Group):

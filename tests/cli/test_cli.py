@@ -23,6 +23,7 @@ from helpers.waiting import until
 import nqnb
 from nqnb.batch import Batch, Item
 from nqnb.cli import main
+from nqnb.commands.command_hints import OTHER_WORDS, is_command_line
 from nqnb.commands.command_tree import tree
 from nqnb.commands.param_types import moment, seconds
 from nqnb.text import UNSAFE
@@ -415,6 +416,41 @@ def test_an_unknown_option_gets_a_suggestion_of_the_option_meant(line: str, mean
     answer = run(*line.split())
     assert (answer.code, one_line(answer.err)) == (2, True)
     assert f"has no such option. {meant}" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("status", "'nqnb queues' or 'nqnb watch'?"),
+        ("ps", "'nqnb tasks'?"),
+        ("stop X", "'nqnb cancel' or 'nqnb up --stop'?"),
+        ("enqueue resize 1", "'nqnb submit'?"),
+        ("sbmit", "'nqnb submit'?"),
+        ("pause resize", "'nqnb queue pause' or 'nqnb schedule pause'?"),
+        ("queue show load", "'nqnb queue stats'?"),
+        ("queue sta", "'nqnb queue stats'?"),
+        ("task get X", "'nqnb task show'?"),
+        ("schedule rm nightly", "'nqnb schedule remove'?"),
+    ],
+)
+def test_an_unknown_command_gets_a_suggestion_of_the_command_meant(line: str, meant: str, run: Run) -> None:
+    answer = run(*line.split())
+    assert (answer.code, one_line(answer.err)) == (2, True)
+    assert f"has no such command. Did you mean {meant}" in answer.err
+
+
+def test_an_unknown_command_without_a_suggestion_points_to_the_help(run: Run) -> None:
+    said = "nqnb: command 'xyzzy' is unknown: nqnb queue has no such command. Use --help to list the commands"
+    assert run("queue", "xyzzy").err == f"{said} (see `nqnb queue -h`)\n"
+
+
+def test_words_of_other_programs_stand_for_commands_that_exist() -> None:
+    for group, lines in OTHER_WORDS.items():
+        there = tree if not group else tree.commands[group]
+        assert isinstance(there, click.Group)
+        for line, words in lines.items():
+            assert not set(words.split()) & set(there.commands), f"{words} are commands of {group!r}"
+            assert line == "down" or is_command_line(line, tree), line
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

@@ -338,8 +338,13 @@ class TestTheLine:
     @pytest.mark.parametrize(
         ("cell", "said"),
         [
-            ("%nq sbmit", "No such command 'sbmit'. Did you mean 'submit'? (see `%nq -h`)"),
-            ("%nq task rsult x", "Did you mean 'result'?"),
+            (
+                "%nq sbmit",
+                "command 'sbmit' is unknown: %nq has no such command. Did you mean '%nq submit'? (see `%nq -h`)",
+            ),
+            ("%nq status", "Did you mean '%nq queues' or '%nq watch'?"),
+            ("%nq shutdown", "Did you mean '%nq down'?"),
+            ("%nq task rsult x", "Did you mean '%nq task result'?"),
             ("%nq tasks --sttus x", "option '--sttus' is unknown"),
             ("%nq submit", "Missing argument 'QUEUE'"),
             ("%nq submit 'a b' 1", "a b"),

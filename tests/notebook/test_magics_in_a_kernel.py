@@ -135,7 +135,8 @@ class TestShows:
                 "except ValueError as error:\n    print(error._render_traceback_())"
             )
         )
-        assert cell.stdout == "[\"nqnb: No such command 'x' (see `%nq -h`)\"]\n"
+        said = "command 'x' is unknown: %nq has no such command. Use --help to list the commands (see `%nq -h`)"
+        assert cell.stdout == f'["nqnb: {said}"]\n'
 
     def test_a_handlers_cell_that_awaits(self, cells: Kernel) -> None:
         code = "%%nq handler awaits -c 3\nimport asyncio\nawait asyncio.sleep(0.01)\ndef awaits(job): return 'ran'\n"
