@@ -83,6 +83,9 @@ def up(
     With --detach, the server runs in the background, even after this shell exits. Each user can have one such
     server, which requires a token that only this user can read. Commands and notebooks use this server unless an
     option, NATS_URL or a NATS CLI context names another server.
+
+    The tasks are kept when the server stops. To start with an empty server, stop it, and then delete the store folder,
+    which `nqnb up --status` shows while the server is running, and `nqnb up --stop` when it has stopped.
     """
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
