@@ -147,7 +147,7 @@ def _(record: LogLine) -> RenderableType:
 
 @render.register
 def _(record: TaskLog) -> RenderableType:
-    return "\n".join(str(render(each)) for each in record) or "no log"
+    return "\n".join(str(render(each)) for each in record) or record.note
 
 
 @render.register

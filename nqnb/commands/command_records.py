@@ -36,7 +36,9 @@ class Tasks(list[TaskInfo]):
 
 
 class TaskLog(list[LogLine]):
-    """The lines of a task's log, oldest first."""
+    """The lines of a task's log, oldest first. ``note`` is shown if there are no lines."""
+
+    note = "no log"
 
 
 class Queues(list[QueueInfo]):

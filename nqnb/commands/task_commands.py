@@ -353,16 +353,30 @@ def task_logs(ctx: click.Context, id: str | None, named: str | None, follow: boo
     chosen = _chosen_id(id, named)
 
     async def question(nq: Client) -> TaskLog | None:
-        lines = TaskLog()
+        lines, count = TaskLog(), 0
         async with contextlib.aclosing(nq.logs(chosen, follow)) as found:
             async for each in found:
                 if follow:
                     front_of(ctx).show(each)
                 else:
                     lines.append(each)
+        if not count:
+            lines.note = _no_log(await nq.fetch(chosen))
+            if follow:
+                front_of(ctx).say(lines.note)
         return None if follow else lines
 
     return ask(ctx, question)
+
+
+def _no_log(task: TaskInfo) -> str:
+    """Return a sentence that says why a task has no log."""
+    if not task.attempt:
+        return f"no log: the task {'never started' if task.status.terminal else 'has not started'}"
+    return (
+        "no log: the handler printed and logged nothing, or its worker does not store task logs. "
+        "To store them, start the worker with --task-logs"
+    )
 
 
 @task.command(

@@ -295,6 +295,20 @@ def test_result_of_a_failed_task_prints_its_error(run: Run, new: Callable[..., s
     assert (error["type"], error["error_type"], error["task_id"]) == ("TaskFailed", "ValueError", task_id)
 
 
+def test_a_missing_log_is_explained(run: Run, new: Callable[..., str], worker: None) -> None:
+    waiting, done = new("idle"), new("echo")
+    assert run("task", "logs", waiting).out == "no log: the task has not started\n"
+    assert run("task", "logs", waiting, "--json").json == []
+    run("cancel", waiting)
+    assert run("task", "logs", waiting).out == "no log: the task never started\n"
+    until_status(run, done, "completed")
+    reason = "no log: the handler printed and logged nothing, or its worker does not store task logs. "
+    assert run("task", "logs", done).out.startswith(reason)
+    followed = run("task", "logs", "-f", done)
+    assert (followed.code, followed.out) == (0, "")
+    assert followed.err.startswith(reason)
+
+
 def test_show_prints_every_field_of_a_failed_task(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("boom", '{"deep": {"er": 1}}')
     until_status(run, task_id, "failed")
