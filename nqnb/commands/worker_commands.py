@@ -130,7 +130,7 @@ def worker(
 
     MODULE is the name of a Python module, which may be in the current folder. WORKER is the name of an nqnb.Worker in
     that module. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks then have the worker's shutdown_timeout to
-    finish. A second signal stops these tasks immediately.
+    finish, which is 10 seconds by default. A second signal stops these tasks immediately.
 
     A process whose handlers are coroutines or threads uses about one CPU core. --processes starts several processes,
     each with the full concurrency of the worker. A process that crashes is replaced. Signals are forwarded to all

@@ -259,10 +259,10 @@ class Runtime:
             pull.withdraw()
         if self.runs:
             log.info(
-                "worker %s is waiting up to %g s for %d running tasks to finish",
+                "worker %s is waiting up to %g s for %s to finish",
                 self._worker_id,
                 timeout,
-                len(self.runs),
+                "1 running task" if len(self.runs) == 1 else f"{len(self.runs):,} running tasks",
             )
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):

@@ -539,7 +539,7 @@ async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
         rf"INFO task {failed.id} of queue work failed on attempt 1 of 2; retrying in .* s: ValueError: no more",
         rf"WARNING task {failed.id} of queue work has failed: ValueError: no more",
         rf"INFO task {cancelled.id} of queue work was cancelled: its coroutine was cancelled",
-        rf"INFO worker {worker.id} is waiting up to 0.1 s for 1 running tasks to finish",
+        rf"INFO worker {worker.id} is waiting up to 0.1 s for 1 running task to finish",
         rf"INFO task {left.id} of queue work is being stopped and will be redelivered",
         rf"INFO worker {worker.id} has stopped",
     ):
