@@ -18,6 +18,8 @@ import msgspec
 
 from nqnb.decode import decode_value
 from nqnb.errors import MalformedMessage, NqnbError
+from nqnb.inputs import State
+from nqnb.protocol.status import Waiting
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, ScheduleInfo, TaskInfo
 
@@ -131,6 +133,11 @@ def receipt_words(receipt: CancelReceipt) -> str:
     if receipt.status in (Status.CANCELLED, Status.DELETED):
         return receipt.how or receipt.status.label
     return f"{receipt.status.label} before the cancel could stop it"
+
+
+def displayed_state(task: TaskInfo) -> State:
+    """Return the state to show to users. A pending task that is not due yet is scheduled."""
+    return Waiting.SCHEDULED if task.due_at is not None and seconds_since(task.due_at) < 0 else task.status
 
 
 def absent_worker(task: TaskInfo) -> str:

@@ -18,7 +18,7 @@ from nqnb.records import TaskInfo
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.testing.chaos.plan import Moment
 from nqnb.testing.chaos.report import Spread
-from nqnb.text import absent_worker, age, clean, clock, duration, line, receipt_words, size
+from nqnb.text import absent_worker, age, clean, clock, displayed_state, duration, line, receipt_words, size
 
 _MAX_WATCHED_TASKS = 50
 
@@ -69,7 +69,7 @@ def changes(record: Changes) -> RenderableType:
         when = clock(task.completed_at or record.at)
         parts = (
             when,
-            task.status.label,
+            displayed_state(task).label,
             task.id,
             task.queue,
             run_duration(task),
@@ -148,7 +148,7 @@ def _watched_task(task: TaskInfo) -> list[str | Text]:
             progress = Text.assemble(progress, " ", line(clean(task.progress.text), 60))
     progress = absent_worker(task) or progress
     return [
-        status(task.status),
+        status(displayed_state(task)),
         task.id,
         task.queue,
         f"{task.attempt}/{task.max_retry + 1}" if task.max_retry else "",

@@ -34,6 +34,7 @@ from nqnb.commands.command_records import (
     DetachedServer,
     Emptied,
     Failures,
+    OpenTasks,
     Preview,
     Queues,
     Receipts,
@@ -66,6 +67,7 @@ from nqnb.text import (
     clean,
     clip,
     clock,
+    displayed_state,
     duration,
     line,
     payload_text,
@@ -193,7 +195,7 @@ def _(record: TaskInfo) -> RenderableType:
             ("task", record.id),
             ("queue", record.queue),
             ("requeued", ", ".join(_requeues(record))),
-            ("status", status(record.status)),
+            ("status", status(displayed_state(record))),
             ("attempt", f"{record.attempt} of {record.max_retry + 1}"),
             ("submitted", _when(record.submitted_at) + (f" by {record.client}" if record.client else "")),
             ("serial key", record.serial),
@@ -426,7 +428,7 @@ def _tasks(record: Tasks) -> RenderableType:
     rows: list[list[str | Text]] = [
         [
             task.id,
-            status(task.status),
+            status(displayed_state(task)),
             task.queue,
             age(task.submitted_at),
             run_duration(task),
@@ -542,13 +544,21 @@ def _preview(record: Preview) -> RenderableType:
         Column("status"),
         Column("tasks", right=True),
         Column("oldest", right=True, dispensable=1),
+        Column("due", least=6, dispensable=2),
     ]
     rows: list[list[str | Text]] = [
-        [each.queue, status(each.status), f"{each.tasks:,}", age(each.oldest)] for each in record.groups
+        [each.queue, status(each.state), f"{each.tasks:,}", age(each.oldest), _first_due(each)]
+        for each in record.groups
     ]
     some = [line(each, 40) for each in record.ids[:3]]
     more = f" and {len(record.ids) - len(some):,} more" if len(record.ids) > len(some) else ""
     return stack(Sheet(columns, rows), Text(", ".join(some) + more, style="dim"))
+
+
+def _first_due(group: OpenTasks) -> str:
+    """Return the time until the first task of a group is due, or an empty string if the tasks are due already."""
+    rest = 0.0 if group.first_due is None else -seconds_since(group.first_due)
+    return f"{'first ' if group.tasks > 1 else ''}in {duration(rest)}" if rest > 0 else ""
 
 
 def _health(record: Health) -> RenderableType:

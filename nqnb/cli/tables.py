@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from nqnb.column_fit import GAP_CELLS, Column, fit_columns
+from nqnb.inputs import State
+from nqnb.protocol.status import Waiting
 from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
 from nqnb.text import age, clean, duration, line, seconds_since
@@ -18,8 +20,9 @@ _COMMAND = re.compile("`[^`]+`")
 _UNBROKEN_SPACE = "\ue000"
 """A placeholder for a space at which rich must not break a line. A no-break space would end up in copied commands."""
 
-STYLES = {
+STYLES: Mapping[State, str] = {
     Status.PENDING: "",
+    Waiting.SCHEDULED: "dim",
     Status.PROCESSING: "bold",
     Status.COMPLETED: "green",
     Status.FAILED: "bold red",
@@ -85,7 +88,7 @@ def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
     return grid
 
 
-def status(state: Status) -> Text:
+def status(state: State) -> Text:
     """Return the name of a state in the style for this state."""
     return Text(state.label, style=STYLES[state])
 

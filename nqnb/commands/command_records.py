@@ -16,8 +16,11 @@ from msgspec import Struct, structs
 
 from nqnb.errors import ConnectionFailed, NoRoom, NqnbError, TaskError, Unconfirmed, UnknownTask
 from nqnb.failures import FailureGroup
+from nqnb.inputs import State
+from nqnb.protocol.status import Waiting
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, LogLine, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
+from nqnb.text import displayed_state
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -217,12 +220,22 @@ class Emptied(Struct, frozen=True):
 
 
 class OpenTasks(Struct, frozen=True):
-    """A group of tasks with the same queue and state. ``oldest`` is the time at which the oldest task was submitted."""
+    """A group of tasks with the same queue and state.
+
+    ``oldest`` is the time at which the oldest task was submitted. ``first_due`` is the time at which the first task is
+    due if the tasks are scheduled, and None otherwise.
+    """
 
     queue: str
     status: Status
     tasks: int
     oldest: datetime | None
+    first_due: datetime | None = None
+
+    @property
+    def state(self) -> State:
+        """The state to show to users."""
+        return self.status if self.first_due is None else Waiting.SCHEDULED
 
 
 class Preview(Struct, frozen=True):
@@ -233,14 +246,20 @@ class Preview(Struct, frozen=True):
 
     @classmethod
     def of(cls, tasks: Iterable[TaskInfo]) -> Preview:
-        """Create a preview of tasks, grouped by queue and state."""
-        groups: dict[tuple[str, Status], list[TaskInfo]] = {}
+        """Create a preview of tasks, grouped by queue and state. Scheduled tasks are a group of their own."""
+        groups: dict[tuple[str, Status, bool], list[TaskInfo]] = {}
         for each in tasks:
-            groups.setdefault((each.queue, each.status), []).append(each)
+            groups.setdefault((each.queue, each.status, displayed_state(each) is Waiting.SCHEDULED), []).append(each)
         return cls(
             [
-                OpenTasks(queue, status, len(some), min((t.submitted_at for t in some if t.submitted_at), default=None))
-                for (queue, status), some in sorted(groups.items())
+                OpenTasks(
+                    queue,
+                    status,
+                    len(some),
+                    min((t.submitted_at for t in some if t.submitted_at), default=None),
+                    min((t.due_at for t in some if t.due_at), default=None) if scheduled else None,
+                )
+                for (queue, status, scheduled), some in sorted(groups.items())
             ],
             [each.id for some in groups.values() for each in some],
         )
@@ -248,7 +267,13 @@ class Preview(Struct, frozen=True):
     def as_json(self) -> dict[str, Any]:
         """Return the groups of tasks, and the ids of all tasks."""
         rows = [
-            {"queue": each.queue, "status": each.status.label, "tasks": each.tasks, "oldest": each.oldest}
+            {
+                "queue": each.queue,
+                "status": each.status.label,
+                "tasks": each.tasks,
+                "oldest": each.oldest,
+                "first_due": each.first_due,
+            }
             for each in self.groups
         ]
         return {"tasks": len(self.ids), "groups": rows, "ids": self.ids}

@@ -63,6 +63,10 @@ from nqnb.protocol.cancel import cancel_many, read_intent
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
+_ANY_STATE = (
+    "Select only tasks in this state: pending (includes scheduled tasks), scheduled (not due yet), processing, "
+    "completed, failed, cancelled or deleted; repeatable"
+)
 _STDIN = "-"
 """The argument that is replaced with the ids from stdin."""
 
@@ -143,7 +147,7 @@ Examples:
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
 @click.option("named", "--queue", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, hidden=True)
-@status_option(help="Select only tasks in this state; repeatable")
+@status_option(help=_ANY_STATE)
 @age_option("--since", "Select only tasks submitted less than AGE ago")
 @error_option
 @failure_option
@@ -189,7 +193,8 @@ Examples:
 @status_option(
     open_status,
     completion=shell_completion.open_states,
-    help="Select only tasks in this state: pending, scheduled or processing  [pending and processing]",
+    help="Select only tasks in this state: pending (includes scheduled tasks), scheduled (not due yet) or processing; "
+    "repeatable  [all open tasks]",
 )
 @age_option("--older-than", "Select only tasks submitted more than AGE ago")
 @age_option("--newer-than", "Select only tasks submitted less than AGE ago")
@@ -319,7 +324,10 @@ def _chosen_id(id: str | None, named: str | None) -> str:
 @_id_argument_or_option
 @click.pass_context
 def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskStatus:
-    """Print the state of a task as a single word."""
+    """Print the state of a task as a single word.
+
+    A scheduled task, which is not due yet, is pending. `nqnb task show` shows when the task is due.
+    """
     chosen = _chosen_id(id, named)
 
     async def question(nq: Client) -> TaskStatus:
@@ -356,6 +364,7 @@ def task_logs(ctx: click.Context, id: str | None, named: str | None, follow: boo
         lines, count = TaskLog(), 0
         async with contextlib.aclosing(nq.logs(chosen, follow)) as found:
             async for each in found:
+                count += 1
                 if follow:
                     front_of(ctx).show(each)
                 else:
@@ -420,7 +429,7 @@ Examples:
 """,
 )
 @queue_option("Select only tasks of this queue")
-@status_option(help="Select only tasks in this state; repeatable")
+@status_option(help=_ANY_STATE)
 @limit_option
 @click.pass_context
 def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int) -> Tasks:

@@ -137,12 +137,33 @@ def test_scheduled_tasks_are_a_state_of_their_own_and_say_when_they_are_due(run:
     later = run("submit", "later", "2", "--process-at", "1h").out.strip()
     heading, row = run("tasks", "later", "-s", "scheduled").out.splitlines()
     assert "DUE" in heading.split()
-    assert (row.split()[0], "in 60m" in row) == (later, True)
+    assert (row.split()[:2], "in 60m" in row) == ([later, "scheduled"], True)
+    assert re.search("^status +scheduled$", run("task", "show", later).out, re.MULTILINE)
+    assert f"scheduled  {later}" in run("watch", "later", "--once").out
     assert [each["id"] for each in run("task", "list", "-q", "later", "-s", "scheduled", "--json").json] == [later]
     assert len(run("tasks", "later", "-s", "pending", "--json").json) == 2
     assert run("cancel", "-q", "later", "-s", "scheduled", "--dry-run", "--json").json["ids"] == [later]
     assert "ERROR" not in run("tasks", "later").out
     assert run("task", "status", now).out == "pending\n"
+    assert run("task", "status", later).out == "pending\n"
+    assert "A scheduled task, which is not due yet, is pending." in " ".join(run("task", "status", "-h").out.split())
+    for command in (("tasks",), ("task", "list"), ("cancel",)):
+        said = " ".join(run(*command, "-h").out.split())
+        assert "in this state: pending (includes scheduled tasks), scheduled (not due yet)" in said
+
+
+def test_a_preview_counts_scheduled_tasks_apart_from_due_ones(run: Run) -> None:
+    run("submit", "duefirst", "1")
+    for when in ("9h", "5h"):
+        run("submit", "duefirst", "1", "--process-at", when)
+    _, due, scheduled = run("cancel", "-q", "duefirst", "--dry-run").out.splitlines()[:3]
+    assert due.split()[:3] == ["duefirst", "pending", "1"]
+    assert scheduled.split()[:3] == ["duefirst", "scheduled", "2"]
+    assert "first in 5h" in scheduled
+    pending, later = run("cancel", "-q", "duefirst", "--dry-run", "--json").json["groups"]
+    assert {pending["status"], later["status"]} == {"pending"}
+    assert pending["first_due"] is None
+    assert later["first_due"] is not None
 
 
 # Cancelling
