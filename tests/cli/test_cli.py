@@ -631,6 +631,12 @@ def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
     assert taken == {*timeouts, ("queue stats", "--name")}
 
 
+def test_the_help_of_servers_and_workers_says_how_to_start_empty_and_how_long_a_stop_takes(run: Run) -> None:
+    said = {name: " ".join(run(name, "-h").out.split()) for name in ("up", "worker")}
+    assert "To start with an empty server, stop it, and then delete the store folder" in said["up"]
+    assert f"{nqnb.Worker().shutdown_timeout:g} seconds by default" in said["worker"]
+
+
 def test_an_invalid_address_is_refused_without_its_password(run: Run) -> None:
     answer = run("task", "list", server="ftp://user:hunter2@somewhere")
     assert answer.code == 2
