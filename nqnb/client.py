@@ -56,7 +56,7 @@ from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status, TaskMessage
-from nqnb.queue_limits import check_limits
+from nqnb.queue_limits import check_limits, check_serial
 from nqnb.records import (
     CancelReceipt,
     LogLine,
@@ -290,7 +290,7 @@ class Client:
             timeout=timeout,
             deadline=deadline,
             process_at=process_at,
-            serial=serial,
+            serial=None if serial is None else check_serial(serial),
         )
         return await self.submit_item(batch, batch.only())
 

@@ -254,6 +254,10 @@ class TestOptions:
             BadInput, nq.submit("q", **{name: moment}), f"{name}={moment}", "the year must be between 1970 and 2261"
         )
 
+    @pytest.mark.parametrize("serial", ["", "x" * 201, "a\n", 5, b"a", len])
+    async def test_an_invalid_serial_key_is_refused(self, nq: nqnb.Client, serial: Any) -> None:
+        await refusal(BadInput, nq.submit("q", 1.5, serial=serial), "serial=", "is invalid", "Pass a key such as")
+
     async def test_a_refused_option_sends_nothing(self, nq: nqnb.Client) -> None:
         for options in ({"retry": -1}, {"timeout": 0}, {"deadline": "x"}, {"process_at": 5}):
             with pytest.raises(BadInput):

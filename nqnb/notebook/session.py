@@ -47,6 +47,7 @@ from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.recurring import Missed
 from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status
+from nqnb.queue_limits import check_serial
 from nqnb.records import CancelReceipt, LogLine, PruneReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
@@ -316,7 +317,7 @@ class Session:
             timeout=timeout,
             deadline=deadline,
             process_at=process_at,
-            serial=serial,
+            serial=None if serial is None else check_serial(serial),
         )
         try:
             task = self.call(self.client.submit_item(batch, batch.only()))

@@ -220,7 +220,7 @@ class Sheet:
         else:
             self.menu("Run", "Run All Cells")
         if numbered:  # the numbers of an earlier run
-            self.page.wait_for_function(f"() => {PROMPTS}.at(-1) === '[*]:'")
+            self.page.wait_for_function(f"() => {PROMPTS}.at(-1) === '[*]:'", timeout=timeout)
         try:
             self.page.wait_for_function(f"() => {PROMPTS}.every(each => /\\[\\d+\\]/.test(each))", timeout=timeout)
         except Exception as error:

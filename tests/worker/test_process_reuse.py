@@ -228,7 +228,9 @@ class TestReuse:
             await asyncio.sleep(delay / 1000)
             run.stop()
             result = await asyncio.wait_for(running, 20)
-            assert (result.ended, type(result.error).__qualname__) == (Ended.STOPPED, "JobCancelled")
+            # On a busy machine, the process may be killed before it has seen the stop.
+            assert type(result.error).__qualname__ in ("JobCancelled", "ProcessEnded")
+            assert result.ended is Ended.STOPPED
             await done_by(handler)
 
     async def test_two_handlers_never_share_a_process(self) -> None:
