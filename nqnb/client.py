@@ -598,8 +598,8 @@ class Client:
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost, or a worker may have stopped the task although the cancel could
-                not be stored; cancel again.
+            Unconfirmed: the server's answers were lost; or a worker may have stopped the task, although the cancel
+                could not be stored; or the cancel is stored, but a later step failed. Cancel the task again.
             Unavailable: the cluster has no leader, no quorum or no free storage, and no code was stopped.
             BadInput: ``wait`` or the queue name is invalid; nothing was cancelled.
             InvalidTaskId: the id is invalid.
@@ -1177,8 +1177,8 @@ class Task:
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost, or a worker may have stopped the task although the cancel could
-                not be stored; cancel again.
+            Unconfirmed: the server's answers were lost; or a worker may have stopped the task, although the cancel
+                could not be stored; or the cancel is stored, but a later step failed. Cancel the task again.
         """
         with tracing.within(self.span_context):
             return await self._client.cancel(self.id, wait, queue=self.queue or None)

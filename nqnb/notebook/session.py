@@ -737,8 +737,8 @@ class Session:
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost, or a worker may have stopped the task although the cancel could
-                not be stored. Cancel the task again.
+            Unconfirmed: the server's answers were lost; or a worker may have stopped the task, although the cancel
+                could not be stored; or the cancel is stored, but a later step failed. Cancel the task again.
             UnknownTask: the server has no task with this id, or the task is not in ``queue``.
         """
         return self.call(self.client.cancel(id, wait, queue=queue))

@@ -68,16 +68,18 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
         UnknownTask: the task does not exist, or is not in ``queue``.
         NotCancellable: the task had already completed or failed.
         Unconfirmed: the server's answers were lost, so the cancel may or may not have been stored; or a worker may have
-            stopped the task, although the cancel was not stored. It is safe to retry.
+            stopped the task, although the cancel was not stored; or the cancel request is stored, but a later step
+            failed. It is safe to retry.
         NoResponders: the server is unavailable or full, and no worker has acted on the cancel.
+        ServerRefused: the server refused a request, and the cancel request is not stored.
     """
     record = CancelRecord(by=by, requested_at=backend.now())
     end = EndWaiting(backend, record, backend.retry_for)
-    announced = told = False
+    announced = told = stored = False
     start: SeenEntry | None = None
 
     async def decide(seen: SeenEntry) -> Write | Again | CancelReceipt:
-        nonlocal announced, told
+        nonlocal announced, told, stored
         if seen.malformed is not None:
             raise seen.malformed
         if seen.task is None:
@@ -94,13 +96,14 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
             # Workers act on the write even if the server does not store it; see `nqnb.jetstream.cancels`.
             told = True
             await write_intent(backend, task_id, record)
+            stored = True
             await backend.announce_cancel(task.Queue, task_id)
             announced = True
             # Read again: the task may have become Pending in the meantime, and then no worker would write Cancelled.
             return Again.READ
         if step is CancelStep.DELETE:
             # No run has started, so no worker has acted on the early cancel.
-            told = False
+            told = stored = False
             return end.write(seen, task, Status.DELETED)
         if step is CancelStep.CANCEL_WAITING:
             return end.write(seen, task, Status.CANCELLED)
@@ -129,12 +132,16 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
         if not isinstance(done, Written):
             return done
         await end.forget_message(done)
-    except NoResponders as error:
-        if not told:
+    except (NoResponders, ServerRefused) as error:
+        if stored:
+            so_far = "the cancel request is stored, so a worker will stop the task, but completing the cancel"
+        elif told and isinstance(error, NoResponders):
+            so_far = "a worker may have stopped the task, but storing the cancel"
+        else:
             raise
         raise Unconfirmed(
-            f"the cancel of task {task_id!r} is unconfirmed: a worker may have stopped the task, but storing the "
-            f"cancel failed: {clause(error)}. Cancel the task again, or read its state.",
+            f"the cancel of task {task_id!r} is unconfirmed: {so_far} failed: {clause(error)}. Cancel the task again, "
+            "or read its state.",
             task_id,
         ) from error
     finally:

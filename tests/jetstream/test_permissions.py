@@ -263,6 +263,42 @@ async def test_an_error_names_the_missing_permission(server: nqnb.DevServer, cap
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+async def test_a_cancel_in_a_queue_whose_workers_may_not_be_notified_is_stored(server: nqnb.DevServer) -> None:
+    settings = users(server)
+    worker, started = nqnb.Worker(settings[OPERATOR]), asyncio.Event()
+
+    @worker.handler("other")
+    async def other(job: nqnb.Job) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with nqnb.connect(settings[OPERATOR]) as operator, worker, nqnb.connect(settings[CLIENT]) as nq:
+        task = await operator.submit("other")
+        await started.wait()
+        with pytest.raises(
+            nqnb.Unconfirmed, match=r"request is stored, so a worker will stop .*may not publish to 'other\.cancel'"
+        ) as caught:
+            await nq.cancel(task.id)
+        assert caught.value.task_id == task.id
+        assert await task.wait(30) is Status.CANCELLED
+        assert (await nq.cancel(task.id)).status is Status.CANCELLED
+
+
+async def test_a_refused_cancel_request_is_not_stored() -> None:
+    config: str = CONFIG
+    # The client is the first of the users.
+    with nqnb.DevServer(config=config.replace('"$KV.nq-cancel.>"', '"nothing"', 1)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with make_worker(settings[WORKER]), nqnb.connect(settings[CLIENT]) as nq:
+            task = await nq.submit(QUEUE, "lasts")
+            await reaches(task, Status.PROCESSING)
+            for queue in (None, QUEUE):
+                with pytest.raises(ServerRefused, match=r"may not publish to '\$KV.nq-cancel"):
+                    await nq.cancel(task.id, queue=queue)
+            assert await task.status() is Status.PROCESSING
+
+
 def test_the_command_line_names_the_missing_permission_in_one_line(
     server: nqnb.DevServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
