@@ -38,6 +38,8 @@ Missed = Literal["skip", "once", "all"]
 """How to handle the scheduled times that passed while no worker was serving the queue."""
 MISSED_AFTER_SECONDS = 60.0
 """A scheduled time counts as missed if no task has been submitted for it within this many seconds."""
+CLOCK_STEP_SECONDS = 60.0
+"""The minimum number of seconds by which the server's clock must go back before next times are computed again."""
 MOST_MISSED = 100
 """The maximum number of missed tasks that are submitted with ``missed="all"``."""
 _MAX_TRIES = 100
@@ -149,6 +151,11 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         options = [(each.queue, each.missed, each.retry, each.timeout, each.serial) for each in (self, other)]
         payloads = {_compact(each.payload) for each in (self, other)}
         return options[0] == options[1] and len(payloads) == 1 and self.when.same_times(other.when)
+
+    def is_ahead(self, now: float) -> bool:
+        """Return whether ``next`` is too late, because it was computed while the server's clock was ahead."""
+        soon = now + CLOCK_STEP_SECONDS
+        return self.next > soon and self.next > self.when.next_after(soon)
 
     def due(self, now: float) -> list[float]:
         """Return the scheduled times for which a task must be submitted now. The time ``next`` must have passed."""
@@ -332,6 +339,9 @@ async def run_schedule(backend: RecurringBackend, name: str, client: str) -> Tas
 async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEntry | None:
     """Submit the tasks of a schedule that are due, and then advance the schedule to its next time.
 
+    If the next time was computed while the server's clock was ahead, only compute the next time again. A scheduled time
+    for which a task was submitted in the meantime gets no second task, because the id of the task exists.
+
     Args:
         backend: the backend to use.
         name: the name of the schedule.
@@ -350,14 +360,17 @@ async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEnt
         return None
     # The lower bound of the server's time, so that no task is submitted too early.
     now = backend.earliest_now()
-    if entry.paused or entry.next > now:
+    if entry.paused or (entry.next > now and not entry.is_ahead(now)):
         return entry
-    due = entry.due(now)
+    due = entry.due(now) if entry.next <= now else []
     for at in due:
         # If the task exists, another worker has submitted it.
         with contextlib.suppress(TaskExists):
             await submit(backend, entry.message(firing_id(name, at), at), client, chosen=True, adopt=True)
     moved = msgspec.structs.replace(entry, next=entry.when.next_after(now), last=due[-1] if due else entry.last)
+    if entry.next > now:
+        text = "schedule %s: the next time is now %s, because %s was computed while the server's clock was ahead"
+        log.warning(text, name, moment(moved.next), moment(entry.next), extra={"queue": entry.queue})
     # After a conflict, the entry is read again: another worker moved it on, or a client changed it.
     with contextlib.suppress(RevisionConflict):
         await _write(backend, moved, revision)

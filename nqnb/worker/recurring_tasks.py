@@ -16,7 +16,7 @@ from collections.abc import Callable, Container
 from nqnb.concurrency import few_at_once
 from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
-from nqnb.protocol.recurring import ScheduleEntry, fire
+from nqnb.protocol.recurring import CLOCK_STEP_SECONDS, ScheduleEntry, fire
 from nqnb.worker.presence_writer import PresenceWriter
 
 log = logging.getLogger("nqnb.worker")
@@ -57,8 +57,13 @@ class RecurringTasks:
         self._may_fire = may_fire
         self._position: tuple[int, str] = (0, "")
         """The revision of the last change to a schedule that this worker has read, and the bucket's creation time."""
+        self._latest = 0.0
+        """The latest server time at which the worker has checked the schedules since the server's clock went back."""
         self._due: dict[str, float] = {}
-        """The next scheduled time of each schedule of the worker's queues that is not paused, by name."""
+        """The next scheduled time of each schedule of the worker's queues that is not paused, by name.
+
+        The time is 0 if the next time must be computed again, because the server's clock was ahead.
+        """
         self._told: dict[str, str] = {}
         """The last logged error of each schedule, by name; the name is empty for the check for changed schedules."""
 
@@ -87,9 +92,11 @@ class RecurringTasks:
         return pause
 
     async def _look(self) -> None:
-        """Read the schedules if any of them has changed."""
+        """Read the schedules if any of them has changed, or if the server's clock has gone back."""
         position = await self._backend.recurring_position()
-        if position == self._position:
+        now = self._backend.earliest_now()
+        if position == self._position and now > self._latest - CLOCK_STEP_SECONDS:
+            self._latest = max(self._latest, now)
             return
         due: dict[str, float] = {}
         skipped: dict[str, str] = {}
@@ -101,9 +108,9 @@ class RecurringTasks:
                     skipped[entry.key] = str(error)
                     continue
                 if schedule.queue in self._queues and not schedule.paused:
-                    due[schedule.name] = schedule.next
+                    due[schedule.name] = 0.0 if schedule.is_ahead(now) else schedule.next
         self._backend.schedule_skips.tell(skipped)
-        self._due, self._position = due, position
+        self._due, self._position, self._latest = due, position, now
 
     async def _fire(self, name: str) -> None:
         """Fire one schedule. Log errors instead of raising them, because the other schedules must be fired too."""

@@ -188,6 +188,27 @@ async def test_missed_times(
     assert ("only the latest 100 of the missed tasks" in caplog.text) == (expected == MOST_MISSED)
 
 
+@pytest.mark.parametrize("when", [{"minutes": 5}, {"cron": "*/5 * * * *"}], ids=str)
+async def test_a_next_time_of_a_clock_that_was_ahead_is_computed_again(
+    nq: nqnb.Client, when: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"ahead-{next(iter(when))}"
+    await nq.every(queue=QUEUE, name=name, **when)
+    entry, revision = await read_schedule(nq.backend, name)
+    assert not entry.is_ahead(await nq.backend.read_now())
+    next_time = entry.when.next_after(entry.next + 30 * 24 * HOUR)
+    fired = msgspec.structs.replace(entry, next=next_time, last=entry.next)
+    await nq.backend.recurring.update(name, fired.encode(), revision)
+    moved = await fire(nq.backend, name, "w")
+    now = await nq.backend.read_now()
+    assert moved is not None
+    assert now - 1 < moved.next <= now + 301
+    assert (await read_schedule(nq.backend, name))[0] == moved == msgspec.structs.replace(fired, next=moved.next)
+    assert await fire(nq.backend, name, "w") == moved
+    assert await firings(nq, name) == [], "nothing is due"
+    assert caplog.text.count("was computed while the server's clock was ahead") == 1
+
+
 async def test_times_that_pass_during_a_pause_are_skipped(nq: nqnb.Client) -> None:
     await nq.every("* * * * *", QUEUE, name="resting", missed="all")
     await nq.pause_schedule("resting")

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from nqnb import Status
 from nqnb.protocol.recurring import RecurringBackend, ScheduleEntry, fire, firing_id
 from nqnb.recurrence import Recurrence
 from nqnb.worker import recurring_tasks
+from nqnb.worker.recurring_tasks import RecurringTasks
 
 pytestmark = pytest.mark.anyio
 
@@ -99,6 +101,32 @@ async def test_no_schedule_keeps_the_others_from_firing(
     assert "the worker is stopping" not in caplog.text
     failures = [each for each in caplog.records if "schedule failing could not be fired" in each.getMessage()]
     assert [each.exc_info is not None for each in failures] == [True]
+
+
+async def test_a_schedule_fires_again_after_the_servers_clock_was_ahead(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nq.every(seconds=1, queue=QUEUE, name="second")
+    month = 30 * 24 * HOUR
+    presence: Any = None
+    tasks = RecurringTasks(nq.backend, "w", [QUEUE], presence, lambda: True)
+    now = nq.backend.earliest_now
+    with monkeypatch.context() as ahead:
+        ahead.setattr(nq.backend, "earliest_now", lambda: now() + month)
+        await tasks._look()
+        await tasks._fire("second")
+        await tasks._look()
+        assert tasks._due["second"] > now() + month - HOUR
+    await tasks._look()
+    assert tasks._due["second"] == 0.0, "this worker has noticed that the clock has gone back"
+
+    # A worker that starts now finds the entry as it was written.
+    ran: list[str] = []
+    async with make_worker(settings, QUEUE, ran):
+        await until_async(lambda: len(ran) >= 3)
+    fired = Counter(await tasks_of(nq, "second"))
+    assert len(fired) >= 3
+    assert max(Counter(ran).values()) == 1
 
 
 @pytest.mark.full
