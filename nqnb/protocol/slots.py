@@ -38,9 +38,9 @@ writes an entry with the task.
 """
 LOOK_SECONDS = 1.0
 """The minimum time, in seconds, between two checks of the holders of the same record."""
-_MOST_RECORDS = 1000
+_MANY_RECORDS = 1000
 _KEEP_SECONDS = 600.0
-"""If a worker watches more than `_MOST_RECORDS` records, it forgets those that were not checked for this long."""
+"""If a worker watches `_MANY_RECORDS` records or more, it forgets those that were not checked for this long."""
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,6 +109,10 @@ class HolderWatch:
         self._worker = worker
         self._runs = runs
         self._records: dict[str, _Watched] = {}
+        self._full_at = _MANY_RECORDS
+        """The number of records at which old records are forgotten. It grows with the number of records that are kept,
+        so that the time for each new record does not.
+        """
 
     async def still_held(self, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
         """Return the holders whose runs may not be over.
@@ -122,15 +126,20 @@ class HolderWatch:
             NqnbError: the server did not answer.
         """
         now = elapsed()
-        if key not in self._records and len(self._records) >= _MOST_RECORDS:
+        if key not in self._records and len(self._records) >= self._full_at:
             self._records = {
                 each: record for each, record in self._records.items() if now - record.next_look < _KEEP_SECONDS
             }
+            self._full_at = max(_MANY_RECORDS, 2 * len(self._records))
         record = self._records.setdefault(key, _Watched())
         if now >= record.next_look:
             record.next_look = now + LOOK_SECONDS
             await self._look(attempt, record, holders)
         return [holder for holder in holders if holder.claim not in record.over]
+
+    def forget(self, key: str) -> None:
+        """Forget the holders of a record, because they no longer hold their slots."""
+        self._records.pop(key, None)
 
     async def _look(self, attempt: Attempt, record: _Watched, holders: list[Holder]) -> None:
         lease = PRESENCE_SHARE * attempt.ack_wait

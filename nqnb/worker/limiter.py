@@ -47,7 +47,7 @@ _LONGEST_CLOSED_SECONDS = 5.0
 """The longest time for which a rate limit stops fetching. The worker then tries again: the limit may have changed."""
 _LONGEST_NAK_SECONDS = 30.0
 """The longest delay with which a task that waits for its serial key is nak'ed."""
-_MOST_LINES = 1000
+_MANY_LINES = 1000
 """If more than this many serial keys have a `_Line`, the lines in which no task waits are discarded."""
 
 _CHECKS_AT_ONCE = 25
@@ -148,6 +148,10 @@ class Limiter:
         self._wake = wake
         self._gates: dict[str, _Gate] = {queue: _Gate() for queue in pulls}
         self._lines: dict[str, _Line] = {}
+        self._lines_full_at = _MANY_LINES
+        """The number of lines above which empty lines are discarded. It grows with the number of lines that are kept,
+        so that the time for each new line does not.
+        """
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watch = HolderWatch(backend, worker_id, runs)
         self._runs = runs
@@ -317,6 +321,7 @@ class Limiter:
         """Take the slot of a serial key, and return 0. If the slot is taken, return the delay for a nak."""
         if await self._take_slot(run, key, 1):
             self._lines.pop(key, None)
+            self._watch.forget(key)
             return 0.0
         now = elapsed()
         self._forget_lines(now)
@@ -373,8 +378,9 @@ class Limiter:
         gate.timer = asyncio.get_running_loop().call_later(max(0.005, start - now), fire)
 
     def _forget_lines(self, now: float) -> None:
-        if len(self._lines) > _MOST_LINES:
+        if len(self._lines) > self._lines_full_at:
             self._lines = {key: line for key, line in self._lines.items() if line.last_turn > now}
+            self._lines_full_at = max(_MANY_LINES, 2 * len(self._lines))
 
 
 def _may_run_code(run: Run) -> bool:

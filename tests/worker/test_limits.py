@@ -35,6 +35,7 @@ from nqnb.protocol.slots import LOOK_SECONDS, UNLISTED_SECONDS, Holder, HolderWa
 from nqnb.protocol.wire import TaskMessage
 from nqnb.queue_limits import QueueLimits, check_limits, check_rate, rate_text
 from nqnb.records import PresenceSight
+from nqnb.worker.limiter import Limiter
 from nqnb.worker.run import Run
 
 pytestmark = pytest.mark.anyio
@@ -611,6 +612,50 @@ class TestHolderWatch:
         assert await held()
         await nq.backend.presence.withdraw("w-holder")
         assert not await held()
+
+    async def test_many_contended_keys_are_rarely_searched_for_old_ones(
+        self, nq: nqnb.Client, clock: SimpleNamespace
+    ) -> None:
+        attempt: Any = SimpleNamespace(ack_wait=30.0, message=SimpleNamespace(Queue="work"))
+        watch, searches = HolderWatch(nq.backend, "w", {}), 0
+        for number in range(5_000):
+            records = watch._records
+            await watch.still_held(attempt, f"key-{number}", [Holder("task", "w", "claim")])
+            searches += watch._records is not records
+        assert 0 < searches <= 3
+        assert len(watch._records) == 5_000
+        clock.now += 3_600
+        for number in range(5_000):
+            await watch.still_held(attempt, f"later-{number}", [Holder("task", "w", "claim")])
+        assert len(watch._records) == 5_000, "the old records are forgotten"
+
+    async def test_a_key_whose_slot_was_taken_is_forgotten(self, nq: nqnb.Client) -> None:
+        """The holder is a run of this worker that is over, so the slot can be taken."""
+        limiter = Limiter(nq.backend, "w", {}, {}, {}, lambda queue: 1, lambda: None)
+        await nq.backend.ensure_limits()
+        run: Any = SimpleNamespace(id="task", claim="new", held=set(), ack_wait=30.0, lost_lease=lambda: False)
+        run.message = SimpleNamespace(Queue="work")
+        await nq.backend.limits.create("work.serial.a", msgspec.json.encode(Slots([Holder("other", "w", "old")])))
+        assert await limiter._take_turn(run, "work.serial.a") == 0.0
+        assert run.held == {"work.serial.a"}
+        assert not limiter._watch._records
+
+    async def test_many_waiting_lines_are_rarely_searched_for_empty_ones(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def taken(run: Run, key: str, limit: int) -> bool:
+            return False
+
+        limiter, searches = Limiter(nq.backend, "w", {}, {}, {}, lambda queue: 1, lambda: None), 0
+        monkeypatch.setattr(limiter, "_take_slot", taken)
+        now, run = elapsed(), cast("Any", None)
+        monkeypatch.setattr("nqnb.worker.limiter.elapsed", lambda: now)
+        for number in range(5_000):
+            lines = limiter._lines
+            assert await limiter._take_turn(run, f"key-{number}") > 0
+            searches += limiter._lines is not lines
+        assert 0 < searches <= 3
+        assert len(limiter._lines) == 5_000
 
     @pytest.mark.parametrize(("held", "beat"), [(set(), 120.0), ({"work.serial.a"}, 100.0)])
     def test_a_redelivery_does_not_extend_the_lease_of_a_holder(self, held: set[str], beat: float) -> None:
