@@ -127,9 +127,8 @@ class CommandOutput:
         """Remove what was drawn."""
         if self._drawn and self._kernel is not None:
             self._output.show("", "")
-        elif self._drawn and sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        elif self._drawn:
+            _write_if_terminal("\r\x1b[K")
 
     def reached(self) -> str:
         """Return the command's progress, such as " at 3 of 5 tasks ended", or an empty string."""
@@ -196,13 +195,19 @@ def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str
 def _write_to_terminal(record: object, *, finished: bool) -> None:
     """Print a record. Progress overwrites the current line. Other records are printed only if ``finished`` is True."""
     if isinstance(record, CommandProgress):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{record.text}" + ("\n" if finished else ""))
-            sys.stderr.flush()
+        _write_if_terminal(f"\r{record.text}" + ("\n" if finished else ""))
     elif finished:
         from nqnb.cli.render import as_text
 
         print(as_text(record))  # noqa: T201  the cell's output
+
+
+def _write_if_terminal(text: str) -> None:
+    """Write to stderr if it is a terminal. A program without a console, such as a Windows service, has no stderr."""
+    with contextlib.suppress(OSError, ValueError):  # the terminal is gone, and the command continues
+        if sys.stderr is not None and sys.stderr.isatty():
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def _kernel() -> Any:

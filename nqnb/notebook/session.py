@@ -1391,9 +1391,11 @@ class Session:
         self._abandoned_ids.append(task_id)
 
     def say(self, text: str) -> None:
-        """Print a message to stderr."""
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+        """Print a message to stderr, unless the program has no stderr or its terminal is gone."""
+        with contextlib.suppress(OSError, ValueError):
+            if sys.stderr is not None:
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
 
     def _report_abandoned(self) -> None:
         ids, self._abandoned_ids = self._abandoned_ids, []

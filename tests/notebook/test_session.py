@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import io
 import logging
 import os
 import re
@@ -28,7 +29,9 @@ from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
+from nqnb.commands.command_records import CommandProgress
 from nqnb.notebook import session_registry
+from nqnb.notebook.live_output import CommandOutput
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
@@ -319,6 +322,25 @@ class TestCalls:
             session.requeue([waiting])
         (refused,) = session.requeue([waiting], errors="return")
         assert isinstance(refused, nqnb.NotRequeueable)
+
+    @pytest.mark.parametrize("stderr", ["missing", "closed"])
+    def test_calls_return_in_a_program_without_a_console(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, stderr: str
+    ) -> None:
+        closed = io.StringIO()
+        closed.close()
+        monkeypatch.setattr(sys, "stderr", closed if stderr == "closed" else None)
+        monkeypatch.setattr("nqnb.notebook.live_output._QUICK_SECONDS", 0)
+        output = CommandOutput(None)
+        output.show(CommandProgress(3, 5, "tasks ended"))
+        output.draw()
+        output.draw(finished=True)
+        output.clear()
+        tasks = session.map("nobody", range(3))
+        assert isinstance(tasks, TaskList)
+        assert list(session.cancel(tasks)["status"]) == ["deleted"] * 3
+        session.requeue(tasks[:1])
+        assert len(session.requeue(tasks)) == 2, "one task is skipped, and a message says so"
 
     def test_ordered_payloads_are_in_the_queue_in_their_order(self, session: Session) -> None:
         for call in (session.map, session.submit_many):
