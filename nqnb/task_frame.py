@@ -5,6 +5,7 @@ All text from tasks is escaped: payloads, results and errors may come from any p
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import shutil
@@ -198,5 +199,6 @@ def _text(value: Any) -> str:
     if isinstance(value, timedelta):
         return long_duration(value.total_seconds())
     if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
+        with contextlib.suppress(TypeError, ValueError):  # the user may have changed the payloads
+            return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import msgspec
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -288,6 +290,15 @@ def test_a_frame_is_displayed_after_columns_were_removed_or_converted(
     assert isinstance(frame, TaskFrame)
     assert "completed" in repr(frame)
     assert "completed" in str(frame._repr_html_())
+
+
+@pytest.mark.parametrize("value", [pd.Timestamp("2026-11-24"), Decimal("0.5"), np.int64(3), {(1, 2): "a tuple"}])
+def test_a_frame_is_displayed_after_values_were_put_into_payloads(value: object) -> None:
+    frame = tasks_frame([info(payload=b'{"path": "a.png"}')])
+    frame["payload"] = frame["payload"].map(lambda payload: {**payload, "new": value})
+    assert isinstance(frame, TaskFrame)
+    assert "a.png" in repr(frame)
+    assert "a.png" in str(frame._repr_html_())
 
 
 @pytest.mark.parametrize(("most", "least"), [(5, 10), (5, 4), (2, 10), (1, 10), (1, None), (7, 1), (3, 0)])
