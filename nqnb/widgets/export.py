@@ -127,7 +127,10 @@ class Export:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise BadInput(f"path={shown(path)} is invalid: expected a path, got {kind_of(path)}. Pass a string.")
-        target = Path(path).expanduser().absolute()
+        try:
+            target = Path(path).expanduser().absolute()
+        except (OSError, RuntimeError) as error:
+            raise _unwritable(path, error) from None
         formats = [known for known in FILE_FORMATS if target.suffix.lower() == f".{known}"]
         if not formats:
             raise BadInput(
@@ -137,11 +140,8 @@ class Export:
         data = self.data(formats[0])
         try:
             target.write_bytes(data)
-        except OSError as error:
-            raise BadInput(
-                f"cannot export tasks to {shown(str(path))}: {error.strerror or error}. "
-                "Use a path that you can write to."
-            ) from None
+        except (OSError, ValueError) as error:
+            raise _unwritable(path, error) from None
         return target
 
     def text(self, what: str) -> str:
@@ -166,6 +166,11 @@ class Export:
             case "payload" | "result":
                 return _text(getattr(task, what)) or ""
         return _text(self._columns[what][1](task)) or ""
+
+
+def _unwritable(path: str | os.PathLike[str], error: Exception) -> BadInput:
+    why = f"{getattr(error, 'strerror', None) or error}".removesuffix(".")
+    return BadInput(f"cannot export tasks to {shown(str(path))}: {why}. Use a path that you can write to.")
 
 
 class Downloads:

@@ -144,6 +144,8 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     for path, why in (
         ("tasks.xlsx", "the format is unknown"),
         (tmp_path / "no" / "a.csv", "No such file or directory"),
+        ("~no-such-user/a.csv", "Could not determine home directory. Use a path"),
+        (tmp_path / "a\0b.csv", "null byte"),
         (5, "expected a path"),
     ):
         with pytest.raises(BadInput, match=why):
