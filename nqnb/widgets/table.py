@@ -163,7 +163,8 @@ class TaskTable(anywidget.AnyWidget):
     def df(self) -> pd.DataFrame:
         """All tasks in the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
 
-        If the table is still loading, this property waits a few seconds for the rows.
+        If the table is still loading, this property waits a few seconds for the rows. If the output of the table was
+        removed, the tasks are read again.
         """
         return self.frame()
 
@@ -178,7 +179,7 @@ class TaskTable(anywidget.AnyWidget):
             BadInput: ``flat`` is invalid.
         """
         flat = check_flag("flat", flat)
-        self.wait_until_loaded()
+        self._load(LOAD_SECONDS)
         with self._lock:
             self._drain()
             tasks = [self._rows.pending_cancels.recorded_in(task) for task in self._rows.tasks]
@@ -206,7 +207,7 @@ class TaskTable(anywidget.AnyWidget):
                 library is installed.
             ConnectionFailed: the table has not received all tasks.
         """
-        self.wait_until_loaded(EXPORT_LOAD_SECONDS)
+        self._load(EXPORT_LOAD_SECONDS)
         with self._lock:
             self._drain()
             if not self._complete:
@@ -487,6 +488,23 @@ class TaskTable(anywidget.AnyWidget):
         if not self._ended:
             self._inbox.append(step)
             self._throttle.request(urgent=urgent)
+
+    def _load(self, seconds: float) -> None:
+        """Wait up to ``seconds`` for the rows. If the feed was stopped because no page shows the table, restart it."""
+        with self._lock:
+            paused = not self._feeding and not self.closed and self._on_open is not None
+            before = list(self._rows.tasks) if paused else []
+            if paused:
+                self._cancel_timer()
+                self._start_feed()
+        self.wait_until_loaded(seconds)
+        if paused:
+            with self._lock:
+                self._drain()
+                if not self._complete:
+                    self._rows.apply(before)  # the server did not answer in time
+                if not self._page.views:
+                    self._call_after(PAUSE_AFTER_SECONDS, self._pause)
 
     # The methods below run on the throttle's thread, or under the lock.
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import comm
@@ -673,7 +674,7 @@ def test_a_table_that_is_displayed_again_receives_all_tasks(
     found.comm.page(type="bye", why="removed")
     until(lambda: found.closed)
     assert not found.it.closed
-    assert len(found.it.df) == 2
+    assert repr(found.it).startswith("resize: 2 pending")
     assert not opened
     found.comm.page(type="hello", view="v2")
     until(lambda: opened)
@@ -681,6 +682,31 @@ def test_a_table_that_is_displayed_again_receives_all_tasks(
     until(lambda: found.shown() == ["b"])
     found.it.close()
     assert (found.closed, len(opened)) == (2, 1)
+
+
+def test_a_table_whose_output_was_removed_reads_its_tasks_again_for_a_frame_or_a_file(
+    make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.02)
+    ids = ["a"]
+    monkeypatch.setattr(table, "LOAD_SECONDS", 0.1)
+    silent = False
+    found: Table = make(on_open=lambda: None if silent else found.it.update(batch(*ids)))
+    found.comm.page(type="hello")
+    found.it.update(batch("a"))
+    until(found.shown)
+    found.comm.page(type="bye", why="removed")
+    for count in (1, 2, 3):
+        until(lambda: found.closed == count)  # noqa: B023  it is called at once
+        ids.append(f"b{count}")
+        if count == 2:
+            assert found.it.export(tmp_path / "tasks.csv").read_text("utf-8-sig").count("\n") == 1 + len(ids)
+        else:
+            assert list(found.it.df.index) == ids
+    until(lambda: found.closed == 4)
+    silent = True
+    for _ in range(2):
+        assert list(found.it.df.index) == ids, "the server does not answer"
 
 
 def test_messages_are_handled_on_any_free_subshell(monkeypatch: pytest.MonkeyPatch) -> None:
