@@ -91,8 +91,8 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
 class _Tasks:
     """The tasks of a card. Call `show_early` first, on any thread. Make all later calls on the loop.
 
-    The card follows the feed only while a page is reading the card, because pages do not report that a card was
-    removed.
+    The card follows the feed only while a page is reading the card, because a page may not report that a card was
+    removed or hidden.
     """
 
     def __init__(self, client: Client, ids: Collection[str], follow: Callable[[], Callable[[], None]]) -> None:

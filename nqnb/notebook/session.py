@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -126,7 +127,7 @@ class Session:
         self.store = store
         self._client: Client | None = Client(settings, store)
         self._feed = TableFeed(self._client)
-        self._boards: list[Board] = []
+        self._boards: weakref.WeakSet[Board] = weakref.WeakSet()  # ipywidgets keeps those that are open
         self._process_id = os.getpid()
         self._abandoned_ids: list[str] = []
         self._interrupted_ids: list[str] = []
@@ -245,8 +246,7 @@ class Session:
     def freeze_tables(self) -> None:
         """Replace the live tables of this session with snapshots that no longer change."""
         self._feed.close_tables()
-        boards, self._boards = self._boards, []
-        for board in boards:
+        for board in list(self._boards):
             with contextlib.suppress(Exception):  # the page may be gone
                 board.close()
 
@@ -1001,7 +1001,7 @@ class Session:
         return self._opened(worker_board(self.client))
 
     def _opened(self, board: Board) -> Board:
-        self._boards = [known for known in self._boards if not known.closed] + [board]
+        self._boards.add(board)
         return board
 
     def queues(self) -> pd.DataFrame:

@@ -6,6 +6,7 @@ In the snapshot, all text is escaped. On the page, all text is inserted as text,
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 from asyncio import sleep
@@ -30,6 +31,8 @@ READ_SECONDS = 1.0
 """The time between two reads while the board is shown on a page."""
 VIEW_SECONDS = 25.0
 """How long reading continues after the last message from a page. A visible page sends a message every 10 seconds."""
+CLOSE_SECONDS = 600.0
+"""How long the board stays open after its last view was removed from a page."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _CHARACTERS = 200
@@ -48,6 +51,8 @@ _WRAPPED = ";white-space:normal;min-width:14em;overflow-wrap:anywhere"
 class Board(anywidget.AnyWidget):
     """A live table with buttons. The content is read once a second while the table is shown on a page.
 
+    The board closes itself `CLOSE_SECONDS` after its last output was removed.
+
     Args:
         title: the title.
         content: the initial content.
@@ -60,7 +65,7 @@ class Board(anywidget.AnyWidget):
     """
 
     _ended = True  # until __init__ has run: an incomplete board has nothing to close
-    _esm = _STATIC / "board.js"
+    _esm = (_STATIC / "board.js").read_text("utf-8")
     _css = (_STATIC / "table.css").read_text("utf-8") + (_STATIC / "board.css").read_text("utf-8")
 
     def __init__(
@@ -85,6 +90,9 @@ class Board(anywidget.AnyWidget):
         self._saved: BoardContent | None = None
         self._reading = self._displayed = self._ended = False
         self._display_id = uuid.uuid4().hex
+        self._views: set[str] = set()
+        """The views on pages that did not say that they were removed."""
+        self._timer: threading.Timer | None = None
         super().__init__()
         jupyter_compat.use_any_subshell(self.comm)
         self.on_msg(lambda _, message, buffers: self._receive(message))
@@ -103,6 +111,7 @@ class Board(anywidget.AnyWidget):
             return
         self._save()
         self._ended = True
+        self._cancel_timer()
         self._on_close()
         self.send({"type": "over"})
         super().close()
@@ -144,10 +153,33 @@ class Board(anywidget.AnyWidget):
         self._seen_at = time.monotonic()
         match message:
             case {"type": "hello"}:
+                self._views.add(str(message.get("view")))
+                self._cancel_timer()
                 self._publish()
                 self._start(self._keep_reading)
+            case {"type": "bye", "view": str(view), "why": why}:
+                self._views.discard(view)
+                # A page that was left may come back, and so may a view in marimo.
+                if not self._views and why == "removed" and not jupyter_compat.in_marimo(self.comm):
+                    self._close_later()
             case {"type": "act", "key": str(key), "action": str(name), "upto": int(upto)} if self._has(key, name):
                 self._start(lambda: self._perform(key, name, upto))
+
+    def _close_later(self) -> None:
+        self._cancel_timer()
+        self._timer = threading.Timer(CLOSE_SECONDS, self._close_unless_viewed)
+        self._timer.name = "nqnb board timer"
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _close_unless_viewed(self) -> None:
+        if not self._views:
+            self.close()
+
+    def _cancel_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _has(self, key: str, name: str) -> bool:
         return any(row.key == key and any(each.name == name for each in row.actions) for row in self._content.rows)

@@ -97,8 +97,8 @@ class TaskTable(anywidget.AnyWidget):
         >>> table.close()
     """
 
-    _esm = _STATIC / "table.js"
-    _css = _STATIC / "table.css"
+    _esm = (_STATIC / "table.js").read_text("utf-8")  # anywidget would keep each table that reads a path
+    _css = (_STATIC / "table.css").read_text("utf-8")
 
     def __init__(
         self,

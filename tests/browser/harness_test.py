@@ -858,6 +858,15 @@ def test_a_view_that_is_removed_says_so_and_ticks_no_more(bench: Bench) -> None:
     assert bench.heard[-1]["why"] == "removed"
 
 
+def test_a_board_that_is_removed_says_so(bench: Bench) -> None:
+    show_board(bench, BoardContent([("queue", False)], [], "no queues"))
+    bench.settle()
+    hello = [each for each in bench.heard if each["type"] == "hello"][-1]
+    bench.page.evaluate("window.remove()")
+    bench.settle()
+    assert {"type": "bye", "why": "removed", "view": hello["view"]} in bench.heard
+
+
 def resized(count: int = 12, **fields: Any) -> list[TaskInfo]:
     """Return completed tasks with fields in their payloads and results, one failed task, and one that runs."""
     payload = [json.dumps({"path": f"photos/{each:04}.png", "width": each * 100}).encode() for each in range(count)]

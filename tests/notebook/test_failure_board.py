@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from typing import Any
@@ -258,6 +260,35 @@ def test_a_card_that_is_not_read_leaves_the_feed_until_a_page_shows_it_again(
     assert len(session._feed._subscribers) == 1
     press(boards_[0], asked, "requeue")  # the question of the page that was hidden
     until(lambda: boards_[0]._note == "3 tasks were requeued")
+
+
+def test_a_card_closes_and_frees_its_memory_some_time_after_its_last_output_was_removed(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ipywidgets.widgets.widget import _instances  # type: ignore[import-untyped]  # it has no types
+
+    monkeypatch.setattr(boards, "CLOSE_SECONDS", 0.1)
+    card = session.watch_failures()
+    card._receive({"type": "hello", "view": "v1"})
+    card._receive({"type": "hello", "view": "v2"})
+    for view, why in (("v1", "removed"), ("v2", "hidden")):  # another view is left; the page is loaded again
+        card._receive({"type": "bye", "view": view, "why": why})
+        time.sleep(0.3)
+    card._receive({"type": "hello", "view": "v3"})
+    card._receive({"type": "bye", "view": "v3", "why": "removed"})
+    card._receive({"type": "hello", "view": "v4"})  # the output was moved
+    time.sleep(0.3)
+    assert not card.closed
+    card._receive({"type": "bye", "view": "v4", "why": "removed"})
+    timer = card._timer
+    assert timer is not None
+    timer.join(20)
+    assert card.closed
+    assert card not in _instances.values()
+    left = weakref.ref(card)
+    del card, timer
+    until(lambda: gc.collect() >= 0 and left() is None)
+    assert not session._boards
 
 
 def test_the_rate_counts_only_tasks_that_ended_in_the_last_minute(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -707,6 +709,14 @@ def test_a_table_whose_output_was_removed_reads_its_tasks_again_for_a_frame_or_a
     silent = True
     for _ in range(2):
         assert list(found.it.df.index) == ids, "the server does not answer"
+
+
+def test_a_closed_table_frees_its_memory() -> None:
+    made = TaskTable(Rows(), cancel=lambda ids: None)
+    made.close()
+    left = weakref.ref(made)
+    del made
+    until(lambda: gc.collect() >= 0 and left() is None)
 
 
 def test_messages_are_handled_on_any_free_subshell(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ function theme() {
 function render({ model, el }) {
   let board = null; // the last content from the kernel
   let asking = null; // the row and the action that the visible question is about
+  const view = Math.random().toString(36).slice(2);
   let over = false; // whether the kernel has closed the board, or has ended
   const root = make("div", { class: "nq nq-board", role: "region" });
   const hider = make("style"); // hides the snapshot while this view is on the page
@@ -136,7 +137,8 @@ function render({ model, el }) {
     asking = null;
     draw();
   };
-  const hello = () => document.visibilityState === "visible" && send({ type: "hello" });
+  const hello = () => document.visibilityState === "visible" && send({ type: "hello", view });
+  const leave = () => send({ type: "bye", why: "hidden", view });
   const escape = (event) => event.key === "Escape" && asking && ask(asking.key, null);
   const dress = () => {
     root.setAttribute("data-theme", theme());
@@ -153,6 +155,7 @@ function render({ model, el }) {
   model.on("comm_live_update", end);
   root.addEventListener("keydown", escape);
   document.addEventListener("visibilitychange", hello);
+  addEventListener("pagehide", leave);
   const signs = setInterval(hello, 10000);
   const busy = setTimeout(() => {
     if (!board) note.textContent = "the kernel is busy: the table appears when it answers";
@@ -167,10 +170,12 @@ function render({ model, el }) {
     clearTimeout(busy);
     dresser.disconnect();
     document.removeEventListener("visibilitychange", hello);
+    removeEventListener("pagehide", leave);
     kernel?.statusChanged?.disconnect(status);
     model.off("msg:custom", hear);
     model.off("comm:close", end);
     model.off("comm_live_update", end);
+    send({ type: "bye", why: "removed", view });
   };
 }
 
