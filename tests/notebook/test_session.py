@@ -1019,6 +1019,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "cancel",
             "cancel_on_interrupt",
             "client",
+            "close",
             "connected",
             "delete_queue",
             "detached",
