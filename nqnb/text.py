@@ -147,9 +147,9 @@ def absent_worker(task: TaskInfo) -> str:
     return "worker stopped" if task.released else ""
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a record as JSON that is safe to print to a terminal."""
-    text = json.dumps(plain(value), ensure_ascii=False, indent=indent)
+def to_json(value: Any, *, indent: int | None = None, only_ascii: bool = False) -> str:
+    """Return a record as JSON that is safe to print to a terminal. ``only_ascii`` escapes all other characters."""
+    text = json.dumps(plain(value), ensure_ascii=only_ascii, indent=indent)
     return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import logging
 import os
@@ -16,7 +17,7 @@ import click
 
 from nqnb.client import Client, connect
 from nqnb.commands.command import NeedsYes, NewLoop
-from nqnb.commands.command_records import CommandProgress
+from nqnb.commands.command_records import CommandProgress, Value
 from nqnb.commands.worker_commands import UserCodeError
 from nqnb.errors import DevServerError, NoServer, NqnbError
 from nqnb.log_format import JsonFormatter
@@ -102,7 +103,7 @@ class Shell:
     def complain(self, error: Exception, text: str = "") -> None:
         """Print an error to stderr."""
         if self.json:
-            print(to_json(error_fields(error)), file=sys.stderr)
+            print(_json(error_fields(error), sys.stderr), file=sys.stderr)
             return
         text = text or str(error)
         if self._logs_json:
@@ -123,7 +124,10 @@ class Shell:
         """See `nqnb.commands.command.Front.show`."""
         if self.json and not isinstance(record, str):
             form = record.as_json() if hasattr(record, "as_json") else plain(record)
-            print(to_json(form, indent=2 if sys.stdout.isatty() else None), flush=True)
+            print(_json(form, sys.stdout, 2 if sys.stdout.isatty() else None), flush=True)
+            return
+        if isinstance(record, Value):
+            print(_json(record.value, sys.stdout, 2), flush=True)
             return
         # rich takes 50 ms to import, and JSON does not need it.
         from nqnb.cli.render import render
@@ -164,7 +168,7 @@ class Shell:
     def follow(self) -> Iterator[Callable[[Any], None]]:
         """See `nqnb.commands.command.Front.follow`. Only a terminal shows the records on the full screen."""
         if self.json:
-            yield lambda record: print(to_json(record.as_json()), flush=True)
+            yield lambda record: print(_json(record.as_json(), sys.stdout), flush=True)
             return
         if not sys.stdout.isatty():
             seen = False
@@ -233,6 +237,12 @@ class _CleanFormatter(logging.Formatter):
         return clean(super().format(record))
 
 
+def _json(value: object, stream: TextIO, indent: int | None = None) -> str:
+    """Return JSON for a stream. If the stream's encoding is not UTF-8, it may lack characters, so they are escaped."""
+    is_utf8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
+    return to_json(value, indent=indent, only_ascii=not is_utf8)
+
+
 def _console(stream: IO[str]) -> Console:
     from rich.console import Console
 
@@ -247,7 +257,10 @@ def _console(stream: IO[str]) -> Console:
 
 
 def prepare_streams() -> None:
-    """Prepare stdout and stderr. Output to a closed stream is discarded, and unsupported characters are replaced."""
+    """Prepare stdout and stderr.
+
+    Output to a closed stream is discarded. Characters that the encoding lacks are replaced by "?", but escaped in JSON.
+    """
     # If sys.stderr were None, print() would write errors to stdout.
     sys.stdout = sys.stdout or _devnull()
     sys.stderr = sys.stderr or _devnull()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import re
@@ -282,6 +283,30 @@ def test_result_waits_and_prints_json(run: Run, new: Callable[..., str], worker:
     late = run("task", "result", new("idle"), "--timeout", "0.1")
     assert late.code == 1
     assert one_line(late.err)
+
+
+def test_json_keeps_all_characters_if_the_streams_are_not_utf_8(
+    url: str, new: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows, stdout and stderr have a code page if they are pipes or files."""
+    payload = {"name": "日本 ✓ ä 😀"}
+    task_id = new("mirror", json.dumps(payload))
+    mirror = nqnb.Worker(url)
+    mirror.handler("mirror")(lambda payload: payload)
+    asyncio.run(mirror.run_until_idle())
+
+    def printed(*arguments: str) -> list[Any]:
+        streams = [io.TextIOWrapper(io.BytesIO(), "cp1252") for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            main(["-u", url, *arguments])
+        texts = [each.detach().getvalue().decode("ascii") for each in streams]
+        return [json.loads(text) for text in texts if text]
+
+    assert printed("task", "result", task_id) == [payload]
+    assert printed("task", "show", task_id, "--json")[0]["payload"] == payload
+    assert "日本" in printed("task", "result", "日本", "--json")[0]["error"]
 
 
 def test_result_of_a_failed_task_prints_its_error(run: Run, new: Callable[..., str], worker: None) -> None:
