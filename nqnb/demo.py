@@ -117,7 +117,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
     async with contextlib.AsyncExitStack() as stack:
         temporary = settings is None
         if settings is None:
-            settings = Settings((await stack.enter_async_context(DevServer())).url)
+            settings = Settings.local((await stack.enter_async_context(DevServer())).url)
         queue = f"nqnb-demo-{secrets.token_hex(3)}"
         worker = Worker(settings, concurrency=SLOTS, shutdown_timeout=1)
         # In this order, a retry runs before the waiting parcels.

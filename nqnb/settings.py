@@ -201,6 +201,8 @@ class Settings:
     """Whether the address comes from an argument, the environment or a context. If not, it is the default address."""
     detached: bool = field(default=False, init=False, repr=False, compare=False)
     """Whether the address is that of the user's detached server. This address is looked up again at each reconnect."""
+    isolated: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether these settings, and copies of them with other options, ignore the environment and the contexts."""
 
     def __post_init__(self) -> None:
         self._resolve(_VARIABLES)
@@ -325,7 +327,9 @@ class Settings:
             replaced = ("url", *logins, *_TLS)
         elif any(options.get(name) is not None for name in logins) or _names_login(_plain_url(options.get("url"))):
             replaced = logins
-        made = cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
+        kept = {**{name: value for name, value in given.items() if name not in replaced}, **options}
+        isolated = settings.isolated and kept.get("url") and kept.get("context") is None
+        made = cls.local(**kept) if isolated else cls(**kept)
         if not settings.named and "url" not in options and options.get("context") is None:
             object.__setattr__(made, "named", False)
         if settings.detached and made.url == settings.url and made.token == settings.token:
@@ -333,13 +337,13 @@ class Settings:
         return made
 
     @classmethod
-    def local(cls, url: str, **options: Any) -> Settings:
-        """Create settings for a server on this machine that nqnb started, and that has no TLS.
+    def local(cls, url: str | Sequence[str], **options: Any) -> Settings:
+        """Create settings for a server that nqnb started, or settings that another process has resolved.
 
         No environment variable or context is read, because the user's variables belong to another server.
 
         Args:
-            url: the address of the server.
+            url: the address of the server, or several addresses of one cluster.
             **options: fields of the settings.
 
         Raises:
@@ -349,6 +353,7 @@ class Settings:
         for each in fields(cls):
             object.__setattr__(made, each.name, options.get(each.name, each.default))
         object.__setattr__(made, "url", url)
+        object.__setattr__(made, "isolated", True)
         made._resolve({})
         return made
 

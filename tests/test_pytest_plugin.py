@@ -65,10 +65,12 @@ def test_the_fixtures_work_with(plugin: str, tmp_path: Path) -> None:
     if not any(each.value == PLUGIN for each in entry_points(group="pytest11")):
         options += ["-p", PLUGIN]  # the package is not installed, only its folder is on the path
     options += ["-p", "no:asyncio"] if plugin == "anyio" else ["--asyncio-mode", mode, *LOOP_SCOPE, "-W", "error"]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *options, "test_mine.py"],
         cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        # The fixtures ignore the settings of another server.
+        env={**kept, "NATS_CA": __file__, "NATS_CREDS": "/no/such"},
         capture_output=True,
         text=True,
     )

@@ -87,6 +87,16 @@ class TestEnvironment:
         assert "s3cret" not in shown(Settings())
         assert Settings().password == "s3cret"
 
+    def test_settings_for_a_server_of_nqnb_ignore_it(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_context(home, "prod", {"url": "nats://c:1", "token": "t0ken"})
+        local = Settings.local("nats://h:1")
+        for name, value in {"NATS_CREDS": "/no/such", "NATS_CA": __file__, "NATS_URL": "nats://env:1"}.items():
+            monkeypatch.setenv(name, value)
+        for settings in (local, Settings.of(local, name="guard"), Settings.of(local, url="h2:1")):
+            assert (settings.tls_ca, settings.creds) == (None, None)
+        monkeypatch.delenv("NATS_CREDS")
+        assert Settings.of(local, context="prod").tls_ca == __file__
+
 
 class TestAddresses:
     @pytest.mark.parametrize(

@@ -30,17 +30,19 @@ def nqnb_server() -> Iterator[nqnb.DevServer]:
 @pytest.fixture
 def nqnb_worker(nqnb_server: nqnb.DevServer) -> nqnb.Worker:
     """Create a worker for `nqnb_server`. Register handlers, then call `run_until_idle`."""
+    from nqnb.settings import Settings
     from nqnb.worker.worker import Worker
 
-    return Worker(nqnb_server.url)
+    return Worker(Settings.local(nqnb_server.url))
 
 
 @pytest.fixture
 def nq(request: pytest.FixtureRequest, nqnb_server: nqnb.DevServer) -> Iterator[nqnb.Client]:
     """Create a client of `nqnb_server`, which is open while the test runs. The test must be an ``async def`` test."""
     from nqnb.client import connect
+    from nqnb.settings import Settings
 
-    client, test = connect(nqnb_server.url), request.node.obj
+    client, test = connect(Settings.local(nqnb_server.url)), request.node.obj
     if not inspect.iscoroutinefunction(test):
         pytest.fail(f"the fixture nq cannot be used by {request.node.name}: it is not an `async def` test", False)
 

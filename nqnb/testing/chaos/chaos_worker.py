@@ -43,7 +43,7 @@ class HandlerFailed(Exception):
 
 def make_worker(orders: dict[str, Any]) -> Worker:
     """Return a worker with a handler for each kind of task. ``orders`` are the instructions from stdin."""
-    settings = Settings(**orders["settings"])
+    settings = Settings.local(**orders["settings"])
     weights = {queue: _WEIGHTS.get(kind, 1) for kind, queue in orders["queues"].items()}
     worker = Worker(
         settings, concurrency=orders["concurrency"], queues=weights, shutdown_timeout=2.0, poison_limit=10_000

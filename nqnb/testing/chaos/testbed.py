@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import secrets
@@ -94,7 +93,7 @@ class Testbed:
         self.cluster: Cluster | None = None
         self.links: list[Link] = []
         """The links of the worker processes, followed by the link of the second client."""
-        self.settings = Settings("nats://127.0.0.1")
+        self.settings = Settings.local("nats://127.0.0.1")
         """The settings for a direct connection that bypasses the links."""
         self.queues: dict[str, str] = {}
         """The name of the queue for each kind of handler."""
@@ -128,13 +127,13 @@ class Testbed:
             stack.push_async_callback(self._tidy_up)
         elif "cluster" in options.faults:
             self.cluster = await stack.enter_async_context(Cluster(3))
-            self.settings = Settings(self.cluster.urls, replicas=3, **common)
+            self.settings = Settings.local(self.cluster.urls, replicas=3, **common)
         else:
             store = self.folder / "store"
             max_bytes = _STORE_BYTES + _STORE_BYTES_PER_TASK * options.tasks
             config = f"jetstream {{ store_dir: {json.dumps(str(store))}, max_file_store: {max_bytes} }}"
             self.server = await stack.enter_async_context(DevServer(store_dir=store, config=config))
-            self.settings = Settings(self.server.url, **common)
+            self.settings = Settings.local(self.server.url, **common)
         self.connection = await Connection.open(self.settings)
         stack.push_async_callback(self.connection.close)
         await keep_history(self.connection, self.settings.state_bucket)
@@ -171,7 +170,7 @@ class Testbed:
         """Return the settings for the second client, which connects through a link that can be cut."""
         if "link" not in self.options.faults:
             return self.settings
-        return dataclasses.replace(self.settings, url=self.links[-1].urls)
+        return Settings.of(self.settings, url=self.links[-1].urls)
 
     async def _tidy_up(self) -> None:
         """Delete the attack's queues and buckets from the user's server."""

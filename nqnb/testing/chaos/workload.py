@@ -358,7 +358,7 @@ async def _serve() -> None:
         sys.stdout.write(json.dumps(fields) + "\n")
         sys.stdout.flush()
 
-    async with connect(Settings(**orders["settings"])) as nq:
+    async with connect(Settings.local(**orders["settings"])) as nq:
         while text := await reader.readline():
             task = asyncio.ensure_future(answer(nq, json.loads(text)))
             running.add(task)
