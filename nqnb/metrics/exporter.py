@@ -187,6 +187,7 @@ class Exporter:
             key = (self._labels.of(info.name),)
             for name in ("workers", "pulls", "processing", "redelivered", "bytes", "deliveries", "paused"):
                 sums[name][key] += getattr(info, name)
+            sums["limited"][key] += bool(info.rate_limit or info.concurrency_limit)
         return [
             gauge("nqnb_queue_workers", "The number of live nqnb workers of a queue.", sums["workers"], "queue"),
             gauge(
@@ -209,6 +210,7 @@ class Exporter:
             ),
             gauge("nqnb_queue_bytes", "The size of the queue's stream.", sums["bytes"], "queue"),
             gauge("nqnb_queue_paused", "Whether the queue is paused.", sums["paused"], "queue"),
+            gauge("nqnb_queue_limited", "Whether the queue has a rate or concurrency limit.", sums["limited"], "queue"),
             counter(
                 "nqnb_queue_deliveries", "Deliveries of messages, including redeliveries.", sums["deliveries"], "queue"
             ),

@@ -163,6 +163,17 @@ async def test_expired_tasks_leave_the_counts_although_there_are_tombstones(
         await scrape_until(port, "nqnb_tasks", 1, queue="q", state="pending")
 
 
+async def test_a_queue_with_a_limit_is_shown_as_limited(nq: nqnb.Client) -> None:
+    for queue in ("free", "limited"):
+        await nq.submit(queue, 1)
+    await nq.limit_queue("limited", concurrency=5)
+    async with exporting(nq) as port:
+        found = await scrape_until(port, "nqnb_queue_limited", 1, queue="limited")
+        assert found.of("nqnb_queue_limited", queue="free") == 0
+        await nq.limit_queue("limited", concurrency=None)
+        await scrape_until(port, "nqnb_queue_limited", 0, queue="limited")
+
+
 async def test_a_scrape_reads_no_messages(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     find = Connection.find
