@@ -171,12 +171,27 @@ class Exporter:
         if self._tally.complete:
             families += self._of_tasks(labels)
         if reading.account:
-            used, most = reading.account.get("storage", 0), reading.account.get("limits", {}).get("max_storage", -1)
-            families.append(gauge("nqnb_jetstream_storage_bytes", "The account's storage on disk.", one(used)))
-            if most > 0:
-                families.append(
-                    gauge("nqnb_jetstream_storage_limit_bytes", "The limit of the account's storage.", one(most))
-                )
+            families += self._of_account(reading.account)
+        return families
+
+    def _of_account(self, account: dict[str, Any]) -> list[Metric]:
+        from nqnb.metrics.families import gauge
+
+        # An account whose limits depend on the number of replicas has tiers, such as R1 and R3.
+        tiers = account.get("tiers")
+        labels = ("tier",) if tiers else ()
+        used: dict[tuple[str, ...], float] = {}
+        limits: dict[tuple[str, ...], float] = {}
+        for name, tier in (tiers or {"": account}).items():
+            key = (name,) if tiers else ()
+            used[key] = tier.get("storage", 0)
+            limit = tier.get("limits", {}).get("max_storage", -1)
+            if limit > 0:
+                limits[key] = limit
+        families = [gauge("nqnb_jetstream_storage_bytes", "The account's storage on disk.", used, *labels)]
+        if limits:
+            text = "The limit of the account's storage."
+            families.append(gauge("nqnb_jetstream_storage_limit_bytes", text, limits, *labels))
         return families
 
     def _of_queues(self, queues: list[QueueInfo]) -> list[Metric]:

@@ -174,6 +174,29 @@ async def test_a_queue_with_a_limit_is_shown_as_limited(nq: nqnb.Client) -> None
         await scrape_until(port, "nqnb_queue_limited", 0, queue="limited")
 
 
+async def test_each_tier_of_an_account_has_its_storage_and_its_limit(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def account_info() -> dict[str, Any]:
+        """Return what a server answers for an account with tiers: its own limits are 0."""
+        return {
+            "storage": 970,
+            "limits": {"max_storage": 0},
+            "tiers": {
+                "R1": {"storage": 20, "limits": {"max_storage": -1}},
+                "R3": {"storage": 950, "limits": {"max_storage": 1000}},
+            },
+        }
+
+    monkeypatch.setattr(nq.backend, "account_info", account_info)
+    async with exporting(nq) as port:
+        found = await scrape(port)
+    assert found.of("nqnb_jetstream_storage_bytes", tier="R3") == 950
+    assert found.of("nqnb_jetstream_storage_limit_bytes", tier="R3") == 1000
+    assert found.of("nqnb_jetstream_storage_bytes", tier="R1") == 20
+    assert found.of("nqnb_jetstream_storage_limit_bytes", tier="R1") is None
+
+
 async def test_a_scrape_reads_no_messages(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     find = Connection.find
