@@ -114,15 +114,17 @@ class Settings:
     """Settings for the connection to NATS, and for the streams and buckets that nqnb creates.
 
     Addresses, logins and TLS settings that are not passed are read from the NATS CLI's environment variables
-    (``NATS_URL`` …) and then from a NATS CLI context. A login is a user and password, a token, a credentials file or an
-    nkey. The whole login is taken from the first source that has a login. Only a missing user name or password is
-    looked up in later sources.
+    (``NATS_URL`` …) and then from a NATS CLI context. A context that is passed is read before the variables, and
+    ``NATS_URL`` is then ignored. A login is a user and password, a token, a credentials file or an nkey. The whole
+    login is taken from the first source that has a login. Only a missing user name or password is looked up in later
+    sources.
 
     Args:
         url: one address, or several addresses of one cluster. The default scheme is ``nats://``; the scheme ``tls://``
             requires TLS. The login in an address is moved to ``user`` and ``password``, or to ``token``, so that the
-            stored address has no secrets. Default: ``NATS_URL``, or else the address in the context, or else
-            ``nats://127.0.0.1:4222``.
+            stored address has no secrets. Without a port, the port is 80 for ``ws://``, 443 for ``wss://`` and
+            otherwise 4222. Default: the address in ``context`` if a context is passed, or else ``NATS_URL``, or else
+            the address in the default context, or else ``nats://127.0.0.1:4222``.
         user: user name; default ``NATS_USER``. Without a password, the user name is used as a token, as in the NATS
             CLI.
         password: password; default ``NATS_PASSWORD``.
@@ -233,10 +235,16 @@ class Settings:
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
         environment = _read_environment(variables)
-        context = self.context or (None if self.url else os.environ.get("NATS_CONTEXT") or None)
-        if context is None and not self.url and "url" not in environment.values:
-            context = _selected_context()
-        sources = [arguments, environment, *([_read_context(context)] if context else [])]
+        if self.context:
+            # A context that was passed is a choice of the server, so neither its address nor its login is NATS_URL's.
+            context: str | None = self.context
+            environment.values.pop("url", None)
+            sources = [arguments, _read_context(self.context), environment]
+        else:
+            context = None if self.url else os.environ.get("NATS_CONTEXT") or None
+            if context is None and not self.url and "url" not in environment.values:
+                context = _selected_context()
+            sources = [arguments, environment, *([_read_context(context)] if context else [])]
         object.__setattr__(self, "context", context)
         found = False
         for source in sources:

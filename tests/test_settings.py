@@ -504,6 +504,13 @@ class TestContexts:
         assert used("h:1") == ("nats://h:1", None, None)
         monkeypatch.setenv("NATS_URL", "nats://env:1")
         assert used() == ("nats://env:1", "named", "named")
+        assert used(context="given") == ("nats://given:1", "given", "given")
+        monkeypatch.setenv("NATS_TOKEN", "other")
+        assert used(context="given") == ("nats://given:1", "given", "given")
+        assert Settings.of(Settings("h:1"), context="given").url == "nats://given:1"
+        write_context(home, "given", {"token": "given"})
+        assert used(context="given") == (DEFAULT_URL, "given", "given")
+        monkeypatch.delenv("NATS_TOKEN")
         monkeypatch.delenv("NATS_CONTEXT")
         assert used() == ("nats://env:1", None, None)
 

@@ -1,7 +1,7 @@
 """Choose the server to connect to.
 
-The candidates, in order of priority, are the url, ``NATS_URL``, a NATS CLI context, the detached server and the default
-address.
+The candidates, in order of priority, are the url, a NATS CLI context that is passed, ``NATS_URL``, the default context,
+the detached server and the default address.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Choice:
 def choose(*, patient: bool = True, **options: Any) -> Choice:
     """Choose the server to connect to.
 
-    The candidates, in order of priority, are the url, ``NATS_URL``, a NATS CLI context, the detached server and the
-    default address.
+    The candidates, in order of priority, are the url, a NATS CLI context that is passed, ``NATS_URL``, the default
+    context, the detached server and the default address.
 
     If credentials are set without an address, the default address is used, because the credentials cannot be for the
     detached server. If the detached server does not answer, the default address is not used, because another user's
@@ -65,7 +65,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
     settings = Settings.of(None, **options)
     if options.get("url"):
         return Choice(settings, "the one given")
-    if os.environ.get("NATS_URL"):
+    if os.environ.get("NATS_URL") and not options.get("context"):
         return Choice(settings, "that of NATS_URL")
     return resolve(settings, patient=patient)
 
