@@ -57,6 +57,8 @@ _VARIABLES = {
 }
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
+_WEB_PORTS = {"ws": 80, "wss": 443}
+"""The default ports of the schemes whose default port is not 4222."""
 _SEED = re.compile(r"S[A-Z2-7]{57}")
 _LONGEST_SHOWN_PATH = 300
 _FILE_CONTENTS = re.compile(r"[\r\n]|-----BEGIN|[A-Za-z0-9]{50,}|^eyJ|^LS0t")
@@ -516,7 +518,8 @@ def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[s
         if user is not None and not login:
             login = {"token": user} if password is None else {"user": user, "password": password}
         host = f"[{parts.hostname}]" if ":" in f"{parts.hostname}" else parts.hostname
-        urls.append(f"{parts.scheme}://{host}:{parts.port or 4222}{parts.path.rstrip('/')}")
+        port = parts.port or _WEB_PORTS.get(parts.scheme, 4222)
+        urls.append(f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}")
     return tuple(urls), login
 
 
