@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +29,9 @@ TONES = {
     Status.DELETED: "warn",
 }
 """The tone of each state."""
+
+_QUOTED_OR_BACKSLASH = re.compile(r"""("(?:\\.|[^"\\])*"|'[^']*')|\\""")
+"""A part in quotation marks, or a backslash outside such parts."""
 ORDERS = (("activity", False), ("age", False), ("run", True), ("status", False), ("queue", False))
 """The columns by which the user can sort, and whether the order is descending."""
 
@@ -134,7 +138,7 @@ class TaskLines:
         words, filters, states = [], dict[str, str](), []
         known = {column.key for column in self.rows.available_columns()}
         try:
-            parts = shlex.split(text)
+            parts = shlex.split(_QUOTED_OR_BACKSLASH.sub(lambda found: found[1] or r"\\", text))
         except ValueError:  # an unclosed quotation mark
             parts = text.split()
         for part in parts:
@@ -144,7 +148,10 @@ class TaskLines:
                 words.append(part)
             elif name == "status":
                 labels = [each for each in value.casefold().split(",") if each]
-                states += [state for state in STATES if any(state.label.startswith(each) for each in labels)]
+                found = [state for state in STATES if any(state.label.startswith(each) for each in labels)]
+                states += found
+                # Without a known state, the word matches nothing. Otherwise, a misspelt state would match all tasks.
+                words += [] if found else [part]
             elif key in known and is_key(key) and STANDARD.get(key) != "":
                 filters[key] = value
             else:

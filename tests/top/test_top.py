@@ -493,6 +493,10 @@ def made(name: str, status: Status = Status.PENDING, **changes: Any) -> TaskInfo
         ("size:>5 status:pending", {"a"}),
         ('"size\\": 9"', {"bb"}),
         ("unknown:7", set()),
+        ("status:pendng", set()),
+        (r"path:C:\img", {"bb"}),
+        (r"C:\\img", {"bb"}),  # as in the JSON
+        (r'"path:C:\img a"', {"bb"}),
         ("'", set()),
         ("size:", set()),
     ],
@@ -501,7 +505,7 @@ async def test_the_filter_has_states_columns_and_words(text: str, found: set[str
     lines = TaskLines()
     tasks = [
         made("a"),
-        made("bb", Status.FAILED, payload=b'{"size": 9}'),
+        made("bb", Status.FAILED, payload=rb'{"size": 9, "path": "C:\\img a"}'),
         made("ccc", Status.CANCELLED, queue="encode"),
     ]
     lines.update(TaskBatch(tasks=tasks, complete=True))
