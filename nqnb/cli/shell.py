@@ -248,6 +248,8 @@ def _console(stream: IO[str]) -> Console:
 
     return Console(
         file=stream,
+        # Otherwise, FORCE_COLOR and TTY_COMPATIBLE would put colour codes into pipes.
+        force_terminal=stream.isatty(),
         width=None if stream.isatty() else _PIPE_WIDTH,
         markup=False,
         emoji=False,

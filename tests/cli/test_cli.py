@@ -276,6 +276,16 @@ def test_status_prints_one_word_or_json(run: Run, new: Callable[..., str]) -> No
     assert run("task", "status", "--id", task_id, "--json").json == {"id": task_id, "status": "pending"}
 
 
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_pipe_has_no_colours(
+    variable: str, run: Run, new: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = new("idle")
+    monkeypatch.setenv(variable, "1")
+    assert run("task", "status", task_id).out == "pending\n"
+    assert not UNSAFE.search(run("tasks", "idle").out)
+
+
 def test_result_waits_and_prints_json(run: Run, new: Callable[..., str], worker: None) -> None:
     answer = run("task", "result", new("echo", '[1, {"ü": null}]'), "--timeout", "10")
     assert (answer.code, answer.json) == (0, [1, {"ü": None}])
