@@ -146,11 +146,11 @@ class Shell:
 
     @contextlib.contextmanager
     def live(self, *, transient: bool = False) -> Iterator[Callable[[object], None]]:
-        """See `nqnb.commands.command.Front.live`. If stderr is not a terminal, only the last record is shown."""
+        """See `nqnb.commands.command.Front.live`. If stderr cannot be redrawn, only the last record is shown."""
         if self.json:
             yield lambda _: None
             return
-        if not sys.stderr.isatty():
+        if not _can_redraw(sys.stderr):
             states: deque[object] = deque(maxlen=1)
             yield states.append
             for state in states:
@@ -166,11 +166,11 @@ class Shell:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.command.Front.follow`. Only a terminal shows the records on the full screen."""
+        """See `nqnb.commands.command.Front.follow`. Only a terminal that can be redrawn shows the full screen."""
         if self.json:
             yield lambda record: print(_json(record.as_json(), sys.stdout), flush=True)
             return
-        if not sys.stdout.isatty():
+        if not _can_redraw(sys.stdout):
             seen = False
 
             def show_news(record: Any) -> None:
@@ -256,6 +256,11 @@ def _console(stream: IO[str]) -> Console:
         highlight=False,
         soft_wrap=False,
     )
+
+
+def _can_redraw(stream: TextIO) -> bool:
+    """Return whether a stream is a terminal that can replace its text. Those of some editors and CI systems cannot."""
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def prepare_streams() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from helpers.command_line import Answer, Many, Run, Start, ended, environment, o
 from helpers.waiting import until
 
 import nqnb
+from nqnb.cli.shell import Shell
 
 JOBS = """
 import asyncio
@@ -210,6 +212,24 @@ def test_an_interrupted_cancel_says_that_it_is_stored(
         assert one_line(answer.err.lstrip()), answer.err
         assert told in answer.err
     worker.kill()
+
+
+# Terminals that cannot be redrawn
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty")
+def test_a_dumb_terminal_shows_each_record_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "dumb")
+    with os.fdopen(slave, "w") as terminal, os.fdopen(master, "rb", buffering=0) as screen:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with Shell().follow() as show:
+            show("2 tasks are pending")
+            assert screen.read(100) == b"2 tasks are pending\r\n"
+            show("1 task is pending")
+        assert screen.read(100) == b"1 task is pending\r\n"
 
 
 # Watching a server that stops and starts
