@@ -591,8 +591,9 @@ def _requeues(task: TaskInfo) -> list[str]:
 def _requeue_preview(record: RequeuePreview) -> RenderableType:
     """Return a table with the numbers of tasks that would be requeued, and the ids of some of these tasks."""
     left_out = f"{record.left_out:,} skipped: already requeued" if record.left_out else ""
+    refused = f"{len(record.refused):,} cannot be requeued" if record.refused else ""
     if not record.ids:
-        return _line("no tasks to requeue", left_out)
+        return _line("no tasks to requeue", left_out, refused)
     columns = [Column("queue", least=10), Column("status"), Column("tasks", right=True), Column("error", least=16)]
     rows: list[list[str | Text]] = [
         [each.queue, status(each.status), f"{each.tasks:,}", Text(_example(each), style="red")]
@@ -600,7 +601,7 @@ def _requeue_preview(record: RequeuePreview) -> RenderableType:
     ]
     some = [line(each, 40) for each in record.ids[:3]]
     more = f" and {len(record.ids) - len(some):,} more" if len(record.ids) > len(some) else ""
-    notes = [Text(each, style="dim") for each in (", ".join(some) + more, left_out) if each]
+    notes = [Text(each, style="dim") for each in (", ".join(some) + more, left_out, refused) if each]
     return stack(Sheet(columns, rows), *notes)
 
 

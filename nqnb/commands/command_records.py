@@ -144,14 +144,29 @@ class Failures(list[FailureGroup]):
 
 
 class RequeuePreview(Struct, frozen=True):
-    """The tasks that a command would requeue. ``left_out`` is the number of tasks that have already been requeued."""
+    """The tasks that a command would requeue.
+
+    ``left_out`` is the number of tasks that have already been requeued. ``refused`` has an error for each task that was
+    selected by its id and cannot be requeued.
+    """
 
     groups: list[RequeueGroup]
     ids: list[str]
     left_out: int
+    refused: list[NqnbError] = []
+
+    @property
+    def ok(self) -> bool:
+        """Whether every task that was selected by its id could be requeued."""
+        return not self.refused
+
+    @property
+    def errors(self) -> list[NqnbError]:
+        """The errors to print: at most the first ten."""
+        return self.refused[:_PRINTED_ERRORS]
 
     @classmethod
-    def of(cls, tasks: Iterable[TaskInfo], left_out: int) -> RequeuePreview:
+    def of(cls, tasks: Iterable[TaskInfo], left_out: int, refused: list[NqnbError]) -> RequeuePreview:
         """Create a preview of tasks, grouped by queue, state and error type."""
         groups: dict[tuple[str, Status, str], list[TaskInfo]] = {}
         for each in tasks:
@@ -163,10 +178,11 @@ class RequeuePreview(Struct, frozen=True):
             ],
             [each.id for some in groups.values() for each in some],
             left_out,
+            refused,
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the groups of tasks, and the ids of all tasks."""
+        """Return the groups of tasks, the ids of all tasks, and the number of refused tasks."""
         rows = [
             {
                 "queue": each.queue,
@@ -177,7 +193,8 @@ class RequeuePreview(Struct, frozen=True):
             }
             for each in self.groups
         ]
-        return {"tasks": len(self.ids), "left_out": self.left_out, "groups": rows, "ids": self.ids}
+        counts = {"tasks": len(self.ids), "left_out": self.left_out, "refused": len(self.refused)}
+        return {**counts, "groups": rows, "ids": self.ids}
 
 
 class RequeuedAll(Struct, frozen=True):

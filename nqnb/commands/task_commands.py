@@ -60,6 +60,7 @@ from nqnb.failures import failure_id, group_failures
 from nqnb.inputs import State
 from nqnb.protocol.bulk import each_in
 from nqnb.protocol.cancel import cancel_many, read_intent
+from nqnb.protocol.requeue import not_ended
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
@@ -549,18 +550,15 @@ def task_requeue(
     # Tasks that are named on the command line are requeued even if they have already been requeued.
     again = not filtered and _STDIN not in ids
     with front_of(ctx).live(transient=True) as show:
-        preview, missing = ask(
-            ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, show, again=again)
-        )
+        preview = ask(ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, show, again=again))
     if dry_run:
         return preview
-    if not preview.ids and not missing:
-        return RequeuedAll([], [], preview.left_out)
-    count = len(preview.ids) + len(missing)
-    confirm(ctx, preview, f"Requeue {count_tasks(count)}?", yes=yes, otherwise="nothing was requeued")
+    if not preview.ids:
+        return RequeuedAll([], preview.refused, preview.left_out)
+    confirm(ctx, preview, f"Requeue {count_tasks(len(preview.ids))}?", yes=yes, otherwise="nothing was requeued")
     with front_of(ctx).live() as show:
-        done = _requeue(ctx, [*preview.ids, *missing], show)
-    return RequeuedAll(list(done), done.errors, preview.left_out)
+        done = _requeue(ctx, preview.ids, show)
+    return RequeuedAll(list(done), [*preview.refused, *done.errors], preview.left_out)
 
 
 def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
@@ -730,20 +728,31 @@ async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
 
 async def _preview_of_requeue(
     nq: Client, which: Filter | list[str], show: Callable[[object], None], *, again: bool
-) -> tuple[RequeuePreview, list[str]]:
-    """Return the tasks that would be requeued, and the ids of tasks that do not exist.
+) -> RequeuePreview:
+    """Return the tasks that would be requeued, and the errors for ids of tasks that do not exist or have not ended.
 
     ``which`` is a filter or a list of ids. If ``again`` is True, tasks that have already been requeued are included.
     """
-    missing: list[str] = []
+    refused: list[NqnbError] = []
     if isinstance(which, Filter):
         found = await which.tasks(nq, show)
     else:
         known = {each.id: each for each in await nq.tasks()}
-        found = [known[each] for each in which if each in known]
-        missing = [each for each in which if each not in known]
+        errors: dict[str, NqnbError] = {}
+
+        async def check(id: str) -> None:
+            try:
+                known[id] = task = known.get(id) or await nq.fetch(id)
+                if not task.status.terminal:
+                    errors[id] = not_ended(id, task.status)
+            except NqnbError as error:
+                errors[id] = error
+
+        await each_in(which, check)
+        found = [known[each] for each in which if each not in errors]
+        refused = [errors[each] for each in which if each in errors]
     fresh = [each for each in found if again or not each.requeued_as]
-    return RequeuePreview.of(fresh, len(found) - len(fresh)), missing
+    return RequeuePreview.of(fresh, len(found) - len(fresh), refused)
 
 
 async def _requeue_all(

@@ -13,7 +13,16 @@ from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import RequeueStep
 from nqnb.protocol.submit import submit
 from nqnb.protocol.transition import read_entry
-from nqnb.protocol.wire import Meta, TaskMessage
+from nqnb.protocol.wire import Meta, Status, TaskMessage
+
+
+def not_ended(task_id: str, status: Status) -> NotRequeueable:
+    """Return the error for a task that cannot be requeued because the task has not ended."""
+    return NotRequeueable(
+        f"task {task_id!r} cannot be requeued: it is still {status.label}. Wait for the task to end, or cancel it.",
+        task_id,
+        status,
+    )
 
 
 async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
@@ -26,12 +35,7 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
         raise unknown(task_id)
     step = lifecycle.requeue(task)
     if step is RequeueStep.NOT_ENDED:
-        raise NotRequeueable(
-            f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait for the task to end, or "
-            "cancel it.",
-            task_id,
-            task.Status,
-        )
+        raise not_ended(task_id, task.Status)
     if step is RequeueStep.NO_PAYLOAD:
         raise NotRequeueable(
             f"task {task_id!r} cannot be requeued: the payload was empty or too large to be stored with the state. "

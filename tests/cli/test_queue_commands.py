@@ -262,6 +262,23 @@ def test_ids_on_stdin_are_requeued_once(run: Run, many: Many) -> None:
     assert run("task", "requeue", "-", "-y").out == "no tasks were requeued\n"
 
 
+def test_a_dry_run_reports_ids_that_cannot_be_requeued(run: Run, many: Many) -> None:
+    waiting, ended = many("checked", 2)
+    run("cancel", ended)
+    shown = run("task", "requeue", waiting, "nobody-knows-it", ended, "--dry-run", "--json")
+    assert shown.code == 1
+    assert (shown.json["ids"], shown.json["refused"]) == ([ended], 2)
+    errors = [json.loads(each) for each in shown.err.splitlines()]
+    assert [(each["type"], each["task_id"]) for each in errors] == [
+        ("NotRequeueable", waiting),
+        ("UnknownTask", "nobody-knows-it"),
+    ]
+    nothing = run("task", "requeue", waiting, "--dry-run")
+    assert (nothing.code, nothing.out) == (1, "no tasks to requeue; 1 cannot be requeued\n")
+    asked = run("task", "requeue", "-", stdin=f"{waiting} {ended}".encode())
+    assert "Requeue 1 task?" in asked.err
+
+
 def test_the_option_id_takes_a_dash_as_an_id(run: Run) -> None:
     answer = run("task", "requeue", "--id", "-")
     assert answer.code == 1
