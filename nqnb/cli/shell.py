@@ -78,10 +78,10 @@ class Shell:
         async with nq:
             yield nq
 
-    def stdin(self) -> bytes:
+    def stdin(self, what: str, instead: str) -> bytes:
         """See `nqnb.commands.command.Front.stdin`."""
         if sys.stdin is None:
-            raise click.UsageError("the payload cannot be read: stdin is closed. Pass the path of a file with --file")
+            raise click.UsageError(f"{what} cannot be read: stdin is closed. {instead}")
         return sys.stdin.buffer.read()
 
     def say(self, text: str) -> None:

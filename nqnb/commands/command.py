@@ -62,8 +62,13 @@ class Front(Protocol):
         """
         ...
 
-    def stdin(self) -> bytes:
-        """Return the contents of stdin."""
+    def stdin(self, what: str, instead: str) -> bytes:
+        """Return the contents of stdin.
+
+        Args:
+            what: what the command reads from stdin, for the error if stdin is closed.
+            instead: how to pass ``what`` without stdin.
+        """
         ...
 
     def say(self, text: str) -> None:

@@ -239,7 +239,7 @@ def read_payload(ctx: click.Context, payload: str | None, file: IO[bytes] | None
         if file is not None:
             return file.read()
         if payload == "-":
-            return front_of(ctx).stdin()
+            return front_of(ctx).stdin("the payload", "Pass the path of a file with --file")
     except OSError as error:
         raise click.UsageError(f"the payload cannot be read: {error.strerror}. Check the file") from None
     try:

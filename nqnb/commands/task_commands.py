@@ -567,7 +567,8 @@ def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tupl
     given = [*(each for each in ids if each != _STDIN), *named]
     if _STDIN in ids:
         try:
-            given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())
+            text = front_of(ctx).stdin("the ids", "Pass the ids as arguments")
+            given += map(task_id, text.decode("utf-8", "surrogateescape").split())
         except OSError as error:
             raise click.UsageError(
                 f"the ids cannot be read from stdin: {error.strerror}. Pass the ids as arguments"

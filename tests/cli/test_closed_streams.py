@@ -59,6 +59,12 @@ def test_a_closed_stdin_has_no_payload(payload: str, url: str) -> None:
     assert "stdin is closed" in answer.err
 
 
+def test_a_closed_stdin_has_no_ids(url: str) -> None:
+    answer = shell(url, "nqnb task requeue - <&-")
+    assert (answer.code, answer.out) == (2, "")
+    assert "the ids cannot be read: stdin is closed. Pass the ids as arguments" in answer.err
+
+
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that opens and cannot be read")
 def test_an_unreadable_payload_is_not_reported_as_an_output_error(url: str) -> None:
     answer = shell(url, "nqnb submit unread --file /proc/self/mem")

@@ -350,7 +350,7 @@ class TestTheLine:
             ("%nq submit 'a b' 1", "a b"),
             ("%nq submit resize {no", "is invalid JSON"),
             ("%nq submit resize it's", "contains an unclosed quote"),
-            ("%nq submit resize -", "a line magic has no stdin. Use %%nq submit"),
+            ("%nq submit resize -", "a line magic has no stdin. Use %%nq, and put the payload below"),
             (
                 "%nq task show nobody",
                 "Check the id and the server, or run `%nq task list`",

@@ -100,10 +100,10 @@ class NotebookFront:
         """Return the client of the session for a command."""
         return contextlib.nullcontext(self.session(options).client)
 
-    def stdin(self) -> bytes:
+    def stdin(self, what: str, instead: str) -> bytes:
         """Return the body of the cell, without the trailing newline."""
         if self.cell is None:
-            raise click.UsageError("a line magic has no stdin. Use %%nq submit, and put the input below that line.")
+            raise click.UsageError(f"a line magic has no stdin. Use %%nq, and put {what} below that line.")
         return self.cell.removesuffix("\n").encode("utf-8", "surrogatepass")
 
     def say(self, text: str) -> None:
