@@ -987,7 +987,8 @@ class Client:
 
         Servers from version 2.11 on remove results and states automatically (see `Settings`), except the states of
         scheduled tasks that were cancelled before their start time. The state of a task that has not ended, or whose
-        message is still in its queue, is never removed.
+        message is still in its queue, is never removed. The records of serial keys that were released more than an hour
+        ago are removed too.
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.

@@ -33,6 +33,8 @@ _KEY = re.compile(r"[-/_=a-zA-Z0-9]+(?:\.[-/_=a-zA-Z0-9]+)*")
 _LONGEST_KEY = 1000
 _LONGEST_TASK_ID = 200
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_DIGEST_BYTES = 22
+"""The number of bytes in the digest of a key, which becomes as many letters."""
 _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
 
@@ -108,7 +110,7 @@ def new_task_id() -> str:
 
 def keyed_task_id(queue: str, key: str) -> str:
     """Return the id prefix that all tasks of a queue with this key share. A dot and a number follow the prefix."""
-    digest = hashlib.blake2b(f"{queue}\0{key}".encode(), digest_size=22).digest()
+    digest = hashlib.blake2b(f"{queue}\0{key}".encode(), digest_size=_DIGEST_BYTES).digest()
     return f"key-{digest.translate(_LETTER_OF_BYTE).decode()}"
 
 
@@ -129,8 +131,14 @@ def slots_key(queue: str) -> str:
 
 def serial_key(queue: str, serial: str) -> str:
     """Return the key of the record that names the running task of a serial key."""
-    digest = hashlib.blake2b(serial.encode("utf-8", "surrogatepass"), digest_size=22).digest()
+    digest = hashlib.blake2b(serial.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
     return f"{queue}.serial.{digest.translate(_LETTER_OF_BYTE).decode()}"
+
+
+def is_serial_key(key: str, queue: str | None = None) -> bool:
+    """Return whether a key of the limits bucket is that of a serial key of a queue or, by default, of any queue."""
+    of_queue, _, digest = key.rpartition(".serial.")
+    return bool(of_queue) and len(digest) == _DIGEST_BYTES and queue in (None, of_queue)
 
 
 def task_stream(queue: str) -> str:

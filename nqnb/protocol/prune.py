@@ -12,6 +12,7 @@ from nqnb.inputs import Duration, check_flag, check_seconds
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.bulk import each_in, seen_entries, unknown_queue
 from nqnb.protocol.interfaces import QueueBackend
+from nqnb.protocol.slots import EMPTY_TTL_SECONDS, is_free
 from nqnb.protocol.transition import read_entry, remove_entry
 from nqnb.protocol.wire import TaskMessage
 from nqnb.records import PruneReceipt
@@ -84,6 +85,7 @@ async def prune(
         await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
         await each_in(old_intents, lambda entry: backend.intents.delete(entry.key, entry.revision))
+        await _remove_free_keys(backend, queue, now - EMPTY_TTL_SECONDS)
     return PruneReceipt(
         entries=len(gone), results=len(results) + len(orphans), intents=len(old_intents), kept=kept, dry_run=dry_run
     )
@@ -106,6 +108,19 @@ async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_ke
         await backend.remove_oldest_states(max(oldest), created)
     rest = [entry for entry in entries if entry.revision >= oldest_kept]
     await each_in(rest, lambda entry: remove_entry(backend, entry.key, entry.revision))
+
+
+async def _remove_free_keys(backend: QueueBackend, queue: str | None, before: float) -> None:
+    """Remove the records of serial keys that were released before a time. Before version 2.11, they do not expire.
+
+    If a worker takes a key in the meantime, its record has another revision, and is kept.
+    """
+    free = [
+        entry
+        async for entry in backend.limits.entries()
+        if entry.created < before and names.is_serial_key(entry.key, queue) and is_free(entry)
+    ]
+    await each_in(free, lambda entry: backend.limits.delete(entry.key, entry.revision))
 
 
 async def _remove_result(backend: QueueBackend, key: str) -> None:

@@ -30,7 +30,9 @@ from nqnb.store import Entry
 log = logging.getLogger("nqnb.limits")
 
 EMPTY_TTL_SECONDS = 3600.0
-"""How long a record without a holder is kept, in seconds, if the server supports expiry."""
+"""How long a record without a holder is kept, in seconds. If the server does not support expiry,
+`nqnb.protocol.prune` removes the record later.
+"""
 UNLISTED_SECONDS = 3.0
 """The minimum time, in seconds, between two presence entries that show that a live worker is not running a task. The
 first entry may have been encoded before the worker took the slot, and stored later. Within a second, the worker then
@@ -62,6 +64,7 @@ class Slots(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(Slots)
+_FREE = msgspec.json.encode(Slots())
 
 StillHeld = Callable[[Attempt, str, list[Holder]], Awaitable[list[Holder]]]
 """A function that returns the holders of a record whose runs may not be over; see `HolderWatch.still_held`."""
@@ -256,6 +259,11 @@ async def free_slot(backend: TaskBackend, attempt: Attempt, key: str) -> None:
             with contextlib.suppress(RevisionConflict):
                 await _write(backend, key, kept, entry)
                 return
+
+
+def is_free(entry: Entry) -> bool:
+    """Return whether a record has no holder."""
+    return entry.value == _FREE
 
 
 async def _write(backend: TaskBackend, key: str, holders: list[Holder], entry: Entry | None) -> None:

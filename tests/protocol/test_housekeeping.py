@@ -17,8 +17,9 @@ import nqnb
 from nqnb import Status
 from nqnb.jetstream import backend as backends
 from nqnb.jetstream.queue_streams import can_pause, create_stream
-from nqnb.protocol import lifecycle, prune
+from nqnb.protocol import lifecycle, names, prune
 from nqnb.protocol.purge import purge_queue
+from nqnb.protocol.slots import Holder, Slots
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 
 pytestmark = pytest.mark.anyio
@@ -410,6 +411,29 @@ class TestPrune:
         assert [entry.key async for entry in nq.backend.intents.entries()] == [waiting.id]
         info = await nq.backend.connection.api("STREAM.INFO.KV_nq-store")
         assert info["state"]["messages"] == 1, "no marker is left"
+
+    async def test_records_of_serial_keys_that_are_not_used_go(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        limits, free = nq.backend.limits, msgspec.json.encode(Slots())
+        held = msgspec.json.encode(Slots([Holder("task", "worker", "claim")]))
+        for queue in ("work", "idle"):
+            await nq.submit(queue)
+        await nq.limit_queue("work", rate=5)
+        used, unused, other = (names.serial_key(*key) for key in (("work", "a"), ("work", "b"), ("idle", "a")))
+        for key, value in ((used, held), (unused, free), (other, free), (names.slots_key("work"), free)):
+            await limits.create(key, value)
+        kept = {used, names.slots_key("work"), names.limits_key("work")}
+        await nq.prune(0)
+        assert len([entry async for entry in limits.entries()]) == 5, "a key that was just released is kept"
+        monkeypatch.setattr(prune, "EMPTY_TTL_SECONDS", 0.0)
+        await asyncio.sleep(0.05)
+        await nq.prune(0, dry_run=True)
+        assert {entry.key async for entry in limits.entries()} == {*kept, unused, other}
+        await nq.prune(0, "idle")
+        assert {entry.key async for entry in limits.entries()} == {*kept, unused}
+        await nq.prune(0)
+        assert {entry.key async for entry in limits.entries()} == kept
 
     async def test_nothing_goes_whose_message_is_still_there(self, nq: nqnb.Client) -> None:
         tasks = [
