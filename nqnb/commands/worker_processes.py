@@ -289,7 +289,7 @@ class ParentLink:
             reporting.cancel()
 
     async def _report(self, worker: Worker) -> None:
-        while worker.state is State.NEW:  # noqa: ASYNC110  a worker has no event for it
+        while worker.state in (State.NEW, State.STARTING):  # noqa: ASYNC110  a worker has no event for it
             await asyncio.sleep(0.02)
         with contextlib.suppress(OSError):
             self._socket.send(b"!")

@@ -50,6 +50,7 @@ class State(enum.Enum):
     """A state in the life cycle of a worker."""
 
     NEW = "new"
+    STARTING = "starting"
     RUNNING = "running"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -146,6 +147,8 @@ class Worker:
         self._store = check_store(store)
         self._runtime: Runtime | None = None
         self._endpoints: list[HttpEndpoint] = []
+        self._start_ended = asyncio.Event()
+        """The event that is set when the current or last start has succeeded or failed."""
         self._stop = asyncio.Event()
         """The event that is set when the worker must stop or has stopped."""
         self._stopped = asyncio.Event()
@@ -214,7 +217,7 @@ class Worker:
                     f"queue {queue!r} already has a handler: {shown(self.handlers[queue].function)}. "
                     "Register only one function per queue."
                 )
-            if self.state in (State.RUNNING, State.STOPPING):
+            if self.state in (State.STARTING, State.RUNNING, State.STOPPING):
                 raise InvalidHandler(
                     f"cannot register a handler for queue {queue!r}: the worker is {self.state.value}. "
                     "Register handlers before the worker starts."
@@ -314,7 +317,7 @@ class Worker:
 
         Raises:
             InvalidHandler: no handler is registered, the queues of the handlers differ from the worker's ``queues``,
-                or the worker is running or stopping.
+                or the worker is already starting, running or stopping.
             MetricsUnavailable, HealthUnavailable: the metrics or the health checks cannot be served.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
@@ -326,7 +329,7 @@ class Worker:
             raise InvalidHandler(
                 "the worker cannot start: it has no handler. Decorate a function with @worker.handler(queue)."
             )
-        if self.state in (State.RUNNING, State.STOPPING):
+        if self.state in (State.STARTING, State.RUNNING, State.STOPPING):
             raise InvalidHandler(
                 f"the worker cannot start: it is already {self.state.value}. "
                 "Wait until it has stopped, or create another Worker."
@@ -334,12 +337,15 @@ class Worker:
         self._order_handlers()
         if self.state is State.STOPPED:
             # Other programs must not mistake the restarted worker for the stopped worker.
-            self.id, self.state, self._hurried = _new_id(), State.NEW, False
+            self.id, self._hurried = _new_id(), False
             self._stop, self._stopped = asyncio.Event(), asyncio.Event()
+        # A second start at the same time would create a runtime that nothing stops.
+        self.state, self._start_ended = State.STARTING, asyncio.Event()
         # The tasks and callbacks that are created here inherit the log fields.
         token = LOGGED.set(WorkerLogged(self.id))
         try:
             await self._connect(self._open_endpoints())
+            self.state = State.RUNNING
         except BaseException:
             # The server may still have a consumer for the cancels of this id, which a second start would not use.
             self.id = _new_id()
@@ -347,7 +353,9 @@ class Worker:
             raise
         finally:
             LOGGED.reset(token)
-        self.state = State.RUNNING
+            if self.state is not State.RUNNING:
+                self.state = State.NEW
+            self._start_ended.set()
 
     def _log_start(self) -> None:
         loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
@@ -452,7 +460,7 @@ class Worker:
 
     def _not_ready(self) -> str:
         """Return the reason why the worker cannot receive cancels and tasks, or "". Other threads call this method."""
-        if self.state is State.NEW:
+        if self.state in (State.NEW, State.STARTING):
             return "the worker is starting"
         if self.state is not State.RUNNING or self._runtime is None:
             return f"the worker is {self.state.value}"
@@ -541,17 +549,26 @@ class Worker:
         server supports schedules (nats-server 2.12 and later), tasks whose start time or retry is a minute or more away
         do not count, and remain in the queue.
 
-        If the worker is not running, this method starts it, and stops it at the end. If `stop` or `request_stop` is
-        called, this method returns although tasks remain.
+        If the worker is not running, this method starts it, and stops it at the end. If another call is starting the
+        worker, this method waits until the worker has started. If `stop` or `request_stop` is called, this method
+        returns although tasks remain.
 
         Raises:
             ConnectionFailed: the connection was lost permanently, or an internal error in nqnb has stopped the worker.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
         if self.state is not State.RUNNING:
+            # A task that was just created for `serve` must start the worker before this method does.
+            await asyncio.sleep(0)
+        while self.state is State.STARTING:
+            await self._start_ended.wait()
+        if self.state is State.RUNNING:
+            await self._wait_until_idle()
+        else:
             async with self:
-                await self.run_until_idle()
-            return
+                await self._wait_until_idle()
+
+    async def _wait_until_idle(self) -> None:
         pause = _FIRST_IDLE_CHECK_SECONDS
         while self._runtime is not None and not self._is_leaving():
             try:

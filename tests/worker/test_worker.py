@@ -443,6 +443,54 @@ async def test_a_stopped_worker_can_be_started_again(nq: nqnb.Client, settings: 
         assert await (await nq.submit("late")).result(timeout=20) == "late"
 
 
+async def test_a_second_start_at_the_same_time_is_refused(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None: ...
+
+    first, second = await asyncio.gather(worker.start(), worker.start(), return_exceptions=True)
+    assert first is None
+    assert isinstance(second, nqnb.InvalidHandler)
+    assert "already starting" in str(second)
+    assert [each.id for each in await nq.workers()] == [worker.id]
+    await worker.stop()
+    assert await nq.workers() == []
+    task = await nq.submit("work")
+    await asyncio.sleep(0.3)
+    assert (await task.fetch()).status is Status.PENDING, "a second runtime is still running"
+
+
+async def test_run_until_idle_waits_for_the_start_of_serve(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None: ...
+
+    task = await nq.submit("work")
+    serving = asyncio.create_task(worker.serve())
+    await worker.run_until_idle()
+    assert (await task.fetch()).status is Status.COMPLETED
+    assert not serving.done(), "run_until_idle stopped a worker that it had not started"
+    worker.request_stop()
+    await asyncio.wait_for(serving, 30)
+    assert await nq.workers() == []
+
+
+async def test_a_starting_worker_refuses_more_handlers(settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None: ...
+
+    starting = asyncio.create_task(worker.start())
+    await asyncio.sleep(0)
+    with pytest.raises(nqnb.InvalidHandler, match="'late': the worker is starting"):
+        worker.handler("late")(work)
+    await starting
+    await worker.stop()
+
+
 async def test_a_worker_whose_start_failed_hears_the_cancels_of_go_clients_after_the_next_start(
     nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
