@@ -84,11 +84,11 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
     if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED and run.cancel is None:
         result = Result(Ended.FAILED, error=TimeoutError(_timeout_text(run)))
     meta, result = await describe(backend, run, result)
-    retries_left = run.entry.CurrentRetry < run.entry.MaxRetry and not _hopeless(run, result)
-    retry_delay = 0.0
-    if retries_left and result.ended is Ended.FAILED:
+    retries_left, retry_delay = False, 0.0
+    if result.ended is Ended.FAILED and run.entry.CurrentRetry < run.entry.MaxRetry:
         # A CurrentRetry that another client has written may be negative.
         retry_delay = run.handler.backoff.delay(max(1, run.entry.CurrentRetry + 1))
+        retries_left = not _hopeless(run, result, retry_delay)
     ending = Ending(
         result.ended,
         meta,
@@ -116,9 +116,10 @@ def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
     return f"{task} has {status.label}{why}"
 
 
-def _hopeless(run: Run, result: Result) -> bool:
-    """Return whether a retry is pointless, because another attempt would fail for the same reason."""
-    if _past_deadline(run) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
+def _hopeless(run: Run, result: Result, delay: float) -> bool:
+    """Return whether a retry after ``delay`` seconds is pointless, because it would be too late or fail again."""
+    # A retry that is due after the deadline would never run, and its error would replace the handler's error.
+    if _past_deadline(run, delay) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
         return True
     judge = run.handler.is_failure
     if judge is None or not isinstance(result.error, Exception):
@@ -130,8 +131,9 @@ def _hopeless(run: Run, result: Result) -> bool:
         return False
 
 
-def _past_deadline(run: Run) -> bool:
-    return bool(run.entry.Deadline) and run.delivery.now() + _EARLY_SECONDS >= run.entry.Deadline
+def _past_deadline(run: Run, delay: float = 0.0) -> bool:
+    """Return whether the task's deadline will have passed in ``delay`` seconds."""
+    return bool(run.entry.Deadline) and run.delivery.now() + delay + _EARLY_SECONDS >= run.entry.Deadline
 
 
 def _timeout_text(run: Run) -> str:

@@ -285,6 +285,21 @@ async def test_a_passed_deadline_fails_without_running(nq: nqnb.Client, settings
     assert ran == []
 
 
+async def test_a_failure_is_final_if_the_retry_is_due_after_the_deadline(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work", backoff=nqnb.Backoff(120, 120))
+    async def work(job: nqnb.Job) -> None:
+        raise ValueError("no such file")
+
+    async with worker:
+        task = await nq.submit("work", retry=3, deadline=timedelta(seconds=50))
+        with pytest.raises(nqnb.TaskFailed, match="ValueError: no such file"):
+            await task.result(timeout=40)
+
+
 async def test_a_task_is_not_started_before_its_time(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
 
