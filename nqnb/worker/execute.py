@@ -51,6 +51,7 @@ async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None
         return Result(Ended.FAILED, error=Poisoned(run.entry.meta.crashes))
     now = backend.now()
     until = _until(run, now)
+    run.ends_at_deadline = 0 < until == run.entry.Deadline
     if until and until <= now:
         run.stop(Stop.TIMEOUT)
         return Result(Ended.STOPPED)

@@ -50,8 +50,6 @@ _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
 _FILE_LINE = re.compile(r'^( *)File "([^"\n]+)", (line (\d+).*\n)(?=( {3,})?)', re.MULTILINE)
 """A pattern for the lines of a traceback that name a file. The last group is empty if no source line follows."""
-_EARLY_SECONDS = 0.05
-"""How many seconds before the deadline a run may be stopped, because the server's time is only estimated."""
 _RESULT_PAUSE_SECONDS = 1.0
 """Seconds between two attempts to write a result to the result bucket."""
 _OUR_MODULES = (
@@ -119,7 +117,7 @@ def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
 def _hopeless(run: Run, result: Result, delay: float) -> bool:
     """Return whether a retry after ``delay`` seconds is pointless, because it would be too late or fail again."""
     # A retry that is due after the deadline would never run, and its error would replace the handler's error.
-    if _past_deadline(run, delay) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
+    if _too_late(run, delay) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
         return True
     judge = run.handler.is_failure
     if judge is None or not isinstance(result.error, Exception):
@@ -131,13 +129,16 @@ def _hopeless(run: Run, result: Result, delay: float) -> bool:
         return False
 
 
-def _past_deadline(run: Run, delay: float = 0.0) -> bool:
-    """Return whether the task's deadline will have passed in ``delay`` seconds."""
-    return bool(run.entry.Deadline) and run.delivery.now() + delay + _EARLY_SECONDS >= run.entry.Deadline
+def _too_late(run: Run, delay: float) -> bool:
+    """Return whether the deadline has stopped the run, or will have passed in ``delay`` seconds."""
+    if run.why is Stop.TIMEOUT and run.ends_at_deadline:
+        # The server's time is only estimated. By now, the estimate may be earlier than when the run started.
+        return True
+    return bool(run.entry.Deadline) and run.delivery.now() + delay >= run.entry.Deadline
 
 
 def _timeout_text(run: Run) -> str:
-    if _past_deadline(run):
+    if run.ends_at_deadline:
         return "the task's deadline passed"
     return f"the task was stopped after its timeout of {run.entry.Timeout} s"
 

@@ -36,7 +36,19 @@ class Run(Attempt):
         claim: the unique id of the claim, which is written to the task's entry.
     """
 
-    __slots__ = ("executor", "finishing", "handler", "held", "job", "life", "seconds", "span", "started", "watch")
+    __slots__ = (
+        "ends_at_deadline",
+        "executor",
+        "finishing",
+        "handler",
+        "held",
+        "job",
+        "life",
+        "seconds",
+        "span",
+        "started",
+        "watch",
+    )
 
     delivery: Delivery
 
@@ -52,6 +64,8 @@ class Run(Attempt):
         """The asyncio task that claims, executes and finishes this run."""
         self.span: RunSpan | None = None
         """The span of this run, or None if it is not traced."""
+        self.ends_at_deadline = False
+        """Whether the time limit of this run is the task's deadline, and not its timeout."""
         self.started = 0.0
         """The start time of the handler on the monotonic clock, or 0 while the handler is not running."""
         self.seconds: float | None = None

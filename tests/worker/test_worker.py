@@ -16,6 +16,7 @@ from helpers.waiting import until, until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.clock import ServerClock
 from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol.wire import TaskMessage
 from nqnb.worker.fetch_policy import FetchPolicy
@@ -283,6 +284,23 @@ async def test_a_passed_deadline_fails_without_running(nq: nqnb.Client, settings
         with pytest.raises(nqnb.TaskFailed, match="the task's deadline passed"):
             await task.result(timeout=30)
     assert ran == []
+
+
+async def test_a_run_that_its_deadline_stopped_is_final_although_the_estimated_time_went_back(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, now = nqnb.Worker(settings), ServerClock.now
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        monkeypatch.setattr(ServerClock, "now", lambda clock: now(clock) - 3)
+        await asyncio.sleep(60)
+
+    async with worker:
+        task = await nq.submit("work", retry=3, deadline=timedelta(seconds=8))
+        with pytest.raises(nqnb.TaskFailed, match="the task's deadline passed"):
+            await task.result(timeout=40)
+        assert (await task.fetch()).attempt == 1
 
 
 async def test_a_failure_is_final_if_the_retry_is_due_after_the_deadline(
