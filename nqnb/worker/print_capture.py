@@ -194,9 +194,7 @@ class Records:
         """Register a worker, and install the handler if necessary."""
         with self._lock:
             self._users += 1
-            root = logging.getLogger()
-            if self._handler not in root.handlers:
-                root.addHandler(self._handler)
+            logging.getLogger().addHandler(self._handler)
 
     def end(self) -> None:
         """Unregister a worker. If no worker remains, remove the handler."""
@@ -204,6 +202,13 @@ class Records:
             self._users -= 1
             if self._users == 0:
                 logging.getLogger().removeHandler(self._handler)
+
+    def check(self) -> None:
+        """Reinstall the handler if a new configuration of `logging` has removed the handler."""
+        if self._users and self._handler not in logging.getLogger().handlers:
+            with self._lock:
+                if self._users:
+                    logging.getLogger().addHandler(self._handler)
 
 
 RECORDS = Records()
@@ -213,6 +218,7 @@ RECORDS = Records()
 def captured(job: Job) -> Iterator[None]:
     """Within a block, send all output of the current context (see `contextvars`) to the task's log."""
     ROUTING.check()
+    RECORDS.check()
     lines = LineLogger(job)
     token = _output_of_task.set(lines)
     try:

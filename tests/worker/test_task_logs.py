@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -63,6 +64,36 @@ async def test_prints_and_records_are_stored_before_the_outcome(
             await text_of(silent)
         assert [each.name for each in await nq.queues()] == ["resize"]
     assert (sys.stdout, sys.stderr, list(logging.getLogger().handlers)) == streams
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """Return the root logger without handlers, and restore its handlers after the test."""
+    root = logging.getLogger()
+    handlers, root.handlers = root.handlers, []
+    yield root
+    root.handlers = handlers
+
+
+async def test_a_handler_that_configures_logging_does_not_end_the_capture_of_records(
+    nq: nqnb.Client, settings: nqnb.Settings, root_logger: logging.Logger
+) -> None:
+    worker = nqnb.Worker(settings, task_logs=True)
+
+    @worker.handler("configure")
+    async def configure(job: nqnb.Job) -> None:
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+
+    @worker.handler("report")
+    async def report(job: nqnb.Job) -> None:
+        logging.getLogger("jobs").warning("ready")
+
+    async with worker:
+        await (await nq.submit("configure")).wait(30)
+        task = await nq.submit("report")
+        await task.wait(30)
+        assert await text_of(task) == ["WARNING jobs: ready"]
+    assert [type(each) for each in root_logger.handlers] == [logging.NullHandler]
 
 
 async def test_the_log_of_an_earlier_task_with_the_same_id_is_left_out(
