@@ -122,6 +122,7 @@ class Delivery(msgspec.Struct, eq=False):
 
         Raises:
             NoResponders: the consumer does not exist.
+            ServerRefused: the user has no permission to ack messages of the queue; ``.code`` is 403.
         """
         if self.void:
             return True

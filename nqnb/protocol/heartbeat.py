@@ -44,6 +44,9 @@ async def renew(attempt: Attempt, since: float) -> bool:
 
     Returns:
         Whether the consumer is gone. If so, the caller must recreate the consumer and renew the lease again.
+
+    Raises:
+        ServerRefused: the user has no permission to ack messages of the queue.
     """
     try:
         # After the lease has ended, the answer may be about a delivery that now belongs to another worker.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from nqnb.concurrency import few_at_once, spawn
-from nqnb.errors import NqnbError
+from nqnb.errors import NqnbError, ServerRefused
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol.heartbeat import WATCH_AFTER_SECONDS, EntryWatch, look, renew
@@ -58,6 +58,8 @@ class LeaseKeeper:
         self._limiter = limiter
         self._recreating: set[str] = set()
         """The queues whose consumers are being recreated."""
+        self._refused: set[str] = set()
+        """The queues for which a log line says that the server refuses renewals."""
 
     async def beat_all(self, before: float = math.inf) -> None:
         """Send a heartbeat for each run whose last heartbeat is older than ``before`` (on the `elapsed` clock)."""
@@ -104,8 +106,12 @@ class LeaseKeeper:
         gone: list[Run] = []
 
         async def renew_one(run: Run) -> None:
-            if run.beat < before and await renew(run, self._presence.written):
-                gone.append(run)
+            try:
+                if run.beat < before and await renew(run, self._presence.written):
+                    gone.append(run)
+            except ServerRefused as error:
+                # The other runs need their renewals, and the worker may have other queues to serve.
+                self._log_refusal(run.delivery.queue, error)
 
         await few_at_once(runs, renew_one, RENEWALS_AT_ONCE)
         return gone
@@ -122,6 +128,11 @@ class LeaseKeeper:
                 log.warning("queue %s: the missing consumer could not be recreated: %s", pull.queue, error)
         finally:
             self._recreating.discard(pull.queue)
+
+    def _log_refusal(self, queue: str, error: ServerRefused) -> None:
+        if queue not in self._refused:
+            self._refused.add(queue)
+            log.error("queue %s: running tasks will be stopped, because renewing their leases failed: %s", queue, error)
 
     def _log_lapsed(self, runs: Sequence[Run]) -> None:
         outage = self._backend.outage.active

@@ -482,6 +482,22 @@ async def test_a_refused_pull_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     assert f"user 'worker' may not publish to '{pulls.lower()}'" in caplog.text
 
 
+async def test_a_refused_renewal_is_logged_once_and_does_not_affect_other_queues(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    acks = f"$JS.ACK.{QUEUE}.MONITOR.>"
+    with nqnb.DevServer(config=without(acks)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with make_worker(settings[WORKER]), nqnb.connect(settings[CLIENT]) as nq:
+            await nq.submit(QUEUE, "lasts")
+            await until_async(lambda: "its lease has run out" in caplog.text)
+    assert caplog.text.count("because renewing their leases failed") == 1
+    assert f"queue {QUEUE}: running tasks will be stopped" in caplog.text
+    assert f"user 'worker' may not publish to '{acks.rstrip('>')}" in caplog.text
+    assert "unexpected error" not in caplog.text
+
+
 async def test_a_watch_without_permission_ends() -> None:
     with nqnb.DevServer(config=without("$JS.API.CONSUMER.CREATE.KV_nq-store")) as server:
         settings = users(server)
