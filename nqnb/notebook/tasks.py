@@ -373,6 +373,43 @@ class TaskList(list[SessionTask]):
         only_tasks = all(isinstance(task, SessionTask) for task in joined)
         return TaskList(self._session, joined) if only_tasks else joined
 
+    # Added tasks may have their rows in another DataFrame, so the list loses its index, as the result of ``+`` does.
+    def __iadd__(self, other: Iterable[SessionTask]) -> TaskList:  # type: ignore[override,misc]  # narrower than +
+        self.extend(other)
+        return self
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._index = None
+        super().__setitem__(index, value)
+
+    def append(self, task: SessionTask) -> None:
+        """Append a task. The list then has no index, and can no longer be joined with a DataFrame.
+
+        Args:
+            task: the task.
+        """
+        self._index = None
+        super().append(task)
+
+    def extend(self, tasks: Iterable[SessionTask]) -> None:
+        """Append tasks. The list then has no index, and can no longer be joined with a DataFrame.
+
+        Args:
+            tasks: the tasks.
+        """
+        self._index = None
+        super().extend(tasks)
+
+    def insert(self, index: SupportsIndex, task: SessionTask) -> None:
+        """Insert a task. The list then has no index, and can no longer be joined with a DataFrame.
+
+        Args:
+            index: the position before which the task is inserted.
+            task: the task.
+        """
+        self._index = None
+        super().insert(index, task)
+
     def __repr__(self) -> str:
         first_ids = ", ".join(self.ids[:3])
         return f"<TaskList of {len(self):,}{f': {first_ids}' if first_ids else ''}{' …' if len(self) > 3 else ''}>"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import unescape
 from typing import Any
 
@@ -226,6 +227,49 @@ class TestResults:
             tasks.join(wrong)
         with pytest.raises(nqnb.BadInput, match="not the rows of a DataFrame"):
             session.map("resize", [1]).join(images(1))
+
+
+def list_of(frame: pd.DataFrame) -> TaskList:
+    """Return the tasks of a DataFrame without submitting them."""
+    session = Session(nqnb.Settings())
+    tasks = [SessionTask(session, f"{label}-task", "resize", row) for row, label in enumerate(frame.index)]
+    return TaskList(session, tasks, frame.index)
+
+
+class TestChangedLists:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda tasks, more: tasks.__iadd__(more),
+            lambda tasks, more: tasks.extend(more),
+            lambda tasks, more: tasks.append(more[0]),
+            lambda tasks, more: tasks.insert(0, more[0]),
+            lambda tasks, more: operator.setitem(tasks, 0, more[0]),
+            lambda tasks, more: operator.setitem(tasks, slice(1, 2), more),
+        ],
+        ids=["+=", "extend", "append", "insert", "item", "slice"],
+    )
+    def test_a_list_with_added_tasks_has_no_index_because_their_rows_are_those_of_another_frame(
+        self, change: Callable[[TaskList, TaskList], object]
+    ) -> None:
+        frame = images(3)
+        tasks, more = list_of(frame), list_of(images(5).set_axis([*"pqrst"]))
+        change(tasks, more)
+        assert {*more.ids} & {*tasks.ids}
+        assert tasks._labels() is None
+        with pytest.raises(nqnb.BadInput, match="not the rows of a DataFrame"):
+            tasks.join(frame)
+        assert more._labels().tolist() == [*"pqrst"]
+
+    def test_a_list_with_removed_or_reordered_tasks_keeps_its_index(self) -> None:
+        tasks = list_of(images(6))
+        tasks.reverse()
+        tasks.pop()
+        del tasks[:2]
+        tasks.remove(tasks[0])
+        assert tasks._labels().tolist() == ["row2", "row1"]
+        tasks.sort(key=lambda task: task.row)
+        assert tasks._labels().tolist() == ["row1", "row2"]
 
 
 class TestCard:
