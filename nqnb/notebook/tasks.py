@@ -334,7 +334,8 @@ class TaskList(list[SessionTask]):
         tasks: the tasks.
         index: the index of the DataFrame whose rows are the payloads, or None. The ``row`` of a task is a position
             in this index.
-        stored: whether the labels in ``index`` were read from the tasks of a group, which store them as JSON.
+        stored_labels: the labels of the index as the tasks of a group store them, or None if no group was read. pandas
+            may convert the labels in ``index``.
         original: the rows of the DataFrame. Required to join the tasks if several rows have the same label.
 
     Examples:
@@ -351,13 +352,13 @@ class TaskList(list[SessionTask]):
         tasks: Iterable[SessionTask] = (),
         index: Any = None,
         *,
-        stored: bool = False,
+        stored_labels: Sequence[object] | None = None,
         original: OriginalRows | None = None,
     ) -> None:
         super().__init__(tasks)
         self._session = session
         self._index = index
-        self._stored = stored
+        self._stored_labels = stored_labels
         self._original = original
 
     @overload
@@ -640,8 +641,8 @@ class TaskList(list[SessionTask]):
         """
         import pandas as pd
 
-        if self._stored:
-            return [encode_label(label) for label in self._index], [encode_label(label) for label in df.index]
+        if self._stored_labels is not None:
+            return self._stored_labels, [_label_of(encode_label(label)) for label in df.index]
         rows = range(len(self._index))
         if self._index.is_unique:
             # Labels of different types are compared as Python objects, which never raises an error.
@@ -662,7 +663,7 @@ class TaskList(list[SessionTask]):
 
     def _with_index(self, tasks: Iterable[SessionTask]) -> TaskList:
         """Return a list of other tasks whose payloads are rows of the same DataFrame."""
-        return TaskList(self._session, tasks, self._index, stored=self._stored, original=self._original)
+        return TaskList(self._session, tasks, self._index, stored_labels=self._stored_labels, original=self._original)
 
     async def _latest(self) -> list[TaskInfo | NqnbError]:
         """Return the record of each task. If a task was requeued, return the record of its latest copy instead."""
@@ -765,13 +766,36 @@ async def _fetch_all(client: Client, tasks: Sequence[SessionTask]) -> list[TaskI
 
 def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:
     """Return the tasks of a group in the order of their payloads, with the labels of their rows as the index."""
+    ordered = sorted(infos, key=lambda info: (info.position, info.submitted_at or _LONG_AGO))
+    labels = [_label_of(info.label) if info.label else info.position for info in ordered]
+    tasks = (SessionTask(session, info.id, info.queue, row) for row, info in enumerate(ordered))
+    return TaskList(session, tasks, _index_of(labels), stored_labels=labels)
+
+
+def _label_of(data: bytes) -> Any:
+    """Decode a stored label. If the label cannot be decoded or is not hashable, return its JSON text."""
+    try:
+        label = _with_tuples(decode_value(data))
+        hash(label)
+    except (MalformedMessage, TypeError):
+        return data.decode(errors="replace")
+    return label
+
+
+def _with_tuples(value: Any) -> Any:
+    """Replace lists, also nested lists, with tuples, because JSON has no tuples."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _index_of(labels: list[Any]) -> Any:
+    """Return an index of labels, which keeps labels that pandas refuses or replaces with NaN as Python objects."""
     import pandas as pd
 
-    ordered = sorted(infos, key=lambda info: (info.position, info.submitted_at or _LONG_AGO))
-    labels = [decode_value(info.label) if info.label else info.position for info in ordered]
-    index = pd.Index([tuple(label) if isinstance(label, list) else label for label in labels])
-    tasks = (SessionTask(session, info.id, info.queue, row) for row, info in enumerate(ordered))
-    return TaskList(session, tasks, index, stored=True)
+    with contextlib.suppress(TypeError, ValueError):
+        index = pd.Index(labels)
+        if index.tolist() == labels:
+            return index
+    return pd.Index(labels, dtype=object, tupleize_cols=False)
 
 
 class Completed:

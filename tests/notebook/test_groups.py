@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from html import unescape
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ import pytest
 import nqnb
 from nqnb import Status
 from nqnb.notebook.session import Session
-from nqnb.notebook.tasks import SessionTask, TaskList
+from nqnb.notebook.tasks import SessionTask, TaskList, group_list
 from nqnb.protocol.wire import TaskMessage
 
 
@@ -234,6 +235,11 @@ def list_of(frame: pd.DataFrame) -> TaskList:
     session = Session(nqnb.Settings())
     tasks = [SessionTask(session, f"{label}-task", "resize", row) for row, label in enumerate(frame.index)]
     return TaskList(session, tasks, frame.index)
+
+
+def pending(task_id: str) -> nqnb.TaskInfo:
+    """Return the record of a task that has not started."""
+    return nqnb.TaskInfo.of(TaskMessage(ID=task_id, Queue="resize", Payload=b"1", Status=Status.PENDING), 1)
 
 
 class TestChangedLists:
@@ -472,6 +478,40 @@ class TestGroup:
         assert third.tolist() == [second.ids[1], second.ids[1], first.ids[0]]
 
     def test_an_unknown_group_suggests_another(self, session: Session) -> None:
+    @pytest.mark.parametrize(
+        ("indexes", "labels"),
+        [
+            ([pd.MultiIndex.from_arrays([["a", "b"], [(64, 32), (64,)]])], [("a", (64, 32)), ("b", (64,))]),
+            ([pd.RangeIndex(2), pd.Index([0.25, 0.5])], [0, 0.25, 1, 0.5]),
+            ([pd.Index([None, 7], dtype=object)], [None, 7]),
+            (
+                [
+                    pd.MultiIndex.from_tuples([("<a>", 1), ("b", 2)]),
+                    pd.MultiIndex.from_tuples([("a", 1, 1), ("b", 2, 1)]),
+                ],
+                [("<a>", 1), ("a", 1, 1), ("b", 2), ("b", 2, 1)],
+            ),
+        ],
+        ids=["tuples in a level", "integers and floats", "None", "two and three levels"],
+    )
+    def test_labels_that_pandas_would_convert_are_joined(
+        self, session: Session, indexes: list[pd.Index[Any]], labels: list[Any]
+    ) -> None:
+        frames = [images(2).set_axis(index) for index in indexes]
+        ids = [session.map("resize", frame, group="sweep-7").ids for frame in frames]
+        again = session.group("sweep-7")
+        assert again._labels().tolist() == labels
+        assert [again.join(frame)["task"].tolist() for frame in frames] == ids
+
+    def test_a_label_that_cannot_be_decoded_hides_no_task(self) -> None:
+        labels = [b"1e999", b'{"a":1}', b'"c"']
+        infos = [
+            msgspec.structs.replace(pending(f"{row}"), position=row, label=label) for row, label in enumerate(labels)
+        ]
+        tasks = group_list(Session(nqnb.Settings()), infos)
+        assert tasks.ids == ["0", "1", "2"]
+        assert tasks._labels().tolist() == ["1e999", '{"a":1}', "c"]
+
         session.map("resize", [1], group="sweep-7")
         with pytest.raises(nqnb.BadInput, match="Did you mean 'sweep-7'"):
             session.group("sweep7")
