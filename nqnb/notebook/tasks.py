@@ -69,7 +69,7 @@ _LISTED_PER_SECOND = 10_000
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _LAST_READ_SECONDS = 1.0
-"""The time limit of the final read of `TaskList.completed`, in seconds. It is longer for many tasks."""
+"""The time limit of a read of the remaining tasks by `TaskList.completed`, in seconds. It is longer for many tasks."""
 _DISPLAY_SECONDS = 1.0
 """How long the display of a task waits for the task's state."""
 
@@ -838,7 +838,7 @@ class Completed:
         """Yield tasks as they end. A task that does not exist is considered to have ended."""
         total, until = len(self._waiting), None if self._seconds is None else elapsed() + self._seconds
         seen: set[str] = set()
-        looked = False
+        looked = lost = False
         async with contextlib.aclosing(watch(self._session.client.backend)) as batches:
             while self._waiting:
                 try:
@@ -846,14 +846,21 @@ class Completed:
                     batch = await asyncio.wait_for(anext(batches), rest)
                 except asyncio.TimeoutError:
                     break
+                if batch.anew:  # the tasks that were seen before may no longer exist
+                    seen.clear()
+                    looked = False
                 seen.update(task.id for task in batch.tasks)
                 ended = [task.id for task in batch.tasks if task.status.terminal] + batch.gone
+                if lost and not batch.lost:
+                    # The server does not report tasks that ended and were pruned during the outage.
+                    ended += await self._ended_now()
+                lost = batch.lost
                 if batch.complete and not looked:
                     looked = True
                     ended += self._waiting.keys() - seen
                 if found := self._taken(ended):
                     yield found
-        if found := self._taken(await self._ended_at_the_limit()):
+        if found := self._taken(await self._ended_now()):
             yield found
         if self._waiting:
             raise WaitTimeout(
@@ -866,10 +873,11 @@ class Completed:
         """Remove tasks that have ended from the tasks to wait for, and return the removed tasks."""
         return [task for task_id in ended if (task := self._waiting.pop(task_id, None)) is not None]
 
-    async def _ended_at_the_limit(self) -> list[str]:
+    async def _ended_now(self) -> list[str]:
         """Read the remaining tasks once, and return the ids of the tasks that have ended.
 
-        Tasks may have ended while the caller handled an earlier task. With a timeout of 0, nothing else is read.
+        At the time limit, tasks may have ended while the caller handled an earlier task. With a timeout of 0, nothing
+        else is read.
         """
         client, tasks = self._session.client, list(self._waiting.values())
         try:

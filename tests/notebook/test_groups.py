@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from html import unescape
 from typing import Any
 
@@ -425,6 +425,27 @@ class TestCompleted:
                 list(tasks.completed(0))
         assert errors == []
 
+    def test_tasks_that_are_gone_after_an_outage_have_ended(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A server without a disk was restarted, or the tasks have ended and were pruned during the outage."""
+        tasks = TaskList(session, [SessionTask(session, "old", "resize")])
+        batches: list[nqnb.TaskBatch] = []
+
+        async def watch(backend: object) -> AsyncIterator[nqnb.TaskBatch]:
+            yield nqnb.TaskBatch(tasks=[pending("old")], complete=True)
+            for batch in batches:
+                yield batch
+            await asyncio.sleep(5)
+            raise AssertionError("the wait did not end")
+
+        monkeypatch.setattr("nqnb.notebook.tasks.watch", watch)
+        for batches in (  # noqa: B007  the watch above yields them
+            [nqnb.TaskBatch(anew=True), nqnb.TaskBatch(complete=True)],
+            [nqnb.TaskBatch(lost=True, complete=True), nqnb.TaskBatch(complete=True)],
+        ):
+            assert list(tasks.completed()) == [*tasks]
+
 
 class TestGroup:
     def test_a_group_is_found_again_in_the_order_of_its_rows(self, session: Session) -> None:
@@ -457,27 +478,6 @@ class TestGroup:
         assert joined.index.equals(index)
         assert joined["→ bytes"].tolist() == [512, 1024, 1536]
 
-    def test_a_group_that_was_submitted_again_has_all_its_tasks_and_joins_with_the_last(self, session: Session) -> None:
-        frame = images(2)
-        first, second = (session.map("resize", frame, group="sweep-7") for _ in range(2))
-        again = session.group("sweep-7")
-        assert {*again} == {*first, *second}
-        assert again.join(frame)["task"].tolist() == second.ids
-
-    @pytest.mark.parametrize("index", [pd.RangeIndex(4), pd.Index(_labels(4))], ids=["numbers", "labels"])
-    def test_a_part_of_a_group_that_was_submitted_again_joins_with_the_last_tasks(
-        self, session: Session, index: pd.Index[Any]
-    ) -> None:
-        frame = images(4).set_axis(index)
-        first = session.map("resize", frame, group="sweep-7")
-        second = session.map("resize", frame.iloc[[2, 3]], group="sweep-7")
-        again = session.group("sweep-7")
-        for joined in (again.join(frame), again[:].join(frame)):
-            assert joined["task"].tolist() == first.ids[:2] + second.ids
-        third = again.join(frame.iloc[[3, 3, 0]])["task"]
-        assert third.tolist() == [second.ids[1], second.ids[1], first.ids[0]]
-
-    def test_an_unknown_group_suggests_another(self, session: Session) -> None:
     @pytest.mark.parametrize(
         ("indexes", "labels"),
         [
@@ -512,6 +512,27 @@ class TestGroup:
         assert tasks.ids == ["0", "1", "2"]
         assert tasks._labels().tolist() == ["1e999", '{"a":1}', "c"]
 
+    def test_a_group_that_was_submitted_again_has_all_its_tasks_and_joins_with_the_last(self, session: Session) -> None:
+        frame = images(2)
+        first, second = (session.map("resize", frame, group="sweep-7") for _ in range(2))
+        again = session.group("sweep-7")
+        assert {*again} == {*first, *second}
+        assert again.join(frame)["task"].tolist() == second.ids
+
+    @pytest.mark.parametrize("index", [pd.RangeIndex(4), pd.Index(_labels(4))], ids=["numbers", "labels"])
+    def test_a_part_of_a_group_that_was_submitted_again_joins_with_the_last_tasks(
+        self, session: Session, index: pd.Index[Any]
+    ) -> None:
+        frame = images(4).set_axis(index)
+        first = session.map("resize", frame, group="sweep-7")
+        second = session.map("resize", frame.iloc[[2, 3]], group="sweep-7")
+        again = session.group("sweep-7")
+        for joined in (again.join(frame), again[:].join(frame)):
+            assert joined["task"].tolist() == first.ids[:2] + second.ids
+        third = again.join(frame.iloc[[3, 3, 0]])["task"]
+        assert third.tolist() == [second.ids[1], second.ids[1], first.ids[0]]
+
+    def test_an_unknown_group_suggests_another(self, session: Session) -> None:
         session.map("resize", [1], group="sweep-7")
         with pytest.raises(nqnb.BadInput, match="Did you mean 'sweep-7'"):
             session.group("sweep7")
