@@ -667,13 +667,15 @@ class TaskList(list[SessionTask]):
 
     async def _latest(self) -> list[TaskInfo | NqnbError]:
         """Return the record of each task. If a task was requeued, return the record of its latest copy instead."""
-        client = self._session.client
-        infos = await self._fetched()
-        ended = [info for info in infos if isinstance(info, TaskInfo) and info.status.terminal]
-        if all(info.status is Status.COMPLETED for info in ended):
-            return infos
-        queues = {info.queue for info in ended}
-        listed = {info.id: info for info in await client.tasks(queues.pop() if len(queues) == 1 else None)}
+        client, queues = self._session.client, {task.queue for task in self}
+        infos: list[TaskInfo | NqnbError] = []
+        if len(self) <= MANY_TASKS:
+            infos = await self._fetched()
+            queues = {info.queue for info in infos if isinstance(info, TaskInfo) and info.status.terminal}
+            if not queues:  # only tasks that have ended, which include completed tasks, can have been requeued
+                return infos
+        listed = await _listed(client, queues)
+        infos = infos or [listed.get(task.id) or unknown(task.id) for task in self]
         return [
             listed.get(known.requeued_as, info) if (known := listed.get(task.id)) else info
             for task, info in zip(self, infos, strict=True)
@@ -757,11 +759,16 @@ async def _fetch_all(client: Client, tasks: Sequence[SessionTask]) -> list[TaskI
     ids = [task.id for task in tasks]
     if len(ids) <= MANY_TASKS:
         return await records_of(client, ids)
-    queues = {task.queue for task in tasks}
-    listed: dict[str, TaskInfo] = {}
-    with contextlib.suppress(UnknownQueue):
-        listed = {info.id: info for info in await client.tasks(queues.pop() or None if len(queues) == 1 else None)}
+    listed = await _listed(client, {task.queue for task in tasks})
     return [listed.get(task_id) or unknown(task_id) for task_id in ids]
+
+
+async def _listed(client: Client, queues: set[str]) -> dict[str, TaskInfo]:
+    """Return the records of all tasks by their ids: of the only queue in ``queues``, or else of all queues."""
+    queue = next(iter(queues)) or None if len(queues) == 1 else None
+    with contextlib.suppress(UnknownQueue):
+        return {info.id: info for info in await client.tasks(queue)}
+    return {}
 
 
 def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:

@@ -221,6 +221,20 @@ class TestResults:
         assert tasks.ids[0] == tasks.latest().ids[0]
         assert tasks.ids[1] != tasks.latest().ids[1]
 
+    @pytest.mark.parametrize("many", [2000, 1])
+    def test_a_completed_row_that_was_requeued_is_joined_with_its_latest_copy(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, many: int
+    ) -> None:
+        monkeypatch.setattr("nqnb.notebook.tasks.MANY_TASKS", many)
+        serve(session)
+        frame = images(2)
+        tasks = session.map("resize", frame, group="sweep-7")
+        tasks.wait(20)
+        again = session.requeue(tasks[0])
+        again.wait(20)
+        assert tasks.latest().ids == [again.id, tasks.ids[1]]
+        assert tasks.join(frame)["task"].tolist() == session.group("sweep-7").join(frame)["task"].tolist()
+
     @pytest.mark.parametrize("wrong", ["frame", None, [1]])
     def test_what_cannot_be_joined_is_refused(self, session: Session, wrong: Any) -> None:
         tasks = session.map("resize", images(1))
