@@ -66,6 +66,8 @@ MANY_TASKS = 2000
 """The number of tasks above which all tasks of the queue are read at once, which is faster than reading each task."""
 _LISTED_PER_SECOND = 10_000
 """A limited read of a long list may take one more second for every additional group of this many tasks."""
+_ID_COLUMNS = ("id", "origin", "requeued_as", "task", "task_task")
+"""The names of columns that contain task ids."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _LAST_READ_SECONDS = 1.0
@@ -959,6 +961,9 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
 
         # A joined DataFrame has the ids in a column, and the user's index, which may also be named "id".
         joined = what.name in ("task", "task_task") and not isinstance(what, TaskColumn)
+        # A row of some columns has the task id as its name, and the names of the columns as its index.
+        if isinstance(what, TaskColumn) and what.index.name != "id" and what.name not in (None, *_ID_COLUMNS):
+            return _texts([what.name], "the name of the row")
         return _texts(what.index if what.index.name == "id" and not joined else what, "the column")
     if isinstance(what, Iterable) and not isinstance(what, (bytes, dict)):
         return [task_id for part in what for task_id in _ids(part, depth + 1)]

@@ -22,6 +22,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 import pytest
 from helpers.kernels import Cell, Kernel, kernel
@@ -30,12 +31,13 @@ from helpers.waiting import until
 import nqnb
 from nqnb import Status
 from nqnb.commands.command_records import CommandProgress
+from nqnb.frames import tasks_frame
 from nqnb.notebook import session_registry
 from nqnb.notebook.live_output import CommandOutput
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
-from nqnb.protocol.wire import EarlyCancel
+from nqnb.protocol.wire import EarlyCancel, TaskMessage
 from nqnb.records import TaskBatch
 from nqnb.server import detached
 
@@ -462,6 +464,18 @@ class TestCalls:
         rows = first.df[["queue"]]
         second = session.map("check", rows)
         assert ids_of(second.join(rows)["task"]) == second.ids
+
+    def test_a_row_of_some_columns_is_the_task_of_the_row(self) -> None:
+        message = TaskMessage(ID="failed", Queue="resize", Payload=b'{"a":1}', Status=Status.FAILED)
+        info = msgspec.structs.replace(nqnb.TaskInfo.of(message, 1), requeued_as="copy", key="a/1")
+        frame = tasks_frame([info])
+        for columns in (["key", "requeued_as"], ["queue", "error"], ["payload", "error"], ["status"]):
+            assert ids_of(frame[columns].iloc[0]) == ids_of(frame[columns].loc["failed"]) == ["failed"]
+        unnamed = frame.reset_index()
+        assert ids_of(unnamed["id"]) == ["failed"]
+        assert ids_of(unnamed["requeued_as"]) == ["copy"]
+        with pytest.raises(nqnb.BadInput, match="the name of the row: it contains 0"):
+            ids_of(unnamed[["key", "requeued_as"]].iloc[0])
 
     def test_schedules_are_stored_and_listed(self, session: Session) -> None:
         made = session.every(hours=1, queue="report", payload={"a": 1}, name="hourly", timeout=90)
