@@ -831,7 +831,8 @@ class Completed:
             ) is not None:
                 yield from ended
         finally:
-            with contextlib.suppress(ConnectionFailed):  # the session is closed
+            # The session is closed, or the generator is still running, because it is being cancelled.
+            with contextlib.suppress(ConnectionFailed, RuntimeError):
                 self._session.call(batches.aclose())
 
     async def __aiter__(self) -> AsyncIterator[SessionTask]:
@@ -841,7 +842,8 @@ class Completed:
                 for task in ended:
                     yield task
         finally:
-            await _on_own_loop(batches.aclose())
+            with contextlib.suppress(RuntimeError):  # the generator is still running, because it is being cancelled
+                await _on_own_loop(batches.aclose())
 
     async def _batches(self) -> AsyncGenerator[list[SessionTask], None]:
         """Yield tasks as they end. A task that does not exist is considered to have ended."""

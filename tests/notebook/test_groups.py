@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import re
+import signal
 import threading
 import time
 from collections import deque
@@ -438,6 +439,52 @@ class TestCompleted:
             with pytest.raises(nqnb.WaitTimeout, match="1 of 1 tasks"):
                 list(tasks.completed(0))
         assert errors == []
+
+    @pytest.mark.anyio
+    @pytest.mark.parametrize("limit", [None, 60])
+    async def test_a_timeout_and_a_cancel_of_an_async_for_raise_their_own_errors(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch, limit: float | None
+    ) -> None:
+        async def idle(backend: object) -> AsyncIterator[nqnb.TaskBatch]:
+            await asyncio.sleep(60)
+            yield nqnb.TaskBatch()
+
+        async def iterate() -> None:
+            async for _ in TaskList(session, [SessionTask(session, "idle", "resize")]).completed(limit):
+                pass
+
+        monkeypatch.setattr("nqnb.notebook.tasks.watch", idle)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(iterate(), 0.3)
+        iterating = asyncio.create_task(iterate())
+        await asyncio.sleep(0.3)
+        iterating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await iterating
+
+    def test_an_interrupt_raises_its_own_error_also_if_the_watch_ends_slowly(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waits = threading.Event()
+
+        async def slow(backend: object) -> AsyncIterator[nqnb.TaskBatch]:
+            waits.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(1)
+            yield nqnb.TaskBatch()
+
+        def interrupt() -> None:
+            waits.wait(60)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        monkeypatch.setattr("nqnb.notebook.tasks.watch", slow)
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        with pytest.raises(KeyboardInterrupt):
+            list(TaskList(session, [SessionTask(session, "slow", "resize")]).completed())
+        interrupting.join()
 
     def test_tasks_that_are_gone_after_an_outage_have_ended(
         self, session: Session, monkeypatch: pytest.MonkeyPatch
