@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import math
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Generator
+import time
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 from nqnb.error_text import kind_of, shown
@@ -28,12 +31,20 @@ _CANCELLED_CALL_SECONDS = 0.15
 """How long an interrupted call waits for its coroutine to end."""
 _CLOSE_SECONDS = 0.5
 """How long the loop waits for its remaining tasks when it is closed."""
+_INTERRUPT_SECONDS = 5.0
+"""How long after an interrupt a cancelled await counts as interrupted. A busy loop cancels the await late."""
 
 
 class Call(Generic[T]):
-    """A handle to a coroutine that runs on the loop thread. Other threads use this handle."""
+    """A handle to a coroutine that runs on the loop thread. Other threads use this handle.
+
+    Attributes:
+        interrupted: whether code that awaited the coroutine was interrupted. If the code was only cancelled, for
+            example by a timeout, it is False.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.interrupted = False
         self._coroutine = coroutine
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[T] | None = None
@@ -93,10 +104,14 @@ class Call(Generic[T]):
 
     async def _from_another_loop(self) -> T:
         future = asyncio.wrap_future(self._future)
+        began = time.monotonic()
         try:
-            while not future.done():
-                await asyncio.wait({future}, timeout=INTERRUPT_CHECK_SECONDS)
-        except BaseException:
+            with _Interrupts.noted():
+                while not future.done():
+                    await asyncio.wait({future}, timeout=INTERRUPT_CHECK_SECONDS)
+        except BaseException as error:
+            # In a cell, an interrupt cancels the awaiting task, as a timeout does.
+            self.interrupted = isinstance(error, KeyboardInterrupt) or _Interrupts.any_since(began)
             future.cancel()
             self.cancel()
             raise
@@ -121,6 +136,46 @@ class Call(Generic[T]):
         else:
             self._future.set_result(task.result())
         self._ended.set()
+
+
+class _Interrupts:
+    """A signal handler that notes when an interrupt arrives, and then calls the previous handler."""
+
+    _awaits = 0
+    """The number of awaits on the main thread. The handler is installed while there is at least one."""
+    _latest = -math.inf
+
+    def __init__(self, previous: Callable[..., Any]) -> None:
+        self._previous = previous
+
+    def __call__(self, *arguments: Any) -> None:
+        _Interrupts._latest = time.monotonic()
+        self._previous(*arguments)
+
+    @classmethod
+    def any_since(cls, began: float) -> bool:
+        """Return whether an interrupt arrived after a time of the monotonic clock, and a moment ago."""
+        return cls._latest >= max(began, time.monotonic() - _INTERRUPT_SECONDS)
+
+    @classmethod
+    @contextlib.contextmanager
+    def noted(cls) -> Iterator[None]:
+        """Note interrupts until the end of the block. Only the main thread receives interrupts."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        cls._awaits += 1
+        # The kernel installs its own handler for each cell, so an await in a later cell may have to install this again.
+        current = signal.getsignal(signal.SIGINT)
+        if callable(current) and not isinstance(current, cls):
+            signal.signal(signal.SIGINT, cls(current))
+        try:
+            yield
+        finally:
+            cls._awaits -= 1
+            current = signal.getsignal(signal.SIGINT)
+            if isinstance(current, cls) and not cls._awaits:
+                signal.signal(signal.SIGINT, current._previous)
 
 
 _running: set[Call[Any]] = set()

@@ -100,7 +100,8 @@ class Session:
         detached: whether the server is the user's detached server.
         local: the handlers that run in this kernel; see `Local`.
         cancel_on_interrupt: whether an interrupted wait cancels the tasks that it was waiting for. If False, the tasks
-            continue, and a message reports their states. Each call that waits can override this attribute.
+            continue, and a message reports their states. Each call that waits can override this attribute. If a timeout
+            or other code cancels an ``await``, this is not an interrupt: the tasks continue, and nothing is printed.
 
     Examples:
         >>> nq = nqnb.session()
@@ -129,7 +130,8 @@ class Session:
         self._feed = TableFeed(self._client)
         self._boards: weakref.WeakSet[Board] = weakref.WeakSet()  # ipywidgets keeps those that are open
         self._process_id = os.getpid()
-        self._abandoned_ids: list[str] = []
+        self._abandoned: dict[bool | None, list[str]] = {}
+        """The ids of the tasks whose awaits were interrupted, by the ``cancel`` argument of `abandon`."""
         self._interrupted_ids: list[str] = []
         self._on_down = on_down
         self._is_default = is_default
@@ -1384,11 +1386,11 @@ class Session:
             self._interrupted_ids = left
             self.say(text)
 
-    def abandon(self, task_id: str) -> None:
-        """Record that the code awaiting a task was cancelled. Tasks recorded at the same time share one report."""
-        if not self._abandoned_ids:
+    def abandon(self, ids: Sequence[str], cancel: bool | None = None) -> None:
+        """Report or cancel tasks after an interrupted ``await``, as soon as all other awaits are interrupted, too."""
+        if not self._abandoned:
             asyncio.get_running_loop().call_soon(self._report_abandoned)
-        self._abandoned_ids.append(task_id)
+        self._abandoned.setdefault(cancel, []).extend(ids)
 
     def say(self, text: str) -> None:
         """Print a message to stderr, unless the program has no stderr or its terminal is gone."""
@@ -1398,9 +1400,9 @@ class Session:
                 sys.stderr.flush()
 
     def _report_abandoned(self) -> None:
-        ids, self._abandoned_ids = self._abandoned_ids, []
-        if self.open:
-            self.interrupt(ids)
+        abandoned, self._abandoned = self._abandoned, {}
+        for cancel, ids in abandoned.items():
+            self.interrupt(ids, cancel)
 
     def _submit_all(
         self,

@@ -108,7 +108,7 @@ class _TaskCalls(Protocol):
         *,
         total: int = 0,
     ) -> T: ...
-    def abandon(self, task_id: str) -> None: ...
+    def abandon(self, ids: Sequence[str], cancel: bool | None = None) -> None: ...
 
 
 class SessionTask:
@@ -287,15 +287,7 @@ class SessionTask:
 
     async def _result_on_this_loop(self) -> Any:
         with tracing.within(self.span_context):
-            result = self._session.client.result(self.id)
-            if LOOP.here:
-                return await result
-            try:
-                return await LOOP.begin(result)
-            except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
-                self._session.abandon(self.id)
-                hide_frames(interrupt)
-                raise
+            return await _awaited(self._session, self._session.client.result(self.id), lambda: [self.id])
 
 
 class OriginalRows:
@@ -836,14 +828,16 @@ class Completed:
                 self._session.call(batches.aclose())
 
     async def __aiter__(self) -> AsyncIterator[SessionTask]:
-        batches = self._batches()
+        batches, cancel = self._batches(), self._cancel_on_interrupt
         try:
-            while (ended := await _on_own_loop(_anext_or_none(batches))) is not None:
+            while (
+                ended := await _awaited(self._session, _anext_or_none(batches), lambda: list(self._waiting), cancel)
+            ) is not None:
                 for task in ended:
                     yield task
         finally:
             with contextlib.suppress(RuntimeError):  # the generator is still running, because it is being cancelled
-                await _on_own_loop(batches.aclose())
+                await _awaited(self._session, batches.aclose(), list)
 
     async def _batches(self) -> AsyncGenerator[list[SessionTask], None]:
         """Yield tasks as they end. A task that does not exist is considered to have ended."""
@@ -909,9 +903,26 @@ async def _anext_or_none(batches: AsyncIterator[list[SessionTask]]) -> list[Sess
     return await anext(batches, None)
 
 
-async def _on_own_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Await a coroutine that must run on nqnb's own loop."""
-    return await (coroutine if LOOP.here else LOOP.begin(coroutine))
+async def _awaited(
+    session: _TaskCalls,
+    coroutine: Coroutine[Any, Any, T],
+    open_ids: Callable[[], Sequence[str]],
+    cancel: bool | None = None,
+) -> T:
+    """Await a coroutine that must run on nqnb's own loop. The arguments are those of `Session.wait_for_tasks`.
+
+    If the ``await`` is cancelled without an interrupt, for example by a timeout, the tasks continue unreported.
+    """
+    if LOOP.here:
+        return await coroutine
+    call = LOOP.begin(coroutine)
+    try:
+        return await call
+    except (asyncio.CancelledError, KeyboardInterrupt) as error:
+        if call.interrupted and (ids := open_ids()):
+            session.abandon(ids, cancel)
+        hide_frames(error)
+        raise
 
 
 def ids_of(what: object) -> list[str]:

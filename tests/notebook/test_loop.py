@@ -86,6 +86,24 @@ def test_a_coroutine_that_does_not_end_delays_an_interrupt_only_a_moment(loop: L
     assert took < 10, "a fifth of a second, on a machine that is not busy"
 
 
+def test_an_awaited_call_distinguishes_an_interrupt_from_a_timeout(loop: Loop) -> None:
+    calls = [loop.begin(asyncio.sleep(60)) for _ in range(3)]
+
+    async def time_out() -> None:
+        await asyncio.wait_for(calls[0], 0.05)
+
+    async def be_interrupted() -> None:
+        interrupt_in(0.2)
+        await asyncio.gather(*calls[1:])
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(time_out())
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(be_interrupted())
+    assert [call.interrupted for call in calls] == [False, True, True]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_call_from_the_loop_itself_is_refused(loop: Loop) -> None:
     async def ask() -> None:
         loop.call(asyncio.sleep(0))

@@ -857,6 +857,28 @@ class TestInAKernel:
         assert told.startswith("2 tasks are still running; `%nq cancel ")
         assert cells.run("print(len(tasks.cancel()))").stdout == "2\n"
 
+    @pytest.mark.parametrize(
+        ("how", "option"),
+        [
+            ("await asyncio.wait_for(tasks[0], 60)", True),
+            ("async for task in tasks.completed(60): pass", True),
+            ("async for task in tasks.completed(cancel_on_interrupt=True): pass", False),
+        ],
+    )
+    def test_an_interrupted_await_cancels_where_this_was_requested(self, cells: Kernel, how: str, option: bool) -> None:
+        running = "tasks = nq.map('resize', [30])\nwhile tasks.counts() != {'processing': 1}: time.sleep(0.01)"
+        cells.run(f"nq.cancel_on_interrupt = {option}\n{running}")
+        interrupted(cells, f"print('waits', flush=True)\n{how}", error="CancelledError", says_so=True)
+        assert cells.run("print(tasks[0].wait(30).label, nq.interrupted.ids == tasks.ids)").stdout == "cancelled True\n"
+
+    def test_a_timeout_around_an_await_is_not_an_interrupt(self, cells: Kernel) -> None:
+        running = "task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)"
+        cells.run(f"nq.cancel_on_interrupt = True\n{running}")
+        code = "try:\n    await asyncio.wait_for(task, 0.2)\nexcept asyncio.TimeoutError:\n    print('timed out')"
+        cell = cells.run(f"{code}\nawait asyncio.sleep(0.5)\nprint(task.status().label, task in nq.interrupted)")
+        assert cell.stdout == "timed out\nprocessing False\n"
+        assert cell.stderr == ""
+
     @pytest.mark.parametrize("cancels", [False, True])
     def test_an_interrupted_map_reports_or_cancels_the_submitted_tasks(self, cells: Kernel, cancels: bool) -> None:
         slowly = "def slowly():\n    yield from [30] * 100\n    time.sleep(0.2)\n    yield 30\n    yield 30\n"
