@@ -592,7 +592,8 @@ class TestStopping:
                     pass
 
         def ignores(job: Job, flag: str) -> None:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             Path(flag).touch()
             sum(range(10**12))
 
