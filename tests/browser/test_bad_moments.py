@@ -63,6 +63,7 @@ def test_after_a_kernel_restart_the_buttons_of_an_old_table_are_off(
     assert look.ended(task, 60)[0] is Status.CANCELLED
 
 
+@pytest.mark.full
 def test_after_a_kernel_crash_the_table_says_that_the_kernel_restarted(
     sheet: Callable[..., Sheet], look: Bucket
 ) -> None:

@@ -58,7 +58,8 @@ def test_run_all_with_magics_and_again_after_a_restart(app: App, sheet: Callable
     page.until(lambda: look.counts() == {"completed": 6, "deleted": 2})
 
 
-@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("app", ["lab", "notebook"])
 def test_run_all_with_nest(app: App, sheet: Callable[..., Sheet], look: Bucket) -> None:
     page = sheet(app, *NEST)
     page.run_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
 from browser.bucket import Bucket
 from browser.sheets import Sheet
 
@@ -19,6 +20,7 @@ print(sum(each in ("socket.connect", "socket.getaddrinfo") for each in calls), t
 """
 
 
+@pytest.mark.full
 def test_the_first_table_is_shown_quickly(sheet: Callable[..., Sheet], look: Bucket) -> None:
     look.submit("resize", {"path": "a.png"})
     page = sheet("lab", LOAD, "nq = %nq up\nnq.watch()")
