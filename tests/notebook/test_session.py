@@ -562,7 +562,9 @@ class TestMany:
         first, second = capsys.readouterr().err.splitlines()
         assert first.startswith("interrupted: 1 task was submitted to nobody; 2 had already been submitted")
         assert first.endswith(" and are not cancelled") is cancels
-        assert second.startswith("interrupted: 1 task is " if cancels else "3 tasks are still pending")
+        # On a busy machine, the states are not read in time.
+        expected = ("interrupted: 1 task is ",) if cancels else ("3 tasks are still pending", "up to 3 tasks are still")
+        assert second.startswith(expected)
 
     def test_payloads_are_read_on_the_callers_thread_and_accepted_tasks_are_kept(self, session: Session) -> None:
         def payloads() -> Iterator[int]:
