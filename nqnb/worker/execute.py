@@ -72,12 +72,16 @@ async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None
         run.handler = logs.captured(run.handler)
         logs.begin(run)
     run.executor = make_executor(run.handler, run.job)
+    run.executor.lapsed = run.lapsed
     timer = None
     if until:
         timer = asyncio.get_running_loop().call_later(until - backend.now(), run.stop, Stop.TIMEOUT)
     run.started = time.monotonic()
     try:
-        return await run.executor.run()
+        result = await run.executor.run()
+        if result.ended is Ended.STOPPED and run.why is None:
+            run.stop(Stop.LEASE)
+        return result
     finally:
         run.seconds, run.started = time.monotonic() - run.started, 0.0
         if run.watch is not None:

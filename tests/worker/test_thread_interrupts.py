@@ -335,3 +335,39 @@ async def test_a_task_whose_thread_cannot_be_interrupted_yet_is_stopping(
         gate.put(1)
         assert await task.wait(timeout=20) is Status.CANCELLED
         assert gate.mutex.acquire(timeout=30)
+
+
+async def test_a_thread_whose_lease_has_ended_does_not_call_the_handler() -> None:
+    called: list[Any] = []
+    late = executor(called.append)
+    # As if the process had been suspended before the thread began.
+    late.lapsed = lambda: True
+    result = await late.run()
+    assert (result.ended, called) == (Ended.STOPPED, [])
+
+
+async def test_a_task_whose_lease_ended_before_its_thread_began_runs_after_the_redelivery(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings, ack_wait=1.0)
+    began: list[int] = []
+    main = ThreadExecutor._main
+
+    def late(executor: ThreadExecutor) -> None:
+        began.append(len(called))
+        if len(began) == 1:
+            # As if the process had been suspended for longer than the lease.
+            executor.lapsed.__self__.beat -= 60.0  # type: ignore[attr-defined]  # it is a method of the run
+        main(executor)
+
+    called: list[int] = []
+
+    @worker.handler("work")
+    def work(job: Job) -> None:
+        called.append(job.attempt)
+
+    monkeypatch.setattr(ThreadExecutor, "_main", late)
+    async with worker:
+        task = await nq.submit("work")
+        assert await task.wait(timeout=20) is Status.COMPLETED
+    assert (began, called) == ([0, 0], [1])

@@ -47,6 +47,8 @@ class Executor(abc.ABC):
     """How the handler was stopped, as text for the cancel receipt."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
+        self.lapsed: Callable[[], bool] = lambda: False
+        """A function that returns whether the task's lease has ended. It can be called from any thread."""
         self._handler = handler
         self._job = job
         self._stopping = False

@@ -127,6 +127,9 @@ class ThreadExecutor(Executor):
         self._tell()
 
     def _call(self) -> Result:
+        if self.lapsed():
+            # The process was suspended after the worker had checked the lease. Another worker may run the task by now.
+            return Result(Ended.STOPPED)
         try:
             return Result(Ended.RETURNED, self._enter(self._handler.call(self._job)))
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, and its thread ends here
