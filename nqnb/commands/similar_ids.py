@@ -13,6 +13,8 @@ from nqnb.errors import NqnbError, UnknownTask
 T = TypeVar("T")
 
 _MAX_SUGGESTIONS = 3
+_MAX_UNKNOWN_IDS = 10
+"""If more ids are unknown, nothing is suggested, because all tasks are compared with each unknown id."""
 _LISTING_SECONDS = 2.0
 """The time limit for the listing of the tasks. If the listing takes longer, nothing is suggested."""
 _ADVICE = "Check the id and the server"
@@ -28,7 +30,7 @@ async def suggest_id(nq: Client, error: UnknownTask) -> UnknownTask:
 async def suggest_ids(nq: Client, outcomes: MutableMapping[str, T | NqnbError]) -> None:
     """Add suggestions to the `UnknownTask` errors among the outcomes, which are stored by task id."""
     unknown = {name: error for name, error in outcomes.items() if isinstance(error, UnknownTask)}
-    if unknown:
+    if 0 < len(unknown) <= _MAX_UNKNOWN_IDS:
         outcomes.update(zip(unknown, await _with_suggestions(nq, unknown.values()), strict=True))
 
 
