@@ -219,12 +219,12 @@ class TopApp(App[None]):
         for words, tone in cells:
             text.append("  " if text else "")
             style = view.tone(tone)
-            # The lines have other backgrounds than the table.
+            # Omit the background of the style, because these lines have a different background from the table.
             text.append(line(words, 300), Style(color=style.color, bold=style.bold) if tone else "")
         return text
 
     def _words(self) -> list[Cell]:
-        """Return the line above the keys, which shows the marks, the filter and the last message."""
+        """Return the line above the key bindings, which shows the marks, the filter and the last message."""
         cells = self._last_note()
         board = self._boards.get(self._tab)
         if board is not None:
@@ -543,7 +543,8 @@ async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Cal
         stopping.cancel()
     if app.return_code:
         raise NqnbError(
-            "`nqnb top` has ended: unexpected error in nqnb (see above). Start it again, and report the error."
+            "`nqnb top` has ended: an internal error occurred in nqnb. "
+            "Copy the traceback above into a bug report, and then start `nqnb top` again."
         )
 
 

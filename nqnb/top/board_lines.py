@@ -17,7 +17,7 @@ _WIDE_CELLS = 12
 
 
 class BoardLines:
-    """The rows of a board, as the source of a `LineView`. Call `read` repeatedly."""
+    """The rows of a board, as the source of a `LineView`. Call `read` repeatedly to keep the rows current."""
 
     def __init__(self, source: BoardSource) -> None:
         self.source = source

@@ -121,9 +121,9 @@ class TaskScreen(Screen[None]):
         """Show a task.
 
         Args:
-            head: the state of the task.
+            head: the heading, which shows the id and the state of the task.
             parts: the details of the task; see `nqnb.widgets.row_content.detail`.
-            note: the line above the keys.
+            note: the message to show in the line above the key bindings.
         """
         if self.lines:
             text = "\n".join(f"{clock(each.at)}  {each.text}" if each.at else each.text for each in self.lines)

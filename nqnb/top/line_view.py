@@ -45,7 +45,10 @@ class LineSource(Protocol):
         ...
 
     def lines(self, start: int, count: int, keep: Sequence[str]) -> tuple[Sequence[Column], list[TableLine]]:
-        """Return the columns, and the rows of one page. The rows whose keys are in ``keep`` keep their places."""
+        """Return the columns, and up to ``count`` rows from the index ``start`` on.
+
+        Rows whose keys are in ``keep`` keep their places.
+        """
         ...
 
     def empty(self) -> str:
@@ -56,7 +59,7 @@ class LineSource(Protocol):
 class LineView(ScrollView, can_focus=True):
     """A table with a cursor. The cursor stays with its row when rows move.
 
-    There is no cursor until the user chooses a row. This class escapes all text.
+    There is no cursor until the user chooses a row. Control characters in the text of cells are escaped.
     """
 
     DEFAULT_CSS = """
@@ -85,12 +88,12 @@ class LineView(ScrollView, can_focus=True):
     ]
 
     class Opened(Message):
-        """The message that the user has opened a row with a double click."""
+        """A message that is posted when the user opens a row with a double click."""
 
     def __init__(self, source: LineSource, id: str) -> None:
         super().__init__(id=id)
         self.marked: dict[str, None] = {}
-        """The keys of the rows that the user has marked, in their order."""
+        """The keys of the rows that the user has marked, in the order in which they were marked."""
         self.current: str | None = None
         """The key of the row that the cursor is on, or None if the user has not chosen a row."""
         self._source = source
@@ -98,7 +101,7 @@ class LineView(ScrollView, can_focus=True):
         self._lines: list[TableLine] = []
         self._top = 0
         self._last_index = -1
-        """The index of the line that had the cursor last."""
+        """The last known index of the cursor's row among the visible rows."""
         self._chose_at = 0.0
         self._longest: dict[Column, int] = {}
         """The width of the longest recent cell of each column."""

@@ -31,13 +31,16 @@ TONES = {
 """The tone of each state."""
 
 _QUOTED_OR_BACKSLASH = re.compile(r"""("(?:\\.|[^"\\])*"|'[^']*')|\\""")
-"""A part in quotation marks, or a backslash outside such parts."""
+"""A pattern for a part in quotation marks, or a backslash outside such parts."""
 ORDERS = (("activity", False), ("age", False), ("run", True), ("status", False), ("queue", False))
 """The columns by which the user can sort, and whether the order is descending."""
 
 
 class TaskLines:
-    """The tasks, as a listener of a `nqnb.widgets.task_feed.TaskFeed` and as the source of a `LineView`."""
+    """The tasks that ``nqnb top`` shows.
+
+    This object is a listener of a `nqnb.widgets.task_feed.TaskFeed`, and the source of a `LineView`.
+    """
 
     def __init__(self, queue: str | None = None) -> None:
         self.rows = Rows(queue=queue)
@@ -150,7 +153,8 @@ class TaskLines:
                 labels = [each for each in value.casefold().split(",") if each]
                 found = [state for state in STATES if any(state.label.startswith(each) for each in labels)]
                 states += found
-                # Without a known state, the word matches nothing. Otherwise, a misspelt state would match all tasks.
+                # If there is no such state, search for this part as text, which usually matches no task. If the part
+                # were ignored, a misspelt state would match all tasks.
                 words += [] if found else [part]
             elif key in known and is_key(key) and STANDARD.get(key) != "":
                 filters[key] = value

@@ -188,7 +188,7 @@ async def test_a_view_that_crashes_ends_with_an_error(nq: nqnb.Client, monkeypat
     run = TopApp.run_async
     monkeypatch.setattr(TopApp, "run_async", lambda self: run(self, headless=True))
     monkeypatch.setattr(TopApp, "_draw", broken)
-    with pytest.raises(nqnb.NqnbError, match="`nqnb top` has ended: unexpected error"):
+    with pytest.raises(nqnb.NqnbError, match="`nqnb top` has ended: an internal error"):
         await run_top(nq, None, dark=True, stopped=asyncio.Event().wait)
 
 
