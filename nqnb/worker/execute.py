@@ -38,7 +38,7 @@ async def execute(backend: Backend, worker: str, run: Run, logs: TaskLogs | None
     Args:
         backend: the worker's backend.
         worker: the worker's id.
-        run: the claimed task.
+        run: the run of the claimed task.
         logs: the task logs of the worker, or None if the worker does not store them.
     """
     if run.cancel is not None:

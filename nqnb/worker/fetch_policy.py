@@ -23,7 +23,10 @@ task for each unit of its weight.
 """
 
 _MOST_REFUSED = 3
-"""How many consecutive tasks may be refused, for example because of a limit, without counting towards the share."""
+"""How many consecutive tasks of a queue may be refused without counting towards the queue's share.
+
+A task is refused, for example, because of a limit.
+"""
 
 
 def check_queues(queues: object) -> dict[str, int]:
@@ -105,7 +108,7 @@ class Shares:
         self._weights = weights
         self._passes = dict.fromkeys(weights, 0.0)
         self._now = 0.0
-        """The highest value so far of the lowest pass among the queues that took part in a division."""
+        """The lowest pass of the queues that took part in the last division, but never less than an earlier value."""
         self._empty: set[str] = set(weights)
         """The queues that had no task when they were last asked."""
 
@@ -189,8 +192,8 @@ class FetchPolicy:
     def ended(self, queue: str, *, started: bool) -> None:
         """Record that a fetched task is no longer registered. A task that did not start does not count for the shares.
 
-        However, if more than `_MOST_REFUSED` tasks of a queue in a row do not start, the further ones count. Otherwise,
-        requests to this queue would take the turns of the other queues.
+        However, if more than `_MOST_REFUSED` consecutive tasks of a queue do not start, the additional tasks do count.
+        Otherwise, requests to this queue would take the turns of the other queues.
         """
         self._refused[queue] = 0 if started else self._refused[queue] + 1
         if self._shares is not None and 0 < self._refused[queue] <= _MOST_REFUSED:

@@ -79,7 +79,7 @@ class Handler:
 
 
 def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
-    """Validate and return a value of the option ``concurrency``.
+    """Validate and return a value for the ``concurrency`` option.
 
     Args:
         concurrency: the value.
@@ -295,7 +295,10 @@ def result_type(function: Callable[..., Any]) -> Any:
 
 
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that has the annotations of a callable: a partial, a method or an object with `__call__`."""
+    """Return the function that holds the annotations of a callable.
+
+    The callable may be a function, a method, a partial or an object with `__call__`.
+    """
     while isinstance(function, functools.partial):
         function = function.func
     try:
@@ -306,7 +309,9 @@ def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _written_annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a function. Names that are not defined may be forward references or text.
+    """Return a dict that maps the parameters of a function (and ``return``) to their annotations.
+
+    An annotation that contains an undefined name may be a string or a forward reference.
 
     Raises:
         Exception: an annotation was evaluated, and raised this error.

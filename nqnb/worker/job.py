@@ -157,7 +157,9 @@ class Job:
             raise JobCancelled(f"task {self.id} is being stopped: let this exception end the handler")
 
     def wait(self, seconds: Duration) -> None:
-        """Sleep, but wake up as soon as the handler must stop. Do not call this in an ``async def`` handler: it blocks.
+        """Sleep, but wake up as soon as the handler must stop.
+
+        Do not call this method in an ``async def`` handler, because the method blocks the event loop.
 
         Args:
             seconds: the time to sleep, in seconds or as a timedelta. Negative values count as 0.

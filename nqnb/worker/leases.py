@@ -37,7 +37,7 @@ class LeaseKeeper:
         worker_id: the worker's id.
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        presence: the writer of the worker's presence. A renewed lease counts from the last write of the presence.
+        presence: the writer of the worker's presence. A renewed lease begins at the time of the last presence write.
         limiter: the object that enforces the limits of the worker's queues.
     """
 
@@ -59,18 +59,18 @@ class LeaseKeeper:
         self._recreating: set[str] = set()
         """The queues whose consumers are being recreated."""
         self._refused: set[str] = set()
-        """The queues for which a log line says that the server refuses renewals."""
+        """The queues for which the worker has already logged that the server refuses to renew leases."""
 
     async def beat_all(self, before: float = math.inf) -> None:
         """Send a heartbeat for each run whose last heartbeat is older than ``before`` (on the `elapsed` clock)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
-        # The bucket of the limits may not answer, which must not delay the renewals or a recovery.
+        # Do not wait for this check: if the bucket of the limits is unavailable, the renewals must not be delayed.
         self._limiter.check_slots()
         orphans = await self._renew(runs, before)
         if orphans:
-            # While all slots are taken, nothing is pulled, so nothing else would notice that the consumer is gone.
+            # While all slots are taken, the worker pulls no tasks, so only a renewal notices that the consumer is gone.
             for pull in self._pulls:
                 if any(run.delivery.queue == pull.queue for run in orphans):
                     await self._recreate_consumer(pull)

@@ -41,7 +41,8 @@ _TURN_SHARE = 0.1
 _LONGEST_TURN_SECONDS = 1.0
 """The time between two attempts to take the slot of a serial key, for which the waiting tasks take turns.
 
-The time is a share of the time since the first attempt, within the shortest and the longest time.
+The time is `_TURN_SHARE` of the time since the first failed attempt, but at least `_TURN_SECONDS` and at most
+`_LONGEST_TURN_SECONDS`.
 """
 _LONGEST_CLOSED_SECONDS = 5.0
 """The longest time for which a rate limit stops fetching. The worker then tries again: the limit may have changed."""
@@ -66,10 +67,10 @@ class _Gate:
     batch: int = 0
     """The number of starts that were reserved last."""
     since: float = 0.0
-    """The time at which the counting of starts in ``taken`` began, on the `elapsed` clock."""
+    """The time at which the current period of ``taken`` began, on the `elapsed` clock."""
     taken: int = 0
     before: int = 0
-    """The number of starts that tasks have used in the current (taken) and previous (before) `BATCH_SECONDS`."""
+    """The number of starts that tasks used in the current (``taken``) and the previous (``before``) `BATCH_SECONDS`."""
     waiting: int = 0
     """The number of fetched tasks that are waiting for a start."""
     closed_until: float = 0.0
@@ -149,8 +150,10 @@ class Limiter:
         self._gates: dict[str, _Gate] = {queue: _Gate() for queue in pulls}
         self._lines: dict[str, _Line] = {}
         self._lines_full_at = _MANY_LINES
-        """The number of lines above which empty lines are discarded. It grows with the number of lines that are kept,
-        so that the time for each new line does not.
+        """The number of lines above which empty lines are discarded.
+
+        This number grows with the number of lines that are kept. Otherwise, each new line would cause a search of all
+        lines.
         """
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._watch = HolderWatch(backend, worker_id, runs)
@@ -176,7 +179,7 @@ class Limiter:
         return room
 
     async def enter(self, run: Run, limits: QueueLimits | None) -> bool:
-        """Wait until a fetched task may start, and take its slots. If it would have to wait too long, nak its message.
+        """Wait until a fetched task may start, and take its slots. If the wait would be too long, nak the message.
 
         Returns:
             Whether the task may be claimed. If not, the message was nak'ed.
@@ -262,7 +265,7 @@ class Limiter:
         return gate
 
     async def _take_start(self, gate: _Gate, run: Run, rate: float) -> float:
-        """Wait for the next start of a queue, and return 0. If it is too far away, return the delay for a nak."""
+        """Wait for a queue's next start, and return 0. If the wait would be too long, return the delay for a nak."""
         queue, ahead = run.delivery.queue, min(_LONGEST_WAIT_SECONDS, run.ack_wait / 4)
         gate.waiting += 1
         try:
@@ -274,8 +277,7 @@ class Limiter:
                         # Spread the redeliveries, so that the workers do not all retry at the same time.
                         early = ahead * random.uniform(0, 0.9)  # noqa: S311  only spreads requests
                         delay = max(0.01, first - self._backend.now() - early)
-                        # A message that is not redelivered for longer may count as lost; see
-                        # `nqnb.jetstream.lost_messages`.
+                        # With a longer delay, the message may count as lost; see `nqnb.jetstream.lost_messages`.
                         delay = min(delay, _LONGEST_CLOSED_SECONDS, run.ack_wait)
                         self._close(queue, delay)
                         return delay

@@ -6,7 +6,7 @@ still running them. The `Pulse` of the loop shows whether the loop is blocked. A
 long messages may have been waiting to be read. While the loop is blocked, the `Guard` writes the presence and renews
 the leases over a separate connection. The guard also stops handlers in threads whose tasks were cancelled or whose
 leases have run out: it sets ``job.cancelled``, and raises `JobCancelled` in the thread after the handler's ``grace``.
-Other coroutines and processes are stopped after the block, when the worker also records all outcomes.
+Coroutines and handlers in processes are stopped after the block, when the worker also records all outcomes.
 
 The guard cannot help while a long C call holds the interpreter lock or the process is suspended, because no Python
 thread can run. Leases that run out during such a pause are not renewed.
@@ -41,7 +41,7 @@ log = logging.getLogger("nqnb.worker")
 TICKS = 24
 """The number of pulse ticks in one ack wait."""
 MOST_MISSED_TICKS = 3
-"""The number of ticks (an eighth of the ack wait) that a loop must miss before the loop counts as blocked."""
+"""The number of ticks that a loop must miss to count as blocked. These ticks take an eighth of the ack wait."""
 _SHORTEST_LOGGED_SECONDS = 1.0
 """The minimum duration of a block that is logged as a warning."""
 _RETRY_SECONDS = 30.0
@@ -218,7 +218,10 @@ class Guard:
             self._blocked_since = now - blocked
 
     def _stop_threads(self, now: float) -> None:
-        """Stop the handlers in threads that the blocked loop cannot stop, and set ``job.cancelled`` of the others."""
+        """Stop handlers in threads on behalf of the blocked loop.
+
+        Stop each handler whose stop flag is set. If the lease of a run has run out, set the stop flag first.
+        """
         assert self._worker_loop is not None  # noqa: S101  for the type checker: start() has set it
         for run in list(self._runs.values()):
             job, executor = run.job, run.executor
@@ -341,9 +344,7 @@ class Guard:
 
     def _warn(self, blocked: float) -> None:
         place = Place.of(self._pulse.thread)
-        cure = (
-            "The machine is overloaded, or a thread does not release the interpreter: run fewer tasks at the same time"
-        )
+        cure = "The machine is overloaded, or a thread holds the interpreter lock: run fewer tasks at the same time"
         if place is None:
             what = "is getting no CPU time because other threads or processes are using it"
         elif place.ours:
@@ -355,7 +356,7 @@ class Guard:
                 "`await asyncio.to_thread(...)`"
             )
         connected = self._connection is not None and self._connection.connected
-        leases = "Leases are renewed" if connected else f"Leases will run out ({self._trouble or 'the server is away'})"
+        leases = "Leases are renewed" if connected else f"Leases will run out ({self._trouble or 'no connection'})"
         self._log(
             logging.WARNING,
             "worker %s: the event loop has not run for %.1f s: it %s. %s. Timeouts and other coroutines must wait, and "

@@ -132,7 +132,7 @@ def _hopeless(run: Run, result: Result, delay: float) -> bool:
 def _too_late(run: Run, delay: float) -> bool:
     """Return whether the deadline has stopped the run, or will have passed in ``delay`` seconds."""
     if run.why is Stop.TIMEOUT and run.ends_at_deadline:
-        # The server's time is only estimated. By now, the estimate may be earlier than when the run started.
+        # The server's time is only estimated, so the current estimate may be before the deadline again.
         return True
     return bool(run.entry.Deadline) and run.delivery.now() + delay >= run.entry.Deadline
 

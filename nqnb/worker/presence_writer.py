@@ -1,4 +1,4 @@
-"""Write the presence of a worker: an entry that shows that the worker is alive, and lists its running tasks."""
+"""Write a worker's presence entry, which shows that the worker is alive and lists its running tasks."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class PresenceWriter:
             try:
                 await self._backend.move_presence()
             except ServerRefused:
-                # The worker's user lacks the permission. The presence is written again once there is room.
+                # The worker's user has no permission to move the bucket. A later write succeeds once there is room.
                 raise full from None
             await self._write_once()
         except Unavailable:

@@ -175,7 +175,7 @@ class _RecordHandler(logging.Handler):
 
 
 _process_logger: LineLogger | None = None
-"""The logger of the task of this process, or None if this process is not a handler's own process."""
+"""In a process that was started for a handler, the logger of the current task. In other processes, None."""
 
 
 class Records:

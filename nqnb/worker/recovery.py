@@ -131,7 +131,7 @@ class Recovery:
             self._backend.outage.began(f"the connection to {where} was lost{self._what_continues()}")
         self.active = True
         if self._task is not None:
-            # The last step of a recovery cannot fail, so the recovery would succeed although the connection is lost.
+            # The last step of a recovery cannot fail, so the recovery would succeed even if the connection is lost.
             self._task.cancel()
         for pull in self._pulls:
             pull.reset()
@@ -192,8 +192,8 @@ class Recovery:
     async def _birth_of_new_stream(self, queue: str) -> float:
         """Return the creation time of a queue's stream if the stream has been recreated, or 0 otherwise.
 
-        The creation time of the original stream is not returned, because it must not be compared with the times of
-        deliveries: they may come from the clocks of different servers.
+        The creation time of the original stream is not returned. That time must not be compared with the times of
+        deliveries, because the clocks of different servers may have set these times.
         """
         born = await self._backend.queue_created_at(queue)
         # Infinity means that the stream does not exist at the moment.

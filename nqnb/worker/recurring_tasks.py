@@ -1,9 +1,9 @@
 """Submit the recurring tasks of a worker's queues when they are due.
 
 Only the workers of a schedule's queue fire the schedule (submit its task), because they have the permissions for the
-queue. Without a worker, a task would only wait. When a worker starts later, the schedule's option ``missed`` determines
-how the missed times are handled. All workers of the queue try to fire the schedule at each scheduled time, and
-`nqnb.protocol.recurring.fire` ensures that only one task is created.
+queue. A queue without workers gets no recurring tasks, because no worker could run them. When a worker starts later,
+the schedule's option ``missed`` determines how the missed times are handled. All workers of the queue try to fire the
+schedule at each scheduled time, and `nqnb.protocol.recurring.fire` ensures that only one task is created.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger("nqnb.worker")
 _LOOK_SECONDS = 5.0
 """The maximum number of seconds between two checks for changed schedules. A check is one request."""
 _RETRY_SECONDS = 5.0
-"""Seconds until a failed firing or a refused check is repeated."""
+"""Seconds until a failed firing or a failed check is repeated."""
 _SPREAD_SECONDS = 0.2
 """The maximum random delay of a firing. After the first worker has fired, the other workers have nothing left to do."""
 _FIRINGS_AT_ONCE = 10
@@ -58,14 +58,18 @@ class RecurringTasks:
         self._position: tuple[int, str] = (0, "")
         """The revision of the last change to a schedule that this worker has read, and the bucket's creation time."""
         self._latest = 0.0
-        """The latest server time at which the worker has checked the schedules since the server's clock went back."""
+        """The latest server time at which the schedules were checked. A clock that goes back resets this time."""
         self._due: dict[str, float] = {}
-        """The next scheduled time of each schedule of the worker's queues that is not paused, by name.
+        """A dict that maps the name of each schedule to its next scheduled time.
 
-        The time is 0 if the next time must be computed again, because the server's clock was ahead.
+        The dict contains only unpaused schedules of the worker's queues. A time of 0 means that the next time must be
+        computed again, because the server's clock was ahead.
         """
         self._told: dict[str, str] = {}
-        """The last logged error of each schedule, by name; the name is empty for the check for changed schedules."""
+        """A dict that maps the name of each schedule to the last error that was logged for the schedule.
+
+        The empty name stands for the check for changed schedules.
+        """
 
     async def run(self) -> None:
         """Fire the schedules that are due. Continue until cancelled."""

@@ -1,4 +1,4 @@
-"""A task that is registered in a worker: the protocol's `Attempt`, the handler, and the executor that runs it."""
+"""A run of a task in a worker: the protocol's `Attempt`, the handler, and the executor that runs the handler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _SLOT_SHARE = PRESENCE_SHARE - 0.02
 
 
 class Run(Attempt):
-    """A task that is registered in a worker, from its delivery until its outcome is recorded.
+    """A run of a task in a worker, from the delivery of the task until the outcome of the run is recorded.
+
+    A run combines the protocol's `Attempt`, the handler, and the executor that runs the handler.
 
     Args:
         delivery: the delivery of the task.
@@ -87,7 +89,8 @@ class Run(Attempt):
     def adopt(self, delivery: TaskDelivery) -> None:
         """Switch to a newer delivery of the same message; see `Attempt.adopt`.
 
-        If the run holds a slot, its lease is not extended, because others judge the slot by the worker's presence.
+        If the run holds a slot, the run's lease is not extended, because other workers use this worker's presence to
+        decide whether the slot is still held.
         """
         beat = self.beat
         super().adopt(delivery)

@@ -44,14 +44,14 @@ from nqnb.worker.task_logs import TaskLogs
 log = logging.getLogger("nqnb.worker")
 
 MAX_BLOCK_SECONDS = 60.0
-"""A worker must be restarted if its event loop is blocked for longer than this.
+"""The number of seconds for which the event loop may be blocked before the worker must be restarted.
 
-Until then, the guard renews its leases.
+During a block, the guard renews the worker's leases.
 """
 MAX_OUTAGE_SECONDS = 300.0
-"""A worker must be restarted if it cannot reconnect for longer than this.
+"""The number of seconds for which the connection may be lost before the worker must be restarted.
 
-By then, the leases of its tasks have run out.
+By then, the leases of the worker's tasks have run out.
 """
 _GOODBYE_TIMEOUT_SECONDS = 2.0
 """The time limit for removing the presence. If the removal fails, other workers wait until the presence expires."""
@@ -148,7 +148,7 @@ class Runtime:
         return 0 if resting else self._slots() - len(self.runs)
 
     def free_for(self, queue: str) -> int:
-        """Return the number of tasks that may now be fetched from a queue, according to the slots and its limits."""
+        """Return how many tasks may now be fetched from a queue, given the free slots and the queue's limits."""
         limits = self._pulls[queue].limits
         return self._slots_for(queue) if limits is None else self._limiter.room(queue, limits)
 
@@ -412,9 +412,10 @@ class Runtime:
                 run.span.end()
 
     def cancelled_but_running(self) -> dict[str, float]:
-        """Return how many seconds ago the oldest cancel of a task whose code is still running was requested, by queue.
+        """Return a dict that maps each queue to the age of its oldest cancel request that has not taken effect.
 
-        Queues without such a task are left out. Any thread may call this method.
+        Such a request concerns a task whose code is still running in this worker. The age is in seconds. Queues without
+        such a request are left out. Any thread may call this method.
         """
         oldest: dict[str, float] = {}
         now = self.backend.now()
@@ -479,7 +480,7 @@ class Runtime:
                 pause = interval
                 continue
             # A server does not answer while it deletes a bucket, and leases must not wait for that. So the write is
-            # soon repeated, even if the first is still pending. Both use one connection, which preserves their order.
+            # soon repeated, even if the first write is still pending. The connection preserves the order of the writes.
             asked, refresh = elapsed(), spawn(self._presence.refresh())
             await asyncio.wait({refresh}, timeout=interval / 2)
             fresh = refresh.done() and refresh.result()

@@ -71,7 +71,7 @@ class ServiceManager:
 
 
 def _watchdog_interval() -> float | None:
-    """Return half of the unit's ``WatchdogSec`` as the number of seconds between two reports, or None without it.
+    """Return the number of seconds between two reports: half of the unit's ``WatchdogSec``, or None if it is not set.
 
     ``WATCHDOG_PID`` is ignored, because with ``nqnb worker --processes``, it is the id of the workers' parent process.
     """

@@ -1,7 +1,7 @@
 """Store task logs: while tasks run, the lines that their handlers print and log go to a stream on the server.
 
-Printed lines are captured as in notebooks; see `nqnb.worker.print_capture`. Records of `logging` are captured by a
-`logging` handler of the root logger.
+Printed lines are captured as in notebooks; see `nqnb.worker.print_capture`. Log records are captured by a `logging`
+handler on the root logger.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger("nqnb.worker")
 FLUSH_SECONDS = 0.25
 """The time between two writes of a task's log."""
 SLOW_SECONDS = 5.0
-"""The time between two writes once a task has written `FAST_PARTS` parts, so that a slow log does not push its own
-beginning out of the stream."""
+"""The time between two writes once a task has written `FAST_PARTS` parts. The server keeps a limited number of parts of
+each log, and with frequent writes, the first parts of a long log would soon be removed."""
 FAST_PARTS = 64
 MAX_PART_CHARACTERS = 32_000
-"""The maximum size of one part, which is the result of one write. If there are more lines, the oldest are dropped."""
+"""The maximum number of characters in a part. Each write stores one part. The oldest lines are dropped if necessary."""
 _LAST_WRITE_SECONDS = 1.0
 """How long the outcome of a task waits for the last part of its log."""
 
@@ -58,7 +58,7 @@ class TaskLogs:
         self._worker = worker
         self._logs: dict[Run, _RunLog] = {}
         self._handlers: dict[int, tuple[Handler, Handler]] = {}
-        """The wrapped handler of each handler, by the handler's identity."""
+        """A dict that maps the ``id()`` of each handler to the handler and to its wrapped copy."""
         self._failed = False
         """Whether the last part could not be stored."""
         self._open = False

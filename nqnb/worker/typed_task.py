@@ -108,7 +108,8 @@ class TaskFunction(Generic[Arguments, Returned, P, R]):
     """
 
     def __init__(self, queue: str, function: Callable[Arguments, Returned]) -> None:
-        functools.update_wrapper(self, function)  # this copies the function's attributes, which may have our names
+        # This copies the function's attributes, so set our attributes later: the names may be the same.
+        functools.update_wrapper(self, function)
         self.queue = queue
         self._function = function
         self._kind = result_type(function)

@@ -66,13 +66,13 @@ class Worker:
         queues: how the queues share the worker while it is busy. ``{"high": 6, "default": 3, "low": 1}`` gives each
             queue a weight: of ten tasks that start, six are from ``high``. If a queue has no tasks, its share goes to
             the other queues. A list, such as ``["high", "low"]``, sets a strict order: a task of ``low`` starts only if
-            ``high`` has no waiting tasks. The default is a strict order: that in which the handlers were registered.
+            ``high`` has no waiting tasks. By default, the queues are served in strict order of registration.
         shutdown_timeout: how long a stopping worker waits for its tasks to finish, in seconds or as a timedelta. Tasks
             that are still running after that time are stopped, and the server redelivers them.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
-        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost, which is also an
-            option of NQ. By default, the worker waits for the server, and stops only tasks whose leases have run out.
+        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost. NQ has the same
+            option. By default, the worker waits for the server, and stops only tasks whose leases have run out.
         progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. If
             so, a loop that reports progress stops at the next report.
         store: the store for task states. The default is the bucket ``nq-store``.
@@ -82,7 +82,7 @@ class Worker:
         health: the port on which the worker answers health checks while it runs, or an address such as
             ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
             receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
-        task_logs: whether to store what handlers print and log in the stream ``nq-logs``, where `Client.logs` reads it.
+        task_logs: whether to store what handlers print and log in the stream ``nq-logs``, which `Client.logs` reads.
             Printed text then no longer goes to the worker's output. Task logs are off by default, because storing them
             adds writes for each task that prints, uses storage on the server, and requires permission to create and
             write the stream.
@@ -263,8 +263,13 @@ class Worker:
 
         Call this method on the worker's event loop.
 
+        Args:
+            handler: the new handler of the queue ``handler.queue``.
+            concurrency: the new maximum number of tasks that the worker runs at the same time.
+
         Raises:
-            InvalidHandler: the worker does not serve the handler's queue.
+            BadInput: ``concurrency`` is invalid.
+            InvalidHandler: ``handler`` is not a `Handler`, or the worker does not serve the handler's queue.
         """
         if not isinstance(handler, Handler):
             raise InvalidHandler(
@@ -347,7 +352,8 @@ class Worker:
             await self._connect(self._open_endpoints())
             self.state = State.RUNNING
         except BaseException:
-            # The server may still have a consumer for the cancels of this id, which a second start would not use.
+            # The server may still have the cancel consumer of this id, which delivers to the failed start. With another
+            # id, the next start creates its own consumer.
             self.id = _new_id()
             await self._close_endpoints()
             raise
@@ -370,7 +376,7 @@ class Worker:
     def _open_endpoints(self) -> WorkerMetrics | None:
         """Start serving the metrics and the health checks. Return the metrics, or None if they are not served."""
         metrics = None
-        # Importing an HTTP server takes milliseconds.
+        # Import late, because importing an HTTP server takes milliseconds.
         if self.metrics is not None:
             from nqnb.metrics.endpoint import MetricsEndpoint
 
@@ -407,7 +413,7 @@ class Worker:
         )
 
     async def _connect(self, metrics: WorkerMetrics | None) -> None:
-        # Import nats only to connect.
+        # Import late, because these modules import nats, which is needed only to connect.
         from nqnb.jetstream.backend import Backend
         from nqnb.server.server_choice import resolved
         from nqnb.worker.runtime import Runtime
@@ -521,20 +527,21 @@ class Worker:
         manager = ServiceManager()
         with manager.hidden() if self.dedicated else contextlib.nullcontext():
             await self._start()
-            # Before the signal handlers are installed, SIGTERM would kill the worker, so it is not reported as ready.
+            # Report that the worker is ready only after `_signals` has installed the signal handlers. Until then,
+            # SIGTERM would kill the worker.
             with self._signals(), manager.reporting(f"serving {', '.join(self.handlers)}"):
                 try:
                     self._log_start()
                     with _frozen() if self.dedicated else contextlib.nullcontext():
                         await self.ended()
                 finally:
-                    # Another call of `stop` closes the connection, too.
+                    # If `stop` or `request_stop` was called, a closed connection is not a failure.
                     failed = not self._is_leaving()
                     await self.stop()
         if failed and self._runtime is not None and self._runtime.crashed:
             raise ConnectionFailed(
-                "the worker has stopped: an internal error in nqnb occurred. "
-                "Report the traceback in the worker's log, and then start the worker again."
+                "the worker has stopped: an internal error occurred in nqnb. "
+                "Copy the traceback from the worker's log into a bug report, and then start the worker again."
             )
         if failed:
             raise ConnectionFailed(
@@ -551,14 +558,14 @@ class Worker:
 
         If the worker is not running, this method starts it, and stops it at the end. If another call is starting the
         worker, this method waits until the worker has started. If `stop` or `request_stop` is called, this method
-        returns although tasks remain.
+        returns even if tasks remain.
 
         Raises:
             ConnectionFailed: the connection was lost permanently, or an internal error in nqnb has stopped the worker.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
         if self.state is not State.RUNNING:
-            # A task that was just created for `serve` must start the worker before this method does.
+            # If an asyncio task was just created for `serve`, that task must start the worker, and not this method.
             await asyncio.sleep(0)
         while self.state is State.STARTING:
             await self._start_ended.wait()
@@ -586,7 +593,10 @@ class Worker:
         return self.state is not State.RUNNING or self._stop.is_set()
 
     def pause(self) -> None:
-        """Stop pulling tasks until the worker is restarted, but let the running tasks continue. SIGTSTP calls this."""
+        """Stop pulling tasks until the worker is restarted, but let the running tasks continue.
+
+        SIGTSTP calls this method.
+        """
         if self._runtime is not None:
             self._runtime.pause()
 

@@ -767,7 +767,7 @@ async def test_serve_names_an_internal_error_and_does_not_blame_the_connection(
         raise RuntimeError("broken")
 
     monkeypatch.setattr(FetchPolicy, "step", broken)
-    with pytest.raises(nqnb.ConnectionFailed, match="internal error in nqnb") as raised:
+    with pytest.raises(nqnb.ConnectionFailed, match="an internal error occurred in nqnb") as raised:
         await asyncio.wait_for(worker.serve(), 30)
     assert "was lost" not in str(raised.value)
     assert "Check the server" not in str(raised.value)

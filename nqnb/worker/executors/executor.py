@@ -85,7 +85,8 @@ class Executor(abc.ABC):
     def stop_aside(self) -> None:  # noqa: B027  by default, only the blocked loop can stop a handler
         """Attempt to stop the handler while the worker's event loop is blocked. The caller has set the job's stop flag.
 
-        This method is called on another event loop, which repeats an attempt that is not safe yet.
+        This method is called on the guard's event loop. If the handler cannot be stopped safely yet, another attempt is
+        made later on that loop.
         """
 
     @abc.abstractmethod

@@ -8,8 +8,8 @@ text, part)`` for a value that JSON cannot represent, or ``("failed", …)`` wit
 modules in the worker.
 
 If the worker allows this process to be reused, the process then sends ``("ready",)``, and waits for another task of the
-same handler. The process exits instead after a stop, after an exception such as `SystemExit`, or if the handler has
-left child processes running. A waiting process exits when it receives the empty frame `NO_MORE_TASKS`.
+same handler. However, after a stop or an exception such as `SystemExit`, or if the handler has left child processes
+running, the process exits. A waiting process exits when it receives the empty frame `NO_MORE_TASKS`.
 
 To stop the handler, the worker sends SIGINT. The signal raises `JobCancelled` once in a plain function, and cancels a
 coroutine.
@@ -193,7 +193,7 @@ class _Runner:
     def run(self) -> bool:
         """Run the handler, and send its outcome. Return whether this process must wait for another task."""
         signal.signal(signal.SIGINT, self._interrupt)
-        # A signal raises at most one exception. If it misses the inner `except`, the outer one catches it.
+        # A signal raises at most one exception. If `_outcome` does not catch this exception, the `except` below does.
         try:
             outcome = self._outcome()
         except JobCancelled as error:
@@ -336,7 +336,7 @@ def _return(value: Any) -> tuple[Any, ...]:
         return (
             "unencodable",
             f"the result is too large: it has {len(data):,} bytes, more than any server accepts. "
-            "Store it elsewhere, and return its path.",
+            "Store the result elsewhere, and return its path.",
             "result",
         )
     return "returned", data, isinstance(value, (bytes, bytearray, memoryview))

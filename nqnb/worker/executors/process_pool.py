@@ -49,7 +49,11 @@ A supervisor needs up to 4 s.
 _CLOSE_TIMEOUT_SECONDS = 7.0
 """How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
-"""Seconds between two checks that the supervisor is alive. A fork may keep the pipe of a dead supervisor open."""
+"""Seconds between two checks that the supervisor is alive.
+
+Waiting for the end of the pipe is not enough, because another forked process may keep the pipe of a dead supervisor
+open.
+"""
 _COLLECT_TIMEOUT_SECONDS = 1.0
 """How long a supervisor may take to exit after its last report. After this time, the worker kills the supervisor."""
 _MOST_FRAME_BYTES = 2 * MOST_RESULT_BYTES
@@ -160,8 +164,8 @@ class Spares:
         """Change how many processes to keep. Missing processes are started by `fill`, or when the next task starts.
 
         Args:
-            wanted: how many more idle processes to start before a task needs them. It may be negative.
-            most: how many more idle and running processes are allowed in total. It may be negative.
+            wanted: how many more idle processes to start before a task needs them. The number may be negative.
+            most: how many more idle and running processes are allowed in total. The number may be negative.
         """
         self._wanted += wanted
         self._most += most
@@ -568,7 +572,7 @@ class SpawnedSupervisor:
 def environment() -> dict[str, str]:
     """Return a copy of the environment variables for `os.posix_spawn`.
 
-    `os.posix_spawn` can fail if it receives ``os.environ`` itself and another thread changes it during the call.
+    `os.posix_spawn` can fail if it receives ``os.environ`` itself and another thread changes the variables meanwhile.
     """
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
@@ -581,7 +585,7 @@ def _copy_high(descriptor: int) -> int:
 
 def _spawn(command: list[str], descriptors: dict[int, int]) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in descriptors.items()]
-    # Python ignores these signals; other programs do not.
+    # Python ignores these signals, and a child process would inherit this. Restore their default actions.
     default = (signal.SIGPIPE, signal.SIGXFSZ)
     variables = environment()
     try:

@@ -290,7 +290,7 @@ class _Due:
                 CHECKS.append(self._print_trap)
 
     def has(self, thread_id: int, base: FrameType) -> bool:
-        """Return whether the trap is still waiting for this thread to log or to wait, in order to stop it there."""
+        """Return whether the thread must still stop itself when it next logs, prints or waits."""
         return self._bases.get(thread_id) is base
 
     def remove(self, thread_id: int, base: FrameType) -> None:
@@ -313,7 +313,8 @@ def _trap(
     """Wrap a function. In a thread that must stop, the wrapper raises `JobCancelled` if this is safe.
 
     Args:
-        due: for each thread that must stop, the frame that calls the handler. A thread that stops itself is removed.
+        due: a dict that maps the identifier of each thread that must stop to the frame that calls the handler. The
+            wrapper removes the thread when it raises the exception.
         before: the function to wrap.
         is_harmless: a function that returns whether a frame of guarded code between the handler and ``before`` would
             release all its locks after an exception.
