@@ -1,7 +1,7 @@
 """The source of a task: the notebook, the cell and the kernel that submitted the task.
 
-The source is stored with the task. The contents of strings and the arguments of magics are left out, because they may
-contain secrets or paths.
+The source, which includes the first line of the cell, is stored with the task. The contents of strings and the
+arguments of magics are removed from this line, because they may contain secrets or paths.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Pump:
             return False
         session = self._kernel.session
         try:
-            # Only peek: a signature can be checked only once, and `_handle` does that.
+            # Read only the type. The signature, which can be checked only once, is checked by `_handle`.
             _, frames = session.feed_identities(arguments[0], copy=False)
             return session.unpack(frames[1].bytes)["msg_type"] in _WIDGET_MESSAGES
         except Exception:  # noqa: BLE001  the kernel itself reports unreadable messages

@@ -42,7 +42,7 @@ _LOAD_SECONDS = 5.0
 _EARLY_SECONDS = 0.3
 """How long a read waits for the feed if the card already shows the records of a few tasks."""
 _UNREAD_SECONDS = 30.0
-"""How long a card that is not read stays subscribed. A card on a page is read once a second."""
+"""How long a card stays subscribed to the feed without being read. A visible card is read once a second."""
 _MAX_QUEUES = 10
 """The maximum number of queues that are checked for workers."""
 _MAX_GROUPS = 50
@@ -60,7 +60,7 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
         client: the client of the session.
         feed: the feed of the session's live tables.
         what: a queue, tasks in any form that `Session.cancel` accepts, or None for all tasks.
-        start: show only tasks that were submitted after this time, in Unix seconds.
+        start: show only tasks that were submitted after this time, in Unix seconds. If None, show all tasks.
     """
     queue = names.check_queue(what) if isinstance(what, str) else None
     ids = None if what is None or queue is not None else frozenset(ids_of(what))
@@ -89,7 +89,7 @@ def failure_board(client: Client, feed: TableFeed, what: object, start: float | 
 
 
 class _Tasks:
-    """The tasks of a card. Call `show_early` first, on any thread. Make all later calls on the loop.
+    """The tasks of a card. Call `show_early` first, on any thread. Call all other methods on nqnb's loop.
 
     The card follows the feed only while a page is reading the card, because a page may not report that a card was
     removed or hidden.
@@ -112,14 +112,15 @@ class _Tasks:
         self._groups: dict[str, dict[str, TaskInfo]] = {}
         """The failed tasks of each group, by the group's id."""
         self._made: dict[str, FailureGroup] = {}
-        """The groups that have not changed since they were last shown."""
+        """A cache of the groups that have not changed since they were last shown, by the group's id."""
         self._requeued: set[str] = set()
         """The tasks that were requeued with a button, so that a second click does not requeue them again."""
         self._marks: dict[str, tuple[int, str]] = {}
         """For each failed task, its number and its group. For each open task, its number and an empty string.
 
-        Tasks are numbered in the order in which the card first counted them as failed or as open. A question covers the
-        tasks up to the highest number at that time. The tasks keep their numbers when they are read again.
+        Tasks are numbered in the order in which the card first counted them as failed or as open. A confirmation
+        question covers all tasks up to the highest number that existed when the question was created. The tasks keep
+        their numbers when they are read again.
         """
         self._last_mark = 0
         self._ends: list[float] = []
@@ -166,7 +167,7 @@ class _Tasks:
         """Do nothing: `read` checks the queues itself."""
 
     def refresh(self) -> None:
-        """End the subscription if no page has read the card for a while. The next read starts it again."""
+        """End the subscription if no page has read the card for a while. The next read subscribes again."""
         if time.monotonic() - self._read_at > _UNREAD_SECONDS:
             self._leave()
             LOOP.soon(self.update, TaskBatch(anew=True))  # after the last batch of the subscription
@@ -295,7 +296,7 @@ class _Tasks:
     def _all_row(self) -> Any:
         failed, actions, loaded = self._count(Status.FAILED), [], self._complete.is_set()
         if loaded and failed and len(self._groups) > 1:
-            question = f"Requeue {_tasks(failed)} of {len(self._groups):,} groups?"
+            question = f"Requeue {_tasks(failed)} in {len(self._groups):,} groups?"
             actions.append(Action("requeue", f"Requeue all {failed:,}…", question, self._last_mark))
         if loaded and self._open:
             question = f"Cancel the {_tasks(self._open)} that {'has' if self._open == 1 else 'have'} not ended?"

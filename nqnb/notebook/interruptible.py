@@ -94,7 +94,10 @@ class Submission:
         return [task.id for task in accepted if attached or not task.attached]
 
     def after_interrupt(self, queue: str, *, cancel: bool) -> str:
-        """Return a message that reports how many tasks were submitted before the interrupt."""
+        """Return a message that reports how many tasks were submitted before the interrupt.
+
+        ``cancel`` says whether the tasks that this call submitted will be cancelled.
+        """
         text = f"interrupted: {_tasks(self._accepted - self._attached)} {_were(self._accepted - self._attached)}"
         text += f" submitted to {queue}"
         if self._attached:
@@ -147,7 +150,7 @@ def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool, other: 
         client: the client to use.
         ids: the ids of the awaited tasks that had not ended when the interrupt arrived.
         cancel: whether to cancel these tasks.
-        other: the address of the session, if `%nq` and `nqnb.session()` use another session.
+        other: the server's address, if `%nq` and `nqnb.session()` use a different session. Otherwise, an empty string.
 
     Returns:
         The message for the user, and the ids of the tasks in the message. Both are empty if all tasks have ended.

@@ -109,7 +109,7 @@ class Local:
     def serve(
         self, queue: str, function: F, *, concurrency: int | None = None, isolation: str | None = None, **options: Any
     ) -> F:
-        """Make a function the handler of a queue; see `Session.handler`."""
+        """Make a function the handler of a queue, and return the function. `Session.handler` describes the options."""
         queue = names.check_queue(queue)
         with self._lock:
             known = self._workers.get(queue)

@@ -156,7 +156,7 @@ class SubmitProgress:
         self._counts: tuple[int, int, int] | None = None
 
     def show(self, accepted: int, refused: int, attached: int) -> None:
-        """Show how many payloads were accepted or refused, and how many of the tasks had already been submitted.
+        """Show the numbers of accepted payloads, refused payloads, and accepted payloads that already had a task.
 
         The display changes at most ten times a second.
         """

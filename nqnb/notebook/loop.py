@@ -32,15 +32,15 @@ _CANCELLED_CALL_SECONDS = 0.15
 _CLOSE_SECONDS = 0.5
 """How long the loop waits for its remaining tasks when it is closed."""
 _INTERRUPT_SECONDS = 5.0
-"""How long after an interrupt a cancelled await counts as interrupted. A busy loop cancels the await late."""
+"""An await that is cancelled within this time after an interrupt counts as interrupted. A busy loop cancels it late."""
 
 
 class Call(Generic[T]):
     """A handle to a coroutine that runs on the loop thread. Other threads use this handle.
 
     Attributes:
-        interrupted: whether code that awaited the coroutine was interrupted. If the code was only cancelled, for
-            example by a timeout, it is False.
+        interrupted: whether the code that awaited the coroutine was interrupted. The value is False if this code was
+            only cancelled, for example by a timeout.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -142,7 +142,7 @@ class _Interrupts:
     """A signal handler that notes when an interrupt arrives, and then calls the previous handler."""
 
     _awaits = 0
-    """The number of awaits on the main thread. The handler is installed while there is at least one."""
+    """The number of awaits on the main thread. While the number is not 0, the handler is installed."""
     _latest = -math.inf
 
     def __init__(self, previous: Callable[..., Any]) -> None:
@@ -154,7 +154,10 @@ class _Interrupts:
 
     @classmethod
     def any_since(cls, began: float) -> bool:
-        """Return whether an interrupt arrived after a time of the monotonic clock, and a moment ago."""
+        """Return whether an interrupt arrived after ``began`` and in the last `_INTERRUPT_SECONDS`.
+
+        ``began`` is a time of the monotonic clock.
+        """
         return cls._latest >= max(began, time.monotonic() - _INTERRUPT_SECONDS)
 
     @classmethod
@@ -165,7 +168,7 @@ class _Interrupts:
             yield
             return
         cls._awaits += 1
-        # The kernel installs its own handler for each cell, so an await in a later cell may have to install this again.
+        # The kernel installs its own handler for each cell, so a later await may have to install this handler again.
         current = signal.getsignal(signal.SIGINT)
         if callable(current) and not isinstance(current, cls):
             signal.signal(signal.SIGINT, cls(current))
@@ -261,7 +264,7 @@ class Loop:
                 self._loop.call_soon_threadsafe(callback, *arguments)
 
     def stop(self) -> None:
-        """Cancel the loop's tasks, close the loop and stop the thread. This takes at most about a second."""
+        """Cancel the loop's tasks, close the loop and stop the thread. The call takes at most about a second."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None

@@ -25,7 +25,13 @@ def worker_board(client: Client) -> Board:
 
 
 def open_board(title: str, source: BoardSource, on_close: Callable[[], None] = lambda: None) -> Board:
-    """Return a live table that shows the content of a source."""
+    """Return a live table that shows the content of a source.
+
+    Args:
+        title: the title of the table.
+        source: the content, and the actions of the buttons.
+        on_close: a function that is called once when the table is closed.
+    """
     from nqnb.widgets.board import Board
 
     def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

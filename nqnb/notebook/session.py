@@ -128,7 +128,7 @@ class Session:
         self.store = store
         self._client: Client | None = Client(settings, store)
         self._feed = TableFeed(self._client)
-        self._boards: weakref.WeakSet[Board] = weakref.WeakSet()  # ipywidgets keeps those that are open
+        self._boards: weakref.WeakSet[Board] = weakref.WeakSet()  # ipywidgets keeps references to open boards
         self._process_id = os.getpid()
         self._abandoned: dict[bool | None, list[str]] = {}
         """The ids of the tasks whose awaits were interrupted, by the ``cancel`` argument of `abandon`."""
@@ -380,9 +380,9 @@ class Session:
     ) -> TaskList | list[SessionTask | NqnbError]:
         """Submit many tasks to a queue, 256 at a time.
 
-        If the call is interrupted, a message reports the tasks that were already submitted. If ``cancel_on_interrupt``
-        is True, these tasks are cancelled instead, but not tasks that already had their keys before the call. The
-        attribute `interrupted` lists all of these tasks.
+        If the call is interrupted, a message reports the tasks that were already submitted. If the session's
+        ``cancel_on_interrupt`` is True, these tasks are also cancelled, except for tasks that already had their keys
+        before the call. The attribute `interrupted` lists all of these tasks.
 
         Args:
             queue: the queue; it is created if it does not exist.
@@ -836,8 +836,8 @@ class Session:
                 this string in their first line.
             here: whether to return only tasks that were submitted from this notebook. A notebook is identified by its
                 kernel or its file name.
-            flat: whether to replace payloads and results with a column for each field, such as ``path`` for a payload
-                and ``→ bytes`` for a result.
+            flat: whether to replace payloads and results with a column for each of their fields, such as ``path`` for
+                the payload field ``path``, and ``→ bytes`` for the result field ``bytes``.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -913,9 +913,9 @@ class Session:
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
                 queue. If None, the table shows all tasks.
-            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be that of
-                a standard column, a payload field or, with the prefix ``"→ "``, a result field. If None, the table
-                selects the columns.
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be
+                that of a standard column, a payload field or, with the prefix ``"→ "`` or ``"->"``, a result field. If
+                None, the table selects the columns.
             format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
                 function that receives the value and returns the text. If a format raises an exception, the plain value
                 is shown.
@@ -1387,7 +1387,10 @@ class Session:
             self.say(text)
 
     def abandon(self, ids: Sequence[str], cancel: bool | None = None) -> None:
-        """Report or cancel tasks after an interrupted ``await``, as soon as all other awaits are interrupted, too."""
+        """Report or cancel tasks after an interrupted ``await``.
+
+        If one interrupt ends several awaits, their tasks are reported together.
+        """
         if not self._abandoned:
             asyncio.get_running_loop().call_soon(self._report_abandoned)
         self._abandoned.setdefault(cancel, []).extend(ids)
@@ -1479,7 +1482,7 @@ class _TracedClient:
 
     Args:
         client: the client.
-        tasks: the handles of tasks. The tasks that are cancelled may include other tasks.
+        tasks: the handles of tasks that were submitted in a trace. The client can also cancel other tasks.
     """
 
     def __init__(self, client: Client, tasks: Iterable[SessionTask | Task]) -> None:
@@ -1493,7 +1496,7 @@ class _TracedClient:
 
 
 def _canceller(client: Client, what: object) -> Client | _TracedClient:
-    """Return an object that cancels tasks, and traces the cancels if tracing is on; ``what`` is one or more tasks."""
+    """Return the client or, if tracing is on, a client that traces the cancels of the tasks in ``what``."""
     if tracing.active is None:
         return client
     several = what if isinstance(what, (list, tuple)) else [what]

@@ -39,7 +39,7 @@ _opening: list[Session] = []
 _opening_locks: dict[tuple[str, ...], threading.RLock] = {}
 """A lock for each server, so that only one thread at a time opens a session for the server."""
 _loop_lock = threading.RLock()
-"""A lock that is held while the loop is stopped, because another thread may start to open a session."""
+"""A lock that prevents one thread from stopping the loop while another thread is starting to open a session."""
 
 
 def session(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:

@@ -71,7 +71,10 @@ class TableFeed(TaskFeed):
         LOOP.soon(lambda: spawn(self.cancel_each(table, ids)))
 
     def requeue(self, table: TaskTable, ids: list[str]) -> None:
-        """Start requeuing the failed tasks in ``ids``. This method does not block; see `cancel`."""
+        """Start requeuing the failed tasks in ``ids``. This method does not block.
+
+        The table later receives each outcome.
+        """
         LOOP.soon(lambda: spawn(self._requeue(table, ids)))
 
     async def _requeue(self, table: TaskTable, ids: list[str]) -> None:

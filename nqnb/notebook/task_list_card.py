@@ -1,4 +1,4 @@
-"""The card of a list of tasks: the number in each state, the rate, the time left, and the groups of failures.
+"""The card of a list of tasks: the number of tasks in each state, the rate, the time left, and the groups of failures.
 
 All text is escaped.
 """

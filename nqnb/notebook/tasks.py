@@ -65,19 +65,19 @@ _LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 MANY_TASKS = 2000
 """The number of tasks above which all tasks of the queue are read at once, which is faster than reading each task."""
 _LISTED_PER_SECOND = 10_000
-"""A limited read of a long list may take one more second for every additional group of this many tasks."""
+"""The time limit for reading a long list of tasks increases by one second for every group of this many tasks."""
 _ID_COLUMNS = ("id", "origin", "requeued_as", "task", "task_task")
 """The names of columns that contain task ids."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _LAST_READ_SECONDS = 1.0
-"""The time limit of a read of the remaining tasks by `TaskList.completed`, in seconds. It is longer for many tasks."""
+"""The time limit for the last read in `TaskList.completed`, which `_LISTED_PER_SECOND` increases for many tasks."""
 _DISPLAY_SECONDS = 1.0
 """How long the display of a task waits for the task's state."""
 
 
 class _TaskCalls(Protocol):
-    """The session methods that a task uses. They are documented in `nqnb.notebook.session.Session`."""
+    """The session methods that tasks and lists of tasks call; see `nqnb.notebook.session.Session`."""
 
     @property
     def client(self) -> Client: ...
@@ -130,7 +130,7 @@ class SessionTask:
         <Status.COMPLETED: 3>
     """
 
-    # A list can contain a million tasks.
+    # Slots save memory: a list can contain a million tasks.
     __slots__ = ("__weakref__", "_session", "attached", "id", "queue", "row", "span_context")
 
     def __init__(
@@ -291,7 +291,7 @@ class SessionTask:
 
 
 class OriginalRows:
-    """The rows of a DataFrame whose payloads were submitted, as a digest that can be compared with other DataFrames.
+    """A digest of the rows of a submitted DataFrame. The digest can be compared with the rows of other DataFrames.
 
     Args:
         frame: the DataFrame.
@@ -302,7 +302,7 @@ class OriginalRows:
         self._digest = _digest(frame)
 
     def are_in(self, frame: pd.DataFrame) -> bool:
-        """Return whether another DataFrame has the same rows in the same order. It may have additional columns."""
+        """Return whether ``frame`` has the same rows in the same order. ``frame`` may have additional columns."""
         names = list(frame.columns)
         if self._digest is None or any(names.count(name) != 1 for name in self._columns):
             return False
@@ -310,12 +310,12 @@ class OriginalRows:
 
 
 def _digest(frame: pd.DataFrame) -> bytes | None:
-    """Return a hash of the rows of a DataFrame as payloads, or None if a row cannot be a payload."""
+    """Return a hash of a DataFrame's rows, encoded as payloads, or None if a row cannot be encoded."""
     digest = hashlib.sha256()
     try:
         for row in frame_rows(frame):
             digest.update(encode(row) + b"\n")
-    except Exception:  # noqa: BLE001  reading a value of any type may raise any error, which the submit reports
+    except Exception:  # noqa: BLE001  reading a value of any type may raise any error, which the submission reports
         return None
     return digest.digest()
 
@@ -328,9 +328,9 @@ class TaskList(list[SessionTask]):
         tasks: the tasks.
         index: the index of the DataFrame whose rows are the payloads, or None. The ``row`` of a task is a position
             in this index.
-        stored_labels: the labels of the index as the tasks of a group store them, or None if no group was read. pandas
-            may convert the labels in ``index``.
-        original: the rows of the DataFrame. Required to join the tasks if several rows have the same label.
+        stored_labels: the row labels that are stored with the tasks of a group, or None if the tasks are not a group.
+            The labels are passed separately, because pandas may convert the labels in ``index``.
+        original: a digest of the DataFrame's rows. `join` needs the digest if several rows have the same label.
 
     Examples:
         >>> tasks = nqnb.session().map("resize", [{"path": "a.png"}, {"path": "b.png"}])
@@ -423,8 +423,8 @@ class TaskList(list[SessionTask]):
         """Return a DataFrame of the tasks that still exist, with the same columns as `Session.tasks`.
 
         Args:
-            flat: whether to replace payloads and results with a column for each field, such as ``path`` for a payload
-                and ``→ bytes`` for a result.
+            flat: whether to replace payloads and results with a column for each of their fields, such as ``path`` for
+                the payload field ``path``, and ``→ bytes`` for the result field ``bytes``.
 
         Raises:
             BadInput: ``flat`` is invalid.
@@ -513,7 +513,7 @@ class TaskList(list[SessionTask]):
         """Return a list in which each requeued task is replaced with its latest copy."""
         infos = self._session.call(self._latest())
         tasks = [
-            # The handle of a task that was not requeued is kept, because it belongs to the trace of its submit.
+            # The handle of a task that was not requeued is kept, because the handle contains the task's trace context.
             task
             if not isinstance(info, TaskInfo) or (info.id == task.id and task.queue)
             else SessionTask(self._session, info.id, info.queue, task.row)
@@ -605,9 +605,9 @@ class TaskList(list[SessionTask]):
         """Return a live table of the tasks, with a cancel button in each row. The table's ``df`` is a DataFrame.
 
         Args:
-            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be that of
-                a standard column, a payload field or, with the prefix ``"→ "``, a result field. If None, the table
-                selects the columns.
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be
+                that of a standard column, a payload field or, with the prefix ``"→ "`` or ``"->"``, a result field. If
+                None, the table selects the columns.
             format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
                 function that receives the value and returns the text. If a format raises an exception, the plain value
                 is shown.
@@ -628,7 +628,7 @@ class TaskList(list[SessionTask]):
         return self._index.take([task.row for task in self])
 
     def _row_keys(self, df: pd.DataFrame) -> tuple[Sequence[object], Sequence[object]]:
-        """Return the key of each row of the payloads, and of each row of ``df``.
+        """Return a key for each submitted row, and a key for each row of ``df``. Matching rows have equal keys.
 
         Raises:
             BadInput: the rows cannot be matched, because several payloads have the same label.
@@ -666,7 +666,7 @@ class TaskList(list[SessionTask]):
         if len(self) <= MANY_TASKS:
             infos = await self._fetched()
             queues = {info.queue for info in infos if isinstance(info, TaskInfo) and info.status.terminal}
-            if not queues:  # only tasks that have ended, which include completed tasks, can have been requeued
+            if not queues:  # only tasks that have ended, including completed tasks, can have been requeued
                 return infos
         listed = await _listed(client, queues)
         infos = infos or [listed.get(task.id) or unknown(task.id) for task in self]
@@ -758,7 +758,10 @@ async def _fetch_all(client: Client, tasks: Sequence[SessionTask]) -> list[TaskI
 
 
 async def _listed(client: Client, queues: set[str]) -> dict[str, TaskInfo]:
-    """Return the records of all tasks by their ids: of the only queue in ``queues``, or else of all queues."""
+    """Return a dict that maps the id of each task to its record.
+
+    If ``queues`` contains a single queue, only the tasks of this queue are read. Otherwise, all tasks are read.
+    """
     queue = next(iter(queues)) or None if len(queues) == 1 else None
     with contextlib.suppress(UnknownQueue):
         return {info.id: info for info in await client.tasks(queue)}
@@ -784,12 +787,12 @@ def _label_of(data: bytes) -> Any:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Replace lists, also nested lists, with tuples, because JSON has no tuples."""
+    """Replace lists, including nested lists, with tuples, because JSON has no tuples."""
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _index_of(labels: list[Any]) -> Any:
-    """Return an index of labels, which keeps labels that pandas refuses or replaces with NaN as Python objects."""
+    """Return a pandas index of the labels. If pandas would refuse or convert a label, store all labels as objects."""
     import pandas as pd
 
     with contextlib.suppress(TypeError, ValueError):
@@ -881,8 +884,8 @@ class Completed:
     async def _ended_now(self) -> list[str]:
         """Read the remaining tasks once, and return the ids of the tasks that have ended.
 
-        At the time limit, tasks may have ended while the caller handled an earlier task. With a timeout of 0, nothing
-        else is read.
+        The last read is necessary because tasks may end while the caller is handling an earlier task. With a timeout of
+        0, it is the only read.
         """
         client, tasks = self._session.client, list(self._waiting.values())
         try:
@@ -911,7 +914,8 @@ async def _awaited(
 ) -> T:
     """Await a coroutine that must run on nqnb's own loop. The arguments are those of `Session.wait_for_tasks`.
 
-    If the ``await`` is cancelled without an interrupt, for example by a timeout, the tasks continue unreported.
+    If the ``await`` is cancelled without an interrupt, for example by a timeout, the tasks continue, and no
+    message is printed.
     """
     if LOOP.here:
         return await coroutine

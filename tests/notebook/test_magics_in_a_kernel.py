@@ -46,8 +46,8 @@ class TestConfirm:
     def test_a_front_end_without_a_user_is_refused(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('nobody', 1)")
         cell = cells.end(cells.client.execute("%nq cancel --queue nobody", allow_stdin=False))
-        why = "Cannot ask for confirmation: this notebook runs without a user. Add --yes."
-        assert cell.error == f"NeedsYes: Cancel 1 task? {why}"
+        why = "cannot ask for confirmation: this notebook is not running interactively"
+        assert cell.error == f"NeedsYes: {why}. Add --yes to answer yes to: Cancel 1 task?"
         assert cells.run("print(task.status().label)").stdout == "pending\n"
 
     def test_run_all_is_refused_and_no_cell_is_lost(self, cells: Kernel) -> None:
@@ -55,8 +55,9 @@ class TestConfirm:
         options: dict[str, Any] = {"allow_stdin": True, "stop_on_error": False}
         first = cells.client.execute("%nq cancel --queue all", **options)
         others = [cells.client.execute(f"numbers.append({number})", **options) for number in range(10)]
-        question = "NeedsYes: Cancel 1 task? Cannot ask for confirmation: other cells are queued"
-        assert cells.end(first).error.startswith(question)
+        error = cells.end(first).error
+        assert error.startswith("NeedsYes: cannot ask for confirmation: other cells are queued")
+        assert error.endswith("add --yes to answer yes to: Cancel 1 task?")
         for each in others:
             cells.end(each)
         assert cells.run("print(len(numbers), task.status().label)").stdout == "10 pending\n"

@@ -93,7 +93,7 @@ def result(record: Any, session: Session | None) -> Any:
 
 
 def failure(record: Any) -> NqnbError | None:
-    """Return the error in the record at which Run All must stop, or None if there is no such error."""
+    """Return an error if the record must make the cell fail, so that Run All stops. Otherwise, return None."""
     if isinstance(record, Submitted) and record.errors:
         count = len(record.ids) + len(record.errors)
         text = f"{len(record.errors):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"

@@ -36,7 +36,7 @@ _QUEUED_CELLS_MILLISECONDS = 300
 _CELL_WORDS = (
     (re.compile("`nqnb up --stop`"), "`%nq down --server`"),
     (re.compile("`nqnb up --detach`"), "`%nq up`"),
-    (re.compile("`nqnb (?!up --)"), "`%nq "),  # `%nq up` has none of the other options
+    (re.compile("`nqnb (?!up --)"), "`%nq "),  # `%nq up` does not have the other options of `nqnb up`
 )
 """Command lines, and the equivalent magics."""
 
@@ -191,8 +191,8 @@ def confirm(question: str, kernel: Any) -> bool:
     """Ask the user a question, and return whether the answer is yes.
 
     Programs that run a notebook without a user, such as nbclient and papermill, tell the kernel that stdin is not
-    available. Run All sends all cells at once. The user is therefore not asked if other cells are queued after this
-    cell. In the last cell of a Run All, the user is asked.
+    available. Run All sends all cells at once, and a question would delay all cells after this cell. The user is
+    therefore asked only if no other cells are queued, for example in the last cell of a Run All.
 
     Args:
         question: the question.
@@ -202,17 +202,18 @@ def confirm(question: str, kernel: Any) -> bool:
         NeedsYes: the user cannot be asked.
     """
     if kernel is None and not (sys.stdin and sys.stdin.isatty()):
-        raise NeedsYes(f"{question} Cannot ask for confirmation: stdin is not a terminal. Add --yes.")
+        raise NeedsYes(f"cannot ask for confirmation: stdin is not a terminal. Add --yes to answer yes to: {question}")
     if kernel is not None and cells_are_waiting(kernel):
         raise NeedsYes(
-            f"{question} Cannot ask for confirmation: other cells are queued, for example by Run All. "
-            "Add --yes, or run this cell alone."
+            "cannot ask for confirmation: other cells are queued, for example by Run All. "
+            f"Run this cell alone, or add --yes to answer yes to: {question}"
         )
     try:
         answer = input(f"{clean(question)} [y/N]: ")
     except StdinNotImplementedError:
         raise NeedsYes(
-            f"{question} Cannot ask for confirmation: this notebook runs without a user. Add --yes."
+            "cannot ask for confirmation: this notebook is not running interactively. "
+            f"Add --yes to answer yes to: {question}"
         ) from None
     except EOFError:
         return False
