@@ -91,7 +91,7 @@ class Board(anywidget.AnyWidget):
         self._reading = self._displayed = self._ended = False
         self._display_id = uuid.uuid4().hex
         self._views: set[str] = set()
-        """The views on pages that did not say that they were removed."""
+        """The ids of the views on pages. A view is removed from this set when its page reports that it is gone."""
         self._timer: threading.Timer | None = None
         super().__init__()
         jupyter_compat.use_any_subshell(self.comm)
@@ -159,7 +159,7 @@ class Board(anywidget.AnyWidget):
                 self._start(self._keep_reading)
             case {"type": "bye", "view": str(view), "why": why}:
                 self._views.discard(view)
-                # A page that was left may come back, and so may a view in marimo.
+                # The user may return to a page that was left, and marimo may show a removed view again.
                 if not self._views and why == "removed" and not jupyter_compat.in_marimo(self.comm):
                     self._close_later()
             case {"type": "act", "key": str(key), "action": str(name), "upto": int(upto)} if self._has(key, name):

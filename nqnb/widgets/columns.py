@@ -63,7 +63,7 @@ _MAX_DECODED_BYTES = 65_536
 _SAMPLED_TASKS, _SAMPLED_BYTES = 100, 500_000
 """The limits of the sample, which is taken before each message to the page."""
 _ENTER_SHARE, _STAY_SHARE = 0.5, 0.2
-"""The shares of the sample in which a field must occur, to become a default column and to remain one."""
+"""The share of the sample in which a field must occur to become a default column, and the share to remain one."""
 _TEXT_CHARACTERS = 200
 """The maximum number of characters of a value in the table."""
 _SEARCHED_CHARACTERS = 1000
@@ -89,8 +89,9 @@ class Columns:
 
     Args:
         columns: the names of the columns to show, in order, or None for a selection that depends on the tasks. A
-            name is the name of a standard column (`STANDARD`), the name of a payload field, or ``"→ "`` and the name of
-            a result field. If a payload field has the name of a standard column, use ``"payload."`` and the field name.
+            name is the name of a standard column (`STANDARD`), the name of a payload field, or ``"→ "`` (or ``"->"``)
+            and the name of a result field. If a payload field has the name of a standard column, use ``"payload."`` and
+            the field name.
         formats: the formats of fields, by column name. A name without a prefix applies to payload fields and result
             fields. The format of the column ``payload`` or ``result`` can be a function, which receives the decoded
             value. If a format raises an exception, the plain value is shown.
@@ -151,7 +152,10 @@ class Columns:
         return found if self.chosen is None else self._with_chosen(found, self.chosen)
 
     def texts(self, keys: Iterable[str], task: TaskInfo) -> dict[str, str]:
-        """Return a task's texts in the given columns. A valid payload or result is decoded only once."""
+        """Return a dict that maps each key in ``keys`` to the text of the task in that column.
+
+        A valid payload or result is decoded only once.
+        """
         objects: dict[str, dict[str, Any] | None] = {}
         found = {}
         for key in keys:
@@ -390,7 +394,7 @@ def _checked_names(columns: Any) -> list[str]:
     if isinstance(columns, (str, bytes)) or not isinstance(columns, Iterable):
         raise BadInput(
             f"columns={shown(columns)} is invalid: expected a list of names, got {kind_of(columns)}. "
-            'Pass a list, such as ["status", "path", "→ bytes"].'
+            'Pass a list, such as ["status", "path", "-> bytes"], where "-> bytes" is the field "bytes" of the result.'
         )
     try:
         names = list(islice(columns, _MOST_NAMES))
@@ -416,7 +420,9 @@ def _checked_formats(formats: Any) -> dict[str, ValueFormat]:
     try:
         items = list(formats.items())
     except Exception as error:  # noqa: BLE001  a foreign mapping may raise anything
-        raise BadInput(f"format={shown(formats)} cannot be read: {said(error)}. Pass a dict.") from None
+        raise BadInput(
+            f'format={shown(formats)} cannot be read: {said(error)}. Pass a dict, such as {{"bytes": "{{:,}}"}}.'
+        ) from None
     found: dict[str, ValueFormat] = {}
     exact: dict[str, ValueFormat] = {}
     for given, form in items:

@@ -38,7 +38,7 @@ _MAX_EXACT_INT = 2**53 - 1
 
 
 def columns_of(rows: Rows, keys: Iterable[str]) -> dict[str, tuple[str, Callable[[TaskInfo], Any]]]:
-    """Return the name and the value function of each column of an export, by the key of the table's column.
+    """Return a dict that maps the key of each table column to the name and the value function of the exported column.
 
     Instead of the short texts in the table, an export contains exact values: the submit time instead of the age, and
     the run time in seconds. Payloads and results are complete. The error, which the table shows in the progress column,

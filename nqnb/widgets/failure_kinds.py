@@ -1,4 +1,4 @@
-"""The kinds of failures in a live table. All tasks in one kind failed for the same reason."""
+"""The kinds of failures in a live table. All tasks of one kind failed for the same reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workarounds for differences between kernels and front ends in handling clicks and replacing outputs.
+"""Workarounds for differences in how kernels and front ends handle clicks and replace outputs.
 
 A front end accepts an update of an output at any time. Programs that run a notebook without a front end, such as
 nbclient, nbconvert and papermill, accept an update only while a cell is running.

@@ -60,7 +60,7 @@ class Rows:
         self.columns = Columns() if columns is None else columns
         self.search = ""
         self.filters: dict[str, str] = {}
-        """The filter of each filtered column; see `Columns.matcher`."""
+        """The text of the filter of each filtered column, by column key; see `Columns.matcher`."""
         self._matchers: list[Callable[[TaskInfo], bool]] = []
         self.statuses: frozenset[State] = frozenset()
         self.failure = ""
@@ -161,7 +161,10 @@ class Rows:
         self._find_among(self._found if narrower else self._tasks)
 
     def filter(self, filters: Mapping[str, str]) -> None:
-        """Set the filters of columns, by the columns' keys; see `Columns.matcher`. Empty filters are ignored."""
+        """Set the column filters: a dict that maps column keys to filter texts. Empty filters are ignored.
+
+        `Columns.matcher` describes the filter texts.
+        """
         filters = {key: text.strip()[:MAX_FILTER_CHARACTERS] for key, text in filters.items() if is_key(key)}
         filters = {key: text for key, text in filters.items() if text}
         if filters == self.filters:
@@ -184,9 +187,10 @@ class Rows:
             self._rebuild = True
 
     def failure_kinds(self) -> dict[str, Any]:
-        """Return the kinds of the matching failures, in the form that the page expects, if only failed tasks are shown.
+        """Return the kinds of the matching failures, in the form that the page expects.
 
-        ``ungrouped`` is the number of tasks for which another call is necessary.
+        Unless the state filter selects only failed tasks, ``kinds`` is empty. ``ungrouped`` is the number of failed
+        tasks that are not grouped yet. Call this method again to group these tasks.
         """
         if self.statuses != {Status.FAILED}:
             return {"failure": "", "kinds": [], "all_kinds": 0, "ungrouped": 0}
@@ -236,7 +240,10 @@ class Rows:
         return self.columns.available(self._tasks.values(), self._queues)
 
     def counts(self) -> dict[str, int]:
-        """Return the number of tasks that match the search, by the label of their state."""
+        """Return a dict that maps the label of each state to the number of tasks that match the search and filters.
+
+        The filter for states, which the page shows with these counts, does not apply.
+        """
         self._pass_due_times()
         return {state.label: count for state, count in zip(STATES, self._counts, strict=True)}
 
@@ -503,7 +510,7 @@ class PendingCancels:
         """The request times of the cancels that were too late, in Unix seconds, by task id."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
-        """Record that cancel buttons were pressed at the time ``at``, in Unix seconds."""
+        """Record that the cancel buttons of the tasks in ``ids`` were pressed at ``at``, in Unix seconds."""
         for task_id in ids:
             self._pressed.setdefault(task_id, at)
             self._refused.pop(task_id, None)
@@ -573,7 +580,7 @@ class PendingRequeues:
         self._refused: dict[str, str] = {}
 
     def press(self, ids: Iterable[str]) -> None:
-        """Record that requeue buttons were pressed."""
+        """Record that the requeue buttons of the tasks in ``ids`` were pressed."""
         for task_id in ids:
             self._pressed.add(task_id)
             self._refused.pop(task_id, None)
@@ -614,7 +621,7 @@ class PendingRequeues:
 
 Key = tuple[bool, Any, str]
 _FEW_CHANGES = 20
-"""If more tasks than this, and more than one in a thousand, have changed, the changes are sorted and merged."""
+"""If more tasks have changed than this number plus 0.1 % of the sorted tasks, the changes are sorted and merged."""
 
 
 _SPAN = 2.0**34

@@ -130,7 +130,7 @@ def text(
 
 
 def _fit(widths: dict[str, int], total: int) -> None:
-    """Leave out columns and reduce widths, so that the columns and the spaces between them fit into ``total``."""
+    """Remove columns from ``widths`` and reduce widths, so that each line fits into ``total`` characters."""
 
     def excess() -> int:
         return sum(widths.values()) + 2 * (len(widths) - 1) - total
@@ -148,7 +148,10 @@ def _fit(widths: dict[str, int], total: int) -> None:
 
 
 def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return the headings of the columns, by their keys, and the cells of each row. Empty columns are omitted."""
+    """Return a dict that maps the key of each column to its heading, and the cells of each row.
+
+    Empty columns are omitted.
+    """
     now = datetime.fromtimestamp(at, timezone.utc)
     shown = {column.key: column.name for column in rows.available_columns() if column.shown}
     fields = {key: name for key, name in shown.items() if key not in STANDARD}
@@ -165,7 +168,7 @@ def _table(rows: Rows, most: int, at: float) -> tuple[dict[str, str], list[dict[
 
 
 def cells(task: TaskInfo, now: datetime, rows: Rows, fields: Iterable[str]) -> dict[str, str]:
-    """Return the cells of a task's row: those of `COLUMNS`, and those of the payload and result columns in ``fields``.
+    """Return a dict that maps each name in `COLUMNS` and each key in ``fields`` to the text of the task's cell.
 
     All text is escaped.
     """

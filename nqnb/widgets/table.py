@@ -77,8 +77,9 @@ class TaskTable(anywidget.AnyWidget):
         title: the title, such as the name of the queue.
         cancel: a callback that receives the ids of the tasks to cancel. The callback may be called from any thread, and
             must not block. Report the outcome of each cancel with `cancel_outcome`, or as a change with `update`.
-        requeue: a callback that receives the ids of failed tasks to requeue, like ``cancel``. Report each outcome with
-            `requeue_outcome`. If ``requeue`` is None, the table has no buttons to requeue tasks.
+        requeue: a callback that receives the ids of the failed tasks to requeue. Like ``cancel``, the callback may be
+            called from any thread, and must not block. Report each outcome with `requeue_outcome`. If ``requeue`` is
+            None, the table has no buttons to requeue tasks.
         on_close: a callback that is called when the table is closed or frozen, or when its output is removed. The table
             then needs no more changes.
         on_open: a callback that is called when the table is displayed again after its output was removed. The table is
@@ -97,7 +98,7 @@ class TaskTable(anywidget.AnyWidget):
         >>> table.close()
     """
 
-    _esm = (_STATIC / "table.js").read_text("utf-8")  # anywidget would keep each table that reads a path
+    _esm = (_STATIC / "table.js").read_text("utf-8")  # given a path, anywidget would keep each table in memory
     _css = (_STATIC / "table.css").read_text("utf-8")
 
     def __init__(
@@ -172,8 +173,8 @@ class TaskTable(anywidget.AnyWidget):
         """Return all tasks in the table as a DataFrame, as `df` does.
 
         Args:
-            flat: whether to replace payloads and results with a column for each field, such as ``path`` for a payload
-                and ``→ bytes`` for a result.
+            flat: whether to replace payloads and results with a column for each of their fields, such as ``path`` for
+                the payload field ``path``, and ``→ bytes`` for the result field ``bytes``.
 
         Raises:
             BadInput: ``flat`` is invalid.
@@ -246,7 +247,7 @@ class TaskTable(anywidget.AnyWidget):
         some = len(ids) if ids is not None else 1 if self._rows.queue else ENOUGH_ROWS
         if batch.complete or batch.lost or self._received >= min(ENOUGH_ROWS, some):
             self._enough.set()
-        # The user waits for the end of the loading, so its message is not delayed.
+        # The user is waiting for the table to load, so the batch that completes the table is shown without a delay.
         urgent = batch.complete and not self._loaded.is_set()
         if batch.complete or batch.lost:
             self._loaded.set()
@@ -449,7 +450,8 @@ class TaskTable(anywidget.AnyWidget):
                     self._handle(message)
                     self._resend = True
                     self._show(polled=True)
-                    # Another thread sends the rows again, so that the page learns whether such messages are delivered.
+                    # Another thread sends the rows again, so that the page learns whether the front end delivers
+                    # messages that do not answer a message from the page.
                     self._resend = message["type"] == "hello"
                 self._throttle.request()
                 return
@@ -654,7 +656,10 @@ class TaskTable(anywidget.AnyWidget):
 
 
 REST, LOADING_REST = 2.0, 6.0
-"""How many times as long as its work a `Throttle` rests; also while the table loads, which its messages then delay."""
+"""After each run, a `Throttle` rests for this many times the duration of the run.
+
+The second value applies while the table is loading, because messages to the page delay the loading.
+"""
 IDLE_SECONDS = 2.0
 """How long the thread of a `Throttle` waits for a request before it exits. The next request starts a new thread."""
 
@@ -662,8 +667,8 @@ IDLE_SECONDS = 2.0
 class Throttle:
     """A throttle for calls to ``work``. Requests that arrive within ``gap`` seconds lead to a single call.
 
-    An urgent request does not wait for the end of the gap. Otherwise, after ``work`` has run, the throttle rests for
-    ``rest`` times as long.
+    After each run of ``work``, the throttle also rests for at least ``rest`` times the duration of the run. An urgent
+    request does not wait for the end of the gap or the rest.
     """
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:

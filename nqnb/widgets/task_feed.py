@@ -34,7 +34,7 @@ _BATCH_TASKS = 2000
 _MAX_FIRST_TASKS = 1000
 """The maximum number of tasks that are read by their ids for a new table."""
 _ENOUGH_TASKS = 100
-"""The number of known tasks of a queue from which a new table of the queue need not read others by their ids."""
+"""If at least this many tasks of a queue are known, a new table of the queue does not read more tasks by their ids."""
 
 Wanted = Callable[[TaskInfo], bool]
 
@@ -104,7 +104,7 @@ class _Requeues:
         return relatives
 
     def named(self, task: TaskInfo) -> TaskInfo:
-        """Return a task. If the task has ended, set ``requeued_as`` to the id of its latest copy."""
+        """Return the task with the correct ``requeued_as``, which is empty if the task has not ended or has no copy."""
         _, latest = self._latest.get(task.origin or task.id, (0.0, ""))
         requeued_as = latest if task.status.terminal and latest != task.id else ""
         return task if task.requeued_as == requeued_as else msgspec.structs.replace(task, requeued_as=requeued_as)
@@ -144,7 +144,7 @@ class _KnownTasks:
         return tasks
 
     def named(self, task: TaskInfo) -> TaskInfo:
-        """Return a task. If a copy of the task is known, ``requeued_as`` is set."""
+        """Return the task with the correct ``requeued_as``, as far as the copies of the task are known."""
         return self._requeues.named(task)
 
     def drop(self, task_id: str) -> None:
@@ -327,7 +327,7 @@ class TaskFeed:
 
     async def _follow(self) -> None:
         try:
-            # While the tasks are loaded, collections would visit all tasks again and again.
+            # While the tasks are being loaded, garbage collections would visit all of them repeatedly.
             with contextlib.ExitStack() as loading:
                 loading.enter_context(rare_collections())
                 async for batch in self._client.watch():

@@ -63,7 +63,7 @@ class Timeline:
         end = max([start + timedelta(milliseconds=1), *(self._end(task) for task in shown)])
         length = (end - start).total_seconds()
         scale = (_WIDTH - _LABEL - _END) / length
-        elapsed = duration if length < 60 else long_duration  # in one unit, two ticks of 3 minutes would have one label
+        elapsed = duration if length < 60 else long_duration  # `duration` would show 3 m 10 s and 3 m 20 s as "3m"
 
         def x(at: datetime) -> float:
             return round(_LABEL + (min(max(at, start), end) - start).total_seconds() * scale, 1)

@@ -148,7 +148,7 @@ class VisiblePage:
         }
 
     def details(self) -> dict[str, list[dict[str, str]]]:
-        """Return the details that have not been sent to the browser yet, by the ids of the expanded rows."""
+        """Return a dict that maps the id of each expanded row to its details, if they have not been sent yet."""
         fresh = {}
         for task_id in self._shown:
             revision = self.rows.revision(task_id)

@@ -378,6 +378,6 @@ class Unreadable(dict[str, str]):
 def test_columns_and_formats_that_cannot_be_read_are_refused() -> None:
     with pytest.raises(BadInput, match=r"columns=.* cannot be read: RuntimeError: broken\. Pass a list of names\."):
         Columns(Unreadable())
-    with pytest.raises(BadInput, match=r"format=.* cannot be read: RuntimeError: broken\. Pass a dict\."):
+    with pytest.raises(BadInput, match=r"format=.* cannot be read: RuntimeError: broken\. Pass a dict, such as "):
         Columns(None, Unreadable())
     assert Columns(f"field{each}" for each in itertools.count()).chosen is not None

@@ -1264,7 +1264,7 @@ function render({ model, el }) {
         }
         if (asked.ids) return choose(asked.ids, false), press(asked.ids);
         send({ type: "cancel_all", asked: asked.n });
-        return say("Cancelling all tasks of the question");
+        return say("Cancelling all counted tasks");
       case "keep-all": return answer();
       case "keys": return showKeys(keyList.hidden);
       case "filter": {
