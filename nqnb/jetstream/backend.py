@@ -103,7 +103,7 @@ class BucketSize(NamedTuple):
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> BucketSize:
-        """Convert the state of the bucket's stream, as the server reports it."""
+        """Return the size of a bucket. ``state`` is the state of the bucket's stream, as the server reports it."""
         messages = int(state["messages"])
         # Old servers may not report the number of subjects.
         return cls(int(state.get("num_subjects") or messages), messages, int(state["bytes"]))
@@ -124,7 +124,7 @@ class Backend:
         self.results: StateStore = self._results
         """The results that are too large to be stored in the tasks' states."""
         self.pauses = KeyValueStore(connection, settings.queue_bucket)
-        """The notes that record pauses, by queue name."""
+        """The entries that mark queues as paused, by queue name."""
         self.recurring = KeyValueStore(connection, settings.schedule_bucket)
         """The schedules of recurring tasks, by name."""
         self.schedule_skips = SkipLog(settings.schedule_bucket)
@@ -390,8 +390,8 @@ class Backend:
         """
 
         async def repair() -> None:
-            # All requests share one repair in the background. Repairs are slow, and are unnecessary while a cluster
-            # elects leaders.
+            # All requests for a queue share one repair, which runs in the background, because repairs are slow, and are
+            # unnecessary while a cluster elects leaders.
             running = self._repairs.get(queue)
             if running is None or running.done():
                 running = self._repairs[queue] = spawn(self._repair(queue))
@@ -480,16 +480,19 @@ class Backend:
         self._limit_skips.tell(invalid)
 
     async def service_of(self, queue: str) -> QueueService:
-        """Return the numbers of workers, pulls and leased tasks of a queue."""
+        """Return how many workers serve a queue, and how many pulls and leased tasks the queue has."""
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
 
     async def ack_wait_of(self, queue: str) -> float:
-        """Return the ack wait of a queue in seconds. If no worker has served the queue, return that of a new queue."""
+        """Return the ack wait of a queue's consumer in seconds.
+
+        If no worker has served the queue, there is no consumer, and the result is the setting ``ack_wait``.
+        """
         return await ack_wait_of(self.connection, queue)
 
     async def server_facts(self, queue: str | None = None) -> ServerFacts:
-        """Return the facts that `nqnb.doctor` checks: those of the server, and those of one queue or of all queues.
+        """Return the facts about the server and its queues that `nqnb.doctor` checks.
 
         Args:
             queue: the name of the queue, or None for all queues.
@@ -497,12 +500,15 @@ class Backend:
         return await read_facts(self.connection, queue)
 
     async def recreate_queue(self, queue: str) -> None:
-        """Create those streams of a queue that are missing."""
+        """Create the streams of a queue that are missing."""
         self._queues.pop(queue, None)
         await self.ensure_queue(queue)
 
     async def recreate_consumer(self, queue: str) -> None:
-        """Create the consumer that all workers of a queue share, unless it exists, just as a worker would."""
+        """Create the consumer that all workers of a queue share, with the configuration that a worker would use.
+
+        Do nothing if the consumer exists.
+        """
         paused = await self.pauses.get(queue) is not None
         await ensure_consumer(self.connection, await self.ensure_queue(queue), paused=paused)
 
@@ -525,10 +531,10 @@ class Backend:
         return await foreign_subjects(self.connection, queue)
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
-        """Pause a queue, so that no more tasks are delivered. ``note`` records the client that paused the queue."""
+        """Pause a queue, so that no more tasks are delivered. ``note`` is the entry that marks the queue as paused."""
         # The bucket is created only when a queue is first paused. If the bucket is missing, no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
-        # The note is written first, because workers read the note when they recreate the consumer.
+        # The entry is written first, because workers read the entry when they recreate the consumer.
         full = None
         try:
             await self.pauses.put(queue, note, await_room=False)
@@ -628,7 +634,7 @@ class Backend:
             return None
 
     async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
-        """Notify the workers of a cancel before the task's entry is read. Do not wait for the server.
+        """Notify the workers of a cancel before this client reads the task's entry. Do not wait for the server.
 
         The server does not store the message, and the message may be lost.
         """
@@ -777,6 +783,7 @@ class Backend:
             self._scheduling.add(queue)
 
     def _on_disconnect(self) -> None:
-        # A cluster that lost one server still has its streams, but reports them only once it has elected a leader.
+        # The names of the streams are kept for a cluster: if it has lost one server, its streams still exist, but they
+        # cannot be looked up until a leader has been elected.
         if not self.connection.clustered:
             self._queues.clear()

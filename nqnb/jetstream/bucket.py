@@ -32,7 +32,7 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _TTL = "Nats-TTL"
 _NOTE = "NQNB-NOTE"
-"""The value of a note's operation header. Clients ignore messages with an unknown operation."""
+"""The operation header of a note; see `KeyValueStore.send_note`. Clients ignore messages with an unknown operation."""
 _NOTE_BLOCK = f"NATS/1.0\r\n{EXPECTED_REVISION}: {2**63 - 1}\r\n{OPERATION}: {_NOTE}\r\n\r\n".encode()
 
 
@@ -94,7 +94,7 @@ class KeyValueStore:
         """See `StateStore.update`."""
         if revision <= 0:
             return _conflict(key)
-        # This does the same as `_write` with fewer function calls, because each task calls this method twice.
+        # This does the same as `_write` with fewer function calls, because this method is called twice for each task.
         return self._publish(key, value, f"{EXPECTED_REVISION}: {revision}\r\n", ttl, once=True)
 
     async def put(
@@ -226,11 +226,14 @@ class KeyValueStore:
         on_write: Callable[[str, bytes], None],
         on_note: Callable[[str, bytes], None] = lambda key, data: None,
     ) -> Unsubscribe:
-        """Call ``on_write`` for each write that reaches the server, and ``on_note`` for each note.
+        """Call ``on_write`` for each write that reaches the server, and ``on_note`` for each note; see `send_note`.
 
         The callbacks receive the key and the data. They run on the event loop and must not block. They are called
         before the server has stored the value, and even if the server refuses the write. They are not called while the
         connection is down.
+
+        Returns:
+            An async function that ends the calls.
         """
 
         def receive(message: Message) -> None:
@@ -328,7 +331,7 @@ class KeyValueStore:
     async def _has_direct(self) -> bool:
         """Return whether the bucket allows direct reads. A bucket that Go NQ created may not allow them."""
         if self._direct is None:
-            # Many tasks may be read at the same moment.
+            # Many tasks may be read at the same moment, so concurrent calls share one request.
             self._direct = await share(self._looks, None, self._find_direct)
         return bool(self._direct)
 
@@ -402,7 +405,7 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
     return True
 
 
-# A worker has one object of each class for each long-running task. Closures would need more memory.
+# A worker has an object of each of the next two classes for each long-running task. Closures would need more memory.
 
 
 class _Hint:

@@ -201,8 +201,8 @@ class BucketFeed:
                 # Several pulls may be open, so the end of one does not end the others.
                 requested = max(0, requested - batch.size - batch.undelivered)
                 was_complete = self._complete
-                # An idle server has nothing left to send. If entries were deleted, fewer entries than expected have
-                # arrived.
+                # An idle server has nothing left to send, even if fewer entries than expected have arrived. The other
+                # entries have been deleted in the meantime.
                 self._complete = was_complete or batch.idle or batch.size >= waiting
                 waiting = max(0, waiting - batch.size)
                 # In a cluster, this consumer may be on a server that lags behind the server that sent the newest
@@ -326,8 +326,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
     async with consumer:
         drained = consumer.waiting == 0
         while not drained:
-            # If no entry has been written in the meantime, this page ends with the last entry. Otherwise, a full page
-            # includes entries that were just written, so that a listing catches up with many writers.
+            # The last page has only the entries that are left. If more entries have been written in the meantime, full
+            # pages are requested, so that a listing catches up with many writers.
             left = consumer.waiting - consumer.number
             size = min(left, PAGE) if left > 0 else PAGE
             # With no_wait, the server reports immediately that nothing is left, for example after deletions.
@@ -336,7 +336,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             batch = consumer.read()
             if batch.entries:
                 yield batch.entries
-            # A caller may write to the entries that it has received. The listing need not return these again.
+            # The caller may update entries that it has received. The listing need not yield these updates, so it may
+            # end with the last entry that the bucket had at the start.
             drained = batch.drained or (consumer.number == consumer.waiting and consumer.sequence <= last)
             # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
             short = batch.size < size and not (batch.size and batch.ended)
@@ -352,7 +353,7 @@ async def _last_sequence(connection: Connection, bucket: str) -> int:
     try:
         info = await connection.api(f"STREAM.INFO.{names.bucket_stream(bucket)}")
     except ServerRefused:
-        # The bucket does not exist, or the user may only list its entries.
+        # The bucket does not exist, or the user may list its entries but not read its info.
         return 0
     return int(info["state"]["last_seq"])
 
@@ -367,8 +368,7 @@ class _Batch(NamedTuple):
     ended: bool
     """Whether the server ended a pull."""
     undelivered: int
-    """The number of messages that the ended pulls requested and did not receive. This may exceed the true number,
-    but is never below it."""
+    """An upper bound on the number of messages that the ended pulls requested but did not receive."""
     idle: bool
     """Whether the server has sent a heartbeat because it had nothing else to send."""
     broken: bool
@@ -394,7 +394,7 @@ class _BucketConsumer:
         self.sequence = 0
         """The stream sequence of the last consecutive message."""
         self.ready = asyncio.Event()
-        """An event that is set when a page can be read: enough messages, the last message or a status have arrived."""
+        """An event that is set when a page can be read: enough messages, the last message or a status has arrived."""
         self._connection = connection
         self._name = name
         self._root = names.key_subject(bucket, "")

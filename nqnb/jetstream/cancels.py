@@ -113,7 +113,7 @@ class CancelListener:
             cancel = CancelMessage.decode(message.data)
             names.check_task_id(cancel.ID)
             if message.carries(names.CLIENT_HEADER):
-                # The cancel request contains the facts.
+                # The details of the cancel are in the cancel request.
                 self._on_cancel(cancel.ID, CancelRecord(), True)
             else:
                 self._on_cancel(

@@ -84,7 +84,8 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
     urls = random.sample(settings.urls, len(settings.urls))
     reasons: dict[str, Exception] = {}
     for number, url in enumerate(urls):
-        # The other addresses are for reconnects. A silent server must not use up the time for the other addresses.
+        # This client tries one address, and uses the other addresses only for reconnects. Each attempt gets an equal
+        # share of the remaining time, because a silent server must not use up all of it.
         client = _FirstClient(require_tls=_requires_tls(settings, url), follows_detached=settings.detached)
         trouble: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         seconds = max(0.0, deadline - time.monotonic()) / (len(urls) - number)

@@ -228,7 +228,8 @@ class Connection:
     ) -> Awaitable[T]:
         """Send a request, and return a future for the value that ``read`` extracts from the reply.
 
-        This is much faster than the coroutine of `request`. The speed matters because each task needs several requests.
+        This method is much faster than `request`, which is a coroutine. The speed matters because each task needs
+        several requests.
 
         Args:
             subject: the subject.
@@ -385,9 +386,9 @@ class Connection:
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` for each message on a subject, in order.
+        """Subscribe to a subject, and return the subscription.
 
-        The calls are made on the event loop, so ``on_message`` must not block.
+        ``on_message`` is called for each message, in order. It is called on the event loop, so it must not block.
         """
         try:
             return await self.client.listen(subject, on_message)
@@ -566,9 +567,9 @@ def whole(reply: Message, request: Pending[Any]) -> Message:
                 "Try again."
             )
         raise NoResponders(
-            f"request on {subject!r} failed: the subject has no responders, because its stream has no leader or "
-            "does not exist. Check that JetStream is enabled and that, in a cluster, a majority of the servers are "
-            "running. Then try again.",
+            f"request on {subject!r} failed: the subject has no responders. JetStream may be disabled, or the stream "
+            "may have no leader or not exist. Check that JetStream is enabled and that, in a cluster, a majority of "
+            "the servers are running. Then try again.",
             subject,
         )
     return reply
@@ -630,7 +631,8 @@ class _Replies:
         try:
             value = pending.read(message, pending)
         except NqnbError as error:
-            # The frames of this call refer to the request, which refers to the error.
+            # Otherwise, there would be a reference cycle: the error's traceback refers to the frame of this call, which
+            # refers to the request, which refers to the error.
             error.__context__ = None
             _fail(pending, error.with_traceback(None))
         except UNREADABLE:
@@ -725,7 +727,7 @@ class Outage:
             log.warning("%s; still trying", why)
         elif now - self._logged >= OUTAGE_LOG_SECONDS:
             self._logged = now
-            log.warning("%s, for %.0f s so far; still trying%s", why, now - self._since, self._noted())
+            log.warning("%s; the outage began %.0f s ago; still trying%s", why, now - self._since, self._noted())
 
     def took(self, error: BaseException, note: str = "") -> bool:
         """Report an error, and return whether it was caused by an outage. If so, the caller need not log the error.
@@ -758,9 +760,9 @@ class Outage:
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """Regard the outage as over if no error was reported in the last ``quiet_for`` seconds.
+        """End the outage if no error was reported in the last ``quiet_for`` seconds.
 
-        Return whether it is over.
+        Return whether this call ended an outage.
         """
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:

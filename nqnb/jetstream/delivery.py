@@ -61,7 +61,7 @@ class Delivery(msgspec.Struct, eq=False):
     stored: float = math.inf
     """The time at which the server stored the message, in Unix seconds."""
     message: Message | None = None
-    """The message."""
+    """The message as it was received."""
     void: bool = False
     """Whether the message's stream was deleted. If so, the worker sends no ack, nak or lease renewal, because the same
     sequence belongs to another message in the new stream."""

@@ -105,7 +105,11 @@ class _Unused:
 
 
 _Turn: TypeAlias = "asyncio.Future[asyncio.Task[None] | None]"
-"""A future that is done once a message has been appended to the send buffer, or is passed to nats-py by a task."""
+"""A future for a message that waits for space in the send buffer.
+
+The future is done once the message has been appended to the buffer (the result is None), or once a task that passes the
+message to nats-py has been started (the result is the task).
+"""
 
 
 class FastClient(NatsClient):
@@ -184,7 +188,7 @@ class FastClient(NatsClient):
             if turn.cancel():
                 del self._waiting[turn]
             elif (publishing := turn.result()) is not None:
-                # nats-py may wait for space without a limit. It ignores the cancel, but ends the wait.
+                # nats-py may wait for space without a limit. A cancel ends this wait, although nats-py suppresses it.
                 publishing.cancel()
         if turn.cancelled():
             raise nats.errors.OutboundBufferLimitError
@@ -279,9 +283,9 @@ class FastClient(NatsClient):
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` for each message on a subject, in order.
+        """Subscribe to a subject, and return the subscription.
 
-        The calls are made on the event loop, so ``on_message`` must not block.
+        ``on_message`` is called for each message, in order. It is called on the event loop, so it must not block.
         """
 
         async def take(message: Msg) -> None:
@@ -313,7 +317,8 @@ class FastClient(NatsClient):
         """Pass messages to their callbacks as soon as the socket has received them.
 
         Otherwise, the socket's data would first be stored in a buffer, and the task that reads the buffer would be
-        resumed in the next iteration of the event loop. All other data still takes this way, in the order of arrival.
+        resumed in the next iteration of the event loop. All other data still goes through this buffer, in the order of
+        arrival.
         """
         writer, parser = getattr(self._transport, "_io_writer", None), getattr(self, "_ps", None)
         unread = getattr(getattr(self._transport, "_io_reader", None), "_buffer", None)
@@ -326,7 +331,7 @@ class FastClient(NatsClient):
 
         def receive(data: bytes) -> None:
             parsed = 0
-            # The data of a former connection is ignored, as by nats-py.
+            # Data from a former connection is not parsed. nats-py ignores such data, too.
             if not unread and self.is_connected and getattr(self._transport, "_io_writer", None) is writer:
                 parsed = parser.parse_now(bytes(data))
             if parsed < len(data):

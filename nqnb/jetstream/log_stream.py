@@ -71,16 +71,17 @@ async def store_log(connection: Connection, task_id: str, part: LogPart) -> None
 async def read_log(
     connection: Connection, task_id: str, start: int, submitted_at: datetime | None
 ) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
-    """Yield the parts of a task's log from a sequence on. Each part is paired with the sequence at which to continue.
+    """Yield the parts of a task's log, beginning with the sequence ``start``.
 
-    A part of an earlier task with the same id has no lines. Parts that cannot be decoded are skipped. If the stream
+    Each part is a pair of the sequence at which the next call can continue, and the lines. For a part of an
+    earlier task with the same id, the list of lines is empty. Parts that cannot be decoded are skipped. If the stream
     does not exist, nothing is yielded.
 
     Args:
         connection: the connection.
         task_id: the id of the task.
         start: the first sequence to read.
-        submitted_at: the time at which the task was submitted. If None, the parts of all tasks with the id have lines.
+        submitted_at: the time at which the task was submitted. If None, the lines of all tasks with the id are yielded.
     """
     async for message in read_messages(connection, names.LOG_STREAM, start=start, subject=names.log_subject(task_id)):
         try:

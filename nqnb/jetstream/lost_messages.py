@@ -128,7 +128,7 @@ class LostMessages:
         if task.Status is Status.PENDING:
             return self._connection.clock.now() - lifecycle.due_at(task) > late
         if task.Status is Status.PROCESSING:
-            # If the task is not marked, a Go worker may be running it.
+            # If the entry was not written by nqnb, a Go worker may be running the task.
             worker = task.meta.worker
             if not task.marked or not worker:
                 return task.marked

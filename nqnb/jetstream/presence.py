@@ -45,9 +45,10 @@ from nqnb.store import Entry
 SILENT_SHARE = 0.6
 """The share of the TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
 _UNLISTED_CLAIM_SECONDS = 2.0
-"""How long an entry need not list a task that its worker claimed before, in seconds. The entry may have been encoded
-before the claim and stored later, and in a cluster, the two stores have different clocks. Within a second, the worker
-then writes an entry with the task."""
+"""A task that is missing from its worker's entry counts as running if the worker claimed the task later than this many
+seconds before the entry was stored. The entry may have been encoded before the claim and stored after the claim, and in
+a cluster, the servers that store the two may have different clocks. Within a second, the worker writes its next entry,
+which lists the task."""
 MIN_SILENT_SECONDS = 2.0
 """The minimum time, in seconds, after which a worker counts as silent. A busy machine may delay heartbeats."""
 
@@ -74,7 +75,7 @@ class Presence:
         """The last entry that this object wrote."""
 
     async def announce(self, info: WorkerInfo) -> None:
-        """Write or refresh a worker's entry. A failed write is not retried, because its task list is soon outdated.
+        """Write or refresh a worker's entry. A failed write is not retried, because the task list is soon outdated.
 
         Args:
             info: the worker, with all its running tasks. Pass a `PresenceEntry` if the worker's queues have different
@@ -150,7 +151,7 @@ class Presence:
         return PresenceSight(entry.revision, info.ttl_of(queue), False, info.runs)
 
     async def roll_call(self) -> tuple[dict[str, SeenWorker], dict[str, str]]:
-        """Return all workers that have a valid entry, by id, and the errors of invalid entries, by key."""
+        """Return two dicts: the workers that have a valid entry, by id, and the errors in invalid entries, by key."""
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()
@@ -190,7 +191,7 @@ class Presence:
         return found
 
     async def silent(self) -> dict[str, float]:
-        """Return the ids of the workers that have missed a heartbeat, with the age of each worker's entry in seconds.
+        """Return a dict that maps the id of each worker that has missed a heartbeat to its entry's age in seconds.
 
         Dead workers are included until their entries are deleted.
         """

@@ -28,7 +28,7 @@ _DAY_NANOSECONDS = 86_400_000_000_000
 _CONCURRENT_QUEUES = 16
 """The number of queues that `queue_infos` reads at the same time."""
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
-"""The end of a pause. The server requires a time before 2262, because it counts 64-bit nanoseconds."""
+"""The end of a pause. The server requires a time before 2262, because it counts nanoseconds in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,9 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
         connection: the connection.
         streams: the queue's streams.
         paused: whether a new consumer is paused (server >= 2.11).
+
+    Returns:
+        The limits of the consumer.
     """
     name = f"{streams.tasks}.{names.CONSUMER}"
     info = await connection.find(f"CONSUMER.INFO.{name}")
@@ -220,7 +223,10 @@ async def queue_infos(
 
 
 async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
-    """Return the numbers of workers, pulls and leased tasks of a queue. ``workers`` counts the live nqnb workers."""
+    """Return how many workers serve a queue, and how many pulls and leased tasks the queue has.
+
+    ``workers`` is the number of live nqnb workers that serve the queue.
+    """
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return QueueService(workers=workers)
@@ -238,7 +244,7 @@ async def service_of(connection: Connection, queue: str, workers: int) -> QueueS
 
 
 async def ack_wait_of(connection: Connection, queue: str) -> float:
-    """Return the ack wait of a queue's consumer in seconds, or that of the settings if there is no consumer."""
+    """Return the ack wait of a queue's consumer in seconds, or the setting ``ack_wait`` if there is no consumer."""
     stream = await find_stream(connection, names.task_subject(queue))
     info = None if stream is None else await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
     return connection.settings.ack_wait if info is None else float(info["config"]["ack_wait"]) / 1e9
@@ -312,7 +318,7 @@ async def _has_only_schedules(connection: Connection, queue: str, stream: str) -
 
 
 async def _stored_at(connection: Connection, queue: str, stream: str, start: int) -> float:
-    """Return the time at which a queue's first task message from the sequence ``start`` on was stored.
+    """Return the time at which a queue's first task message at or after the sequence ``start`` was stored.
 
     The time is in Unix seconds. The result is 0 if there is no such message, or if it cannot be read.
     """
@@ -357,7 +363,8 @@ async def _queue_info(
         return await count_early_tasks(connection, states, queue, stream, first, last, count if early else 0)
 
     early_leased = await count_early(first, delivered, leased)
-    # A worker would receive such a task immediately. Long queues are not read, because the number would be an estimate.
+    # If the queue has workers, they receive pending tasks immediately, so no early task stays pending. Long queues are
+    # not read, because the number would be an estimate.
     unread = bool(workers) or pending > MAX_READ_MESSAGES
     early_pending = await count_early(max(first, delivered + 1), int(state["last_seq"]), 0 if unread else pending)
     oldest = 0.0

@@ -65,8 +65,8 @@ class ServerFacts:
         buckets: the streams of nqnb's buckets.
         queues: the queues by name.
         account: the limits of the account.
-        clocks: how many seconds each server's clock is ahead of this machine's clock, by server name: the lower and the
-            upper bound.
+        clocks: a dict that maps the name of each server to a lower and an upper bound on the number of seconds by which
+            the server's clock is ahead of this machine's clock.
     """
 
     version: tuple[int, int] | None
