@@ -95,9 +95,10 @@ class DetachedStatus:
 
 
 def find() -> Settings | None:
-    """Return the settings for a connection to the user's detached server, or None if the server does not run or answer.
+    """Return the settings for a connection to the user's detached server.
 
-    The settings do not depend on ``NATS_URL`` or a login in the environment.
+    The result is None if the server is not running or does not answer. The settings do not depend on ``NATS_URL`` or a
+    login in the environment.
     """
     found = look()
     if found.condition is not Condition.RUNNING or found.server is None:
@@ -125,7 +126,10 @@ def look() -> DetachedStatus:
     if not problem:
         return DetachedStatus(Condition.RUNNING, server)
     if held and server.host != socket.gethostname():
-        problem = f"your detached server is running on {server.host!r}, which shares your files, and only one can run"
+        problem = (
+            f"your detached server is running on {server.host!r}, which shares your files, and you can run only one "
+            "detached server"
+        )
     return DetachedStatus(Condition.SILENT if held else Condition.STALE, server, problem)
 
 
@@ -290,8 +294,8 @@ def _clear(folder: Path, found: DetachedStatus) -> None:
         _send_signal(server.pid, signal.SIGTERM)
         if not _wait_until(lambda: _problem_of(server) != "", supervisor.STOP_GRACE_SECONDS):
             raise DevServerError(
-                f"the detached server cannot be started: the previous server at {server.url} did not exit. "
-                f"Kill process {server.pid}."
+                f"the detached server at {server.url} cannot be stopped: nats-server did not exit within "
+                f"{supervisor.STOP_GRACE_SECONDS:g} s after SIGTERM. Kill process {server.pid}."
             )
     shutil.rmtree(folder / "run", ignore_errors=True)
 

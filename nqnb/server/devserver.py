@@ -445,7 +445,7 @@ class SupervisedServer:
             lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         except OSError:
             lines = []
-        log = "; the end of its log:\n" + "\n".join(lines) if lines else ", and it logged nothing"
+        log = "; the end of its log:\n" + "\n".join(lines) if lines else "; it logged nothing"
         text = f"nats-server with store {str(self.store)!r} failed: {problem}{log}"
         return DevServerError(text)
 

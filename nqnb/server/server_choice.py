@@ -1,7 +1,7 @@
 """Choose the server to connect to.
 
-The candidates, in order of priority, are the url, a NATS CLI context that is passed, ``NATS_URL``, the default context,
-the detached server and the default address.
+The candidates, in order of priority, are the url, a NATS CLI context that the caller passes, ``NATS_URL``, the default
+context, the detached server and the default address.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Choice:
 def choose(*, patient: bool = True, **options: Any) -> Choice:
     """Choose the server to connect to.
 
-    The candidates, in order of priority, are the url, a NATS CLI context that is passed, ``NATS_URL``, the default
+    The candidates, in order of priority, are the options ``url`` and ``context``, ``NATS_URL``, the default NATS CLI
     context, the detached server and the default address.
 
     If credentials are set without an address, the default address is used, because the credentials cannot be for the
@@ -114,7 +114,8 @@ async def resolved(settings: Settings) -> Settings:
 def _settled(patience: float) -> DetachedStatus:
     """Return the detached server's condition.
 
-    If the server is starting, stopping or not answering, first wait up to ``patience`` seconds for that to change.
+    If the server is starting, stopping or not answering, first wait up to ``patience`` seconds for the condition to
+    change.
     """
     until = time.monotonic() + patience
     while True:
