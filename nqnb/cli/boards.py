@@ -160,7 +160,7 @@ def _watched_task(task: TaskInfo) -> list[str | Text]:
 
 
 class DemoBoard:
-    """A display of the tasks of the demo. If the terminal is too small for all tasks, running tasks take precedence."""
+    """A display of the demo's tasks. If the terminal is too small for all tasks, running tasks take precedence."""
 
     def __init__(self, state: DemoState) -> None:
         self._state = state

@@ -536,9 +536,9 @@ def _workers(record: Workers) -> RenderableType:
 
 
 def _preview(record: Preview) -> RenderableType:
-    """Return a table with the numbers of tasks that the command would cancel or delete, and the ids of some tasks."""
+    """Return a table that shows how many tasks the command would cancel or delete, and the ids of some of them."""
     if not record.ids:
-        return "no tasks to end"
+        return "no tasks to cancel or delete"
     columns = [
         Column("queue", least=16),
         Column("status"),
@@ -589,7 +589,7 @@ def _requeues(task: TaskInfo) -> list[str]:
 
 
 def _requeue_preview(record: RequeuePreview) -> RenderableType:
-    """Return a table with the numbers of tasks that would be requeued, and the ids of some of these tasks."""
+    """Return a table that shows how many tasks would be requeued, and the ids of some of them."""
     left_out = f"{record.left_out:,} skipped: already requeued" if record.left_out else ""
     refused = f"{len(record.refused):,} cannot be requeued" if record.refused else ""
     if not record.ids:

@@ -117,7 +117,7 @@ class Shell:
     def confirm(self, question: str) -> bool:
         """See `nqnb.commands.command.Front.confirm`."""
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-            raise NeedsYes(f"{question} Cannot ask for confirmation: there is no terminal. Add --yes to confirm.")
+            raise NeedsYes(f"cannot ask for confirmation: there is no terminal. Add --yes to answer yes to: {question}")
         return click.confirm(clean(question), err=True)
 
     def show(self, record: object) -> None:
@@ -166,7 +166,7 @@ class Shell:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.command.Front.follow`. Only a terminal that can be redrawn shows the full screen."""
+        """See `nqnb.commands.command.Front.follow`. The full screen is used only if stdout can be redrawn."""
         if self.json:
             yield lambda record: print(_json(record.as_json(), sys.stdout), flush=True)
             return
@@ -238,7 +238,10 @@ class _CleanFormatter(logging.Formatter):
 
 
 def _json(value: object, stream: TextIO, indent: int | None = None) -> str:
-    """Return JSON for a stream. If the stream's encoding is not UTF-8, it may lack characters, so they are escaped."""
+    """Return JSON for a stream.
+
+    Non-ASCII characters are escaped if the stream's encoding is not UTF-8, because this encoding may lack them.
+    """
     is_utf8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
     return to_json(value, indent=indent, only_ascii=not is_utf8)
 
@@ -259,7 +262,7 @@ def _console(stream: IO[str]) -> Console:
 
 
 def _can_redraw(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal that can replace its text. Those of some editors and CI systems cannot."""
+    """Return whether a stream is a terminal that can replace its text. Some editor and CI terminals cannot."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 

@@ -126,5 +126,5 @@ def queue_state(queue: QueueInfo) -> Text:
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column for numbers of scheduled tasks. A column without numbers is the first to be left out."""
+    """Return the column for numbers of scheduled tasks. If no tasks are scheduled, this column is omitted first."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)

@@ -62,7 +62,7 @@ def test_findings_are_explained_repaired_and_gone(url: str, run: Run, many: Many
     # Without a terminal, nobody can be asked.
     refused = run("doctor", "emptied", "--fix", *OLD)
     assert (refused.code, one_line(refused.err)) == (1, True)
-    assert "Repair this finding? Cannot ask for confirmation: there is no terminal. Add --yes" in refused.err
+    assert "there is no terminal. Add --yes to answer yes to: Repair this finding?" in refused.err
     assert run("task", "status", ids[0]).out == "pending\n"
     fixed = run("doctor", "emptied", "--fix", "--yes", *OLD)
     assert (fixed.code, fixed.err) == (0, "")
