@@ -73,9 +73,10 @@ class Attempt:
         self.why: Stop | None = None
         """The reason for stopping the run, or None."""
         self.unrun = ""
-        """An explanation, for the receipt, of why a cancelled task was claimed but not run."""
+        """The text for the receipt that explains why a cancelled task was claimed but not run."""
         self.beat = delivery.received
-        """The time on the `elapsed` clock at which the last answered heartbeat was sent."""
+        """The time on the `elapsed` clock at which the lease started: when the delivery arrived, or when the lease was
+        last renewed. See `nqnb.protocol.heartbeat.renew`."""
         self.gap = False
         """Whether `lost_lease` has found that the lease is lost."""
         self.superseded = False
@@ -88,7 +89,7 @@ class Attempt:
 
     @property
     def how(self) -> str:
-        """A description, for the receipt, of how a cancelled task was stopped."""
+        """The text for the receipt that describes how a cancelled task was stopped."""
         return self.unrun
 
     def adopt(self, delivery: TaskDelivery) -> None:
@@ -101,6 +102,10 @@ class Attempt:
         """Record a cancel, and begin to stop the run.
 
         Only the first cancel is recorded. If its sender and time are unknown, they are taken from a later cancel.
+
+        Args:
+            record: the sender and the time of the cancel.
+            worker: the id of this worker.
         """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)

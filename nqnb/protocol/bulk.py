@@ -21,7 +21,7 @@ R = TypeVar("R")
 AT_ONCE = 512
 """The maximum number of tasks that one call cancels, ends or removes concurrently.
 
-More than `IN_FLIGHT`, because some of these calls wait for a removal of messages in a batch.
+This limit is higher than `IN_FLIGHT`, because some of these calls wait until a batch of messages has been removed.
 """
 IN_FLIGHT = 256
 """The maximum number of tasks that one call submits or reads concurrently."""
@@ -124,7 +124,8 @@ async def each_of(items: AsyncIterator[T], work: Callable[[T], Awaitable[object]
             failed = failed or error
         await queue.join()
     finally:
-        # No worker waits for a last item: after a cancellation, nobody could add this item to the full queue.
+        # Cancelling a call does not end its worker's loop. Without `stopping`, the worker would take the next item, and
+        # finally wait for an item that never arrives.
         stopping = True
         for worker in workers:
             worker.cancel()

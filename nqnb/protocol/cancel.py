@@ -61,7 +61,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
     Args:
         backend: the backend to use.
         task_id: the id of the task.
-        by: the name of the user who cancels the task, which the receipt shows.
+        by: the name of the user who cancels the task. The receipt shows this name.
         queue: the queue of the task, if known.
 
     Raises:
@@ -69,7 +69,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
         NotCancellable: the task had already completed or failed.
         Unconfirmed: the server's answers were lost, so the cancel may or may not have been stored; or a worker may have
             stopped the task, although the cancel was not stored; or the cancel request is stored, but a later step
-            failed. It is safe to retry.
+            failed. In each case, it is safe to cancel the task again.
         NoResponders: the server is unavailable or full, and no worker has acted on the cancel.
         ServerRefused: the server refused a request, and the cancel request is not stored.
     """
@@ -93,7 +93,8 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
             raise in_another_queue(task, queue)
         step = lifecycle.cancel(task, announced=announced)
         if step is CancelStep.ANNOUNCE:
-            # Workers act on the write even if the server does not store it; see `nqnb.jetstream.cancels`.
+            # Workers also receive this write if the server does not store it, and then stop the task; see
+            # `nqnb.jetstream.cancels`.
             told = True
             await write_intent(backend, task_id, record)
             stored = True
@@ -181,8 +182,8 @@ class EndWaiting(Retry):
         seconds: how long to retry, in seconds.
         stream_gone: whether the stream with the task's message was deleted. If so, no message is removed, because
             the same sequence may belong to another message in a new stream.
-        owed: a dict of the tasks whose entries were removed and whose final entries have not been written yet. Each
-            task is stored under its id, in its waiting state.
+        owed: a dict for the tasks whose entries were removed and whose final entries have not been written yet. The
+            dict maps the id of each such task to the task in its waiting state.
     """
 
     def __init__(
@@ -328,8 +329,9 @@ async def end_waiting_task(
         start: the task's entry, if the caller has already read it.
         retry_for: how long to retry, in seconds. By default, the ``retry_for`` setting applies.
         stream_gone: whether the stream with the task's message was deleted. If so, no message is removed.
-        owed: a dict of the tasks whose entries were removed to make room and whose final entries have not been written
-            yet. The keys are task ids. If the dict already contains this task, only the final entry is created.
+        owed: a dict for the tasks whose entries were removed to make room and whose final entries have not been written
+            yet. The dict maps the id of each such task to the task in its waiting state. If the dict already contains
+            this task, only the final entry is created.
         defer: whether to leave the task in ``owed`` if there is no room, so that the caller can end the task later.
 
     Returns:

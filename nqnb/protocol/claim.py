@@ -22,12 +22,12 @@ log = logging.getLogger("nqnb.worker")
 
 
 async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limit: int) -> bool:
-    """Claim the task of a registered delivery. If there is nothing to claim, ack or nak the message.
+    """Claim the task of a delivery. If there is nothing to claim, ack or nak the message.
 
     Args:
         backend: the backend to use.
         worker: the id of this worker.
-        attempt: the attempt for the delivery.
+        attempt: the attempt for the delivery, which the worker has already registered.
         poison_limit: how many workers may go silent while running the task before the task is marked as failed.
 
     Returns:
@@ -46,8 +46,9 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         await _answer(attempt, done, change.before)
         return False
     if done.task.Status is Status.PENDING:
-        # The task is in a schedule now. The order is: write the schedule, write the entry, ack the old message. So the
-        # task always has a message, and the entry has the sequence of the newest message.
+        # The task's message has been moved into a schedule: first the schedule was written, then the entry, and only
+        # now is the old message acked. The task therefore always has a message, and the entry has the sequence of the
+        # newest message.
         await attempt.delivery.ack()
         return False
     attempt.entry, attempt.revision = done.task, done.revision
@@ -75,7 +76,7 @@ async def _first_read(backend: TaskBackend, attempt: Attempt) -> SeenEntry:
     sequence, data = attempt.delivery.sequence, attempt.delivery.data
     if entry is None or entry.value != entry_of(data, sequence):
         return SeenEntry.of(attempt.id, entry)
-    # The entry of a new task has the same bytes as its message, so it need not be decoded.
+    # The entry of a new task differs from the message only in the sequence, so the entry need not be decoded.
     task = msgspec.structs.replace(attempt.message, Sequence=sequence)
     return SeenEntry(task, entry.revision, entry.created, entry.value)
 
@@ -166,7 +167,7 @@ async def owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, task_id
 
 async def _answer(attempt: Attempt, verdict: ClaimVerdict, entry: TaskMessage | None) -> None:
     if verdict.step is ClaimStep.ACK:
-        # After an outage, every message whose ack was lost is redelivered.
+        # A duplicate is usually not worth a warning: after an outage, every message whose ack was lost is redelivered.
         log.log(logging.WARNING if entry is None else logging.DEBUG, "task %s: ack: %s", attempt.id, verdict.why)
         await attempt.delivery.ack()
     else:
@@ -188,7 +189,7 @@ def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_pa
     crashed = before.Status is Status.PROCESSING and bool(old.worker) and old.claim != attempt.claim
     meta = msgspec.structs.replace(
         old,
-        # A Go client does not record when it submitted the task, but the stream does.
+        # A Go client does not record when it submitted the task. The stream records when it stored the message.
         submitted_at=old.submitted_at or min(attempt.delivery.stored, now),
         worker=worker,
         crashes=old.crashes + crashed,

@@ -47,7 +47,11 @@ class Ending(msgspec.Struct):
     retry_delay: float
     """The delay before the next attempt, in seconds."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """A function that moves the result to the result bucket if the entry is too large."""
+    """A function that moves the result to the result bucket, because the entry is too large.
+
+    The function is called with the state and the Meta to write, and returns the state and the Meta to write instead. If
+    the result cannot be stored, the returned state is Failed.
+    """
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
@@ -168,13 +172,15 @@ class _Finish(Retry):
     def __init__(self, backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> None:
         super().__init__(backend)
         self.status = status
-        """The outcome to write. Cancels and Go clients may change this value."""
+        """The outcome to write. The outcome may change after a conflict, after a cancel, or if the result cannot be
+        stored."""
         self.meta = ending.meta
         """The Meta to write into the entry."""
         self.scheduled = False
         """Whether the message of the retry has been scheduled."""
         self.left_schedule = False
-        """Whether the server may have a schedule, even if the outcome is not a retry after all."""
+        """Whether the server may have a schedule for a retry. If the task then ends without a retry, the schedule is
+        removed."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
         """The entry as this worker last wrote it. If the entry has changed since then, the write conflicts."""
         self._attempt = attempt
@@ -201,7 +207,8 @@ class _Finish(Retry):
             return _outcome(backend, attempt, self.status, self.meta)
         sequence, not_before = attempt.entry.Sequence, min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
         if delay > lifecycle.LONG_WAIT_SECONDS:
-            # The order is: write the schedule, write the entry, ack the old message. So the task always has a message.
+            # First the schedule is written, then the entry, and then the old message is acked. The task therefore
+            # always has a message.
             try:
                 self.left_schedule = True
                 moved_to = await schedule(backend, attempt, not_before, attempt.entry.CurrentRetry + 1)

@@ -88,7 +88,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         backend: the backend to use.
         task_id: the id of the task.
         timeout: the caller's timeout; see `Client.wait`. The task is read at least once, even if the timeout is 0.
-        serving: the object that determines whether a worker is serving the queue. The error message reports this.
+        serving: the object that determines whether a worker is serving the queue. If not, `WaitTimeout` says so.
 
     Raises:
         WaitTimeout: the task did not end in time.
@@ -129,7 +129,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
             if backend.closed:
                 raise
     failed = f"task {task_id!r} did not finish within {seconds:g} s"
-    # A timeout of 0 only reads the task, and may be repeated often.
+    # A caller with a timeout of 0 only reads the task, and may do so often, so this caller does not wait for the check.
     if seconds and serving is not None and latest is not None and await serving.is_missing(latest.queue, latest):
         raise WaitTimeout(
             f"{failed}: no worker is serving queue {latest.queue!r}. Start a worker, or check the queue name.", task_id

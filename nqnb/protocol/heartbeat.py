@@ -188,7 +188,7 @@ class EntryWatch:
         if self._closed:
             return
         try:
-            # Wait for our own write to finish. Otherwise its revision would look like another program's.
+            # Wait for our own write to finish. Otherwise, it would look like a write by another program.
             async with self._attempt.writing:
                 seen = await read_entry(self._backend, self._attempt.id)
         except NqnbError as error:

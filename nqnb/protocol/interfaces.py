@@ -135,7 +135,16 @@ class WorkerPresence(Protocol):
         ...
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return the number of seconds for which a worker is still presumed to be running a task."""
+        """Return the number of seconds for which a worker is still presumed to be running a task, or 0.
+
+        Args:
+            worker: the id of the worker that the task's entry names.
+            queue: the queue of the task. The queue's ack wait affects the result.
+            task_id: the task.
+            written: the time at which the worker wrote the task's entry, in Unix seconds on the server's clock.
+            lease: while the presence bucket is younger than this, in seconds, a worker without a presence entry is
+                presumed alive.
+        """
         ...
 
     def live(self) -> AsyncIterator[WorkerInfo]:
@@ -152,12 +161,19 @@ class OutageLog(Protocol):
         ...
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Return whether an outage caused an error. If so, record the outage: the caller need not log the error."""
+        """Return whether an outage caused an error. If so, record the outage. The caller then need not log the error.
+
+        ``note`` is a consequence for a task, such as "outcomes had to wait". The log reports how often each consequence
+        occurred.
+        """
         ...
 
 
 class TaskBackend(Protocol):
-    """The backend for operations on single tasks. Each call either takes effect exactly once or raises an error."""
+    """The backend for operations on single tasks.
+
+    A call that returns has taken effect exactly once. After `Unconfirmed`, the call may or may not have taken effect.
+    """
 
     @property
     def states(self) -> StateStore:
@@ -230,7 +246,8 @@ class TaskBackend(Protocol):
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
         """Send an idempotent request, and retry for up to `retry_for` seconds until the request is confirmed.
 
-        Missing streams and buckets are recreated.
+        Missing streams and buckets are recreated. ``queue`` is the queue whose streams the request uses, or None if the
+        request uses only buckets.
         """
         ...
 
@@ -279,7 +296,10 @@ class TaskBackend(Protocol):
 
     @property
     def removals(self) -> dict[str, Together[TaskMessage]]:
-        """For each queue, the object that removes the messages of ended tasks; see `nqnb.protocol.forget`."""
+        """A dict that maps each queue to the object that removes the messages of its ended tasks.
+
+        See `nqnb.protocol.forget`.
+        """
         ...
 
     async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, Mapping[int, bytes]]:
@@ -290,8 +310,8 @@ class TaskBackend(Protocol):
             sequences: the expected sequences.
 
         Returns:
-            A string that changes if the stream is recreated, and the data of the messages by sequence, oldest first. If
-            the server cannot return many messages for one request, no messages are returned.
+            A string that changes if the stream is recreated, and a dict that maps the sequence of each message to the
+            message's data, oldest first. If the server cannot return many messages for one request, the dict is empty.
         """
         ...
 
@@ -386,7 +406,10 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def ack_wait_of(self, queue: str) -> float:
-        """Return the ack wait of a queue in seconds. If no worker has served the queue, return that of a new queue."""
+        """Return the ack wait of a queue, in seconds.
+
+        If no worker has served the queue, return the ack wait of a new queue.
+        """
         ...
 
     async def queue_names(self) -> list[str]:
@@ -414,7 +437,10 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the subjects in a queue's streams that are not the queue's own, by stream name."""
+        """Return the subjects that a queue's streams have in addition to the queue's own subjects.
+
+        The result maps the name of each stream with such subjects to these subjects.
+        """
         ...
 
     async def queue_created_at(self, queue: str) -> float:

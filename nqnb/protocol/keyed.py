@@ -22,9 +22,9 @@ from nqnb.protocol.transition import MISSING, read_entry
 from nqnb.protocol.wire import TaskMessage
 
 STOP_SECONDS = 10.0
-"""How long a submission waits for the code of the replaced task to stop."""
+"""How long a submission waits for the code of the replaced task to stop, in seconds."""
 _MAX_TRIES = 100
-"""The maximum number of attempts to submit a task while other clients are submitting or replacing the same key."""
+"""The maximum number of attempts to submit a task while other clients submit or replace tasks with the same key."""
 
 
 class Keyed(NamedTuple):

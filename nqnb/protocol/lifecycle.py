@@ -23,8 +23,8 @@ FIRST_NAK_SECONDS = 0.05
 """The delay of the first nak for a message without an entry, in seconds. Each further nak doubles the delay."""
 MAX_NAKS = 9
 """How many times a message without an entry is nak'ed. The delays are 0.05 s, 0.1 s … 12.8 s, about 25 s in total. By
-then, even a slow Go client has written its Pending entry. If that entry were written after the final entry, nothing
-would ever correct it."""
+then, even a slow Go client has written its Pending entry. If the Pending entry were written after the final entry,
+nothing would ever correct the task's state."""
 LONG_WAIT_SECONDS = 60.0
 """The longest wait without a schedule, in seconds. Longer waits use schedules if the server supports schedules."""
 LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
@@ -93,7 +93,7 @@ def claim(
     now: float,
     ack_wait: float,
 ) -> ClaimVerdict:
-    """Choose the next step for a registered delivery that has not been claimed yet.
+    """Choose the next step for a delivery that the worker has registered but not claimed yet.
 
     Args:
         message: the task as stored in the stream.
@@ -183,7 +183,7 @@ class BeatStep(enum.Enum):
 
 
 def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
-    """Choose the next step for the entry of a task that this worker is running.
+    """Choose the next step of a heartbeat that has read the entry of a task that this worker is running.
 
     Args:
         entry: the task as stored in the bucket, or None if the task has no entry.
@@ -282,7 +282,7 @@ class FinishVerdict:
 
 
 def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: Status) -> FinishVerdict:
-    """Choose the next step when a worker is about to write an outcome to a task's entry.
+    """Choose the next step of a worker that is about to write an outcome to a task's entry.
 
     Args:
         entry: the task as read through the bucket's leader, or None if the task has no entry.

@@ -34,7 +34,7 @@ _LONGEST_KEY = 1000
 _LONGEST_TASK_ID = 200
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _DIGEST_BYTES = 22
-"""The number of bytes in the digest of a key, which becomes as many letters."""
+"""The number of bytes in the digest of a key. Each byte becomes one letter or digit."""
 _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
 
@@ -120,7 +120,7 @@ def limits_key(queue: str) -> str:
 
 
 def rate_key(queue: str) -> str:
-    """Return the key of the record that reserves the starts of a queue with a rate limit."""
+    """Return the key of the record in which workers reserve the starts of a queue with a rate limit."""
     return f"{queue}.rate"
 
 
@@ -136,7 +136,7 @@ def serial_key(queue: str, serial: str) -> str:
 
 
 def is_serial_key(key: str, queue: str | None = None) -> bool:
-    """Return whether a key of the limits bucket is that of a serial key of a queue or, by default, of any queue."""
+    """Return whether a key of the limits bucket belongs to a serial key of a queue, or of any queue by default."""
     of_queue, _, digest = key.rpartition(".serial.")
     return bool(of_queue) and len(digest) == _DIGEST_BYTES and queue in (None, of_queue)
 

@@ -36,7 +36,7 @@ async def prune(
     before = now - seconds
     ended: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
-    """The result key of each task, by task id. None means that the task may still produce a result."""
+    """A dict that maps each task id to the task's result key, or to None if the task may still produce a result."""
     # Entries that are written from now on are removed one by one, because the listing may miss some of them.
     last_revision, created = await backend.state_position()
     oldest_kept = last_revision + 1
@@ -64,7 +64,7 @@ async def prune(
             else:
                 kept += 1
                 oldest_kept = min(oldest_kept, entry.revision)
-    # A server can also store keys that contain wildcards. They are kept, because purging one would purge other keys.
+    # A cancel request whose key contains wildcards is kept, because purging that key would also purge other keys.
     intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
     old_intents = [entry for key, entry in intents.items() if key in ids]
@@ -79,8 +79,8 @@ async def prune(
         ]
         orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
     if not dry_run:
-        # Entries are removed first, and only if they have not been written again. Other entries still need their
-        # results.
+        # An entry is removed before its result, so that no entry refers to a missing result. An entry that has been
+        # written again is kept.
         await _remove_entries(backend, [entry for entry, _ in gone], oldest_kept, created)
         await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
@@ -111,9 +111,10 @@ async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_ke
 
 
 async def _remove_free_keys(backend: QueueBackend, queue: str | None, before: float) -> None:
-    """Remove the records of serial keys that were released before a time. Before version 2.11, they do not expire.
+    """Remove the records of serial keys that were released before the time ``before``.
 
-    If a worker takes a key in the meantime, its record has another revision, and is kept.
+    On servers before version 2.11, these records do not expire. If a worker takes a serial key in the meantime, the
+    key's record has another revision, and is kept.
     """
     free = [
         entry
@@ -146,7 +147,10 @@ async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
 
 
 async def _orphaned_results(backend: QueueBackend, kept: dict[str, str | None], before: float) -> AsyncIterator[Entry]:
-    """Yield the old results that no longer belong to any task."""
+    """Yield the results that were stored before the time ``before`` and no longer belong to any task.
+
+    ``kept`` maps each task id to the key of the task's result, or to None if the task may still produce a result.
+    """
     async for result in backend.results.entries():
         task_id = result.key.rpartition(".")[0]
         if (

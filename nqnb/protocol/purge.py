@@ -38,12 +38,13 @@ async def purge_queue(
     Args:
         backend: the backend to use.
         queue: the queue.
-        by: the name of the user who purges the queue, which the receipts of the tasks show.
+        by: the name of the user who purges the queue. The receipts of the tasks show this name.
         progress: a function that is called with the number of tasks processed so far, and the total.
         upto: the stream sequence of the last message that the user has seen, as in `QueueInfo.last_sequence`. Tasks
-            that were submitted later stay in the queue. If None, no task is spared.
-        owed: a dict to which tasks are added, by id, if their final entries do not fit into the store. The caller must
-            end these tasks with `end_waiting_task` once there is room. If ``owed`` is None, `NoRoom` is raised instead.
+            that were submitted later stay in the queue. If None, every waiting task is ended.
+        owed: a dict to which this function adds each task whose final entry does not fit into the store, under the
+            task's id. The caller must end these tasks with `end_waiting_task` once there is room. If ``owed`` is None,
+            `NoRoom` is raised instead.
 
     Raises:
         NoRoom: the store is full, so the final states of some tasks were not written.

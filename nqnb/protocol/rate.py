@@ -25,7 +25,8 @@ log = logging.getLogger("nqnb.limits")
 LATE_SECONDS = 0.25
 """A start can still be reserved this long after its time. An idle queue therefore begins with a short burst."""
 _LONGEST_AHEAD_SECONDS = 10.0
-"""The limit for how far ahead a worker may have reserved starts, including the error of its clock estimate."""
+"""The maximum number of seconds by which a reserved start can lie in the future, including the error with which the
+worker that reserved the start estimates the server's clock."""
 
 
 class RateRecord(msgspec.Struct):
@@ -73,7 +74,7 @@ def next_starts(at: float, *, now: float, rate: float, wanted: int, ahead: float
     """
     interval = 1 / rate
     if at > now + _LONGEST_AHEAD_SECONDS + interval:
-        # No worker reserves this far ahead. The time was computed for a slower rate, or with a fast clock.
+        # No worker reserves this far ahead. The recorded time was computed for a slower rate, or with a fast clock.
         at = now
     first = max(at, now - LATE_SECONDS)
     if first > now + ahead:
@@ -112,5 +113,5 @@ def _next_free(entry: Entry | None) -> float:
     try:
         return decode(entry.value, _rate_decoder, "the rate of a queue").at
     except MalformedMessage as error:
-        log.warning("the record %r is overwritten: %s", entry.key, error)
+        log.warning("overwriting the malformed record %r of the limits bucket: %s", entry.key, error)
         return 0.0

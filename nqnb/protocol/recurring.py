@@ -1,9 +1,10 @@
 """Recurring tasks: the entries in the bucket ``nq-schedules``, and the step that submits the tasks that are due.
 
 A firing is the submission of one task for one scheduled time. All workers of the schedule's queue look for due
-schedules, and each may try the same firing. The id of the task consists of the schedule's name and the scheduled time,
-so that only one task is created. Then the worker advances the entry to the next scheduled time by compare-and-set. If
-the worker dies before this write, another worker repeats the firing, and finds that the task exists.
+schedules, and several workers may try the same firing. The id of the task consists of the schedule's name and the
+scheduled time, so that only one task is created. After submitting the task, a worker advances the entry to the next
+scheduled time by compare-and-set. If the worker dies before this write, another worker repeats the firing, and finds
+that the task exists.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ Missed = Literal["skip", "once", "all"]
 MISSED_AFTER_SECONDS = 60.0
 """A scheduled time counts as missed if no task has been submitted for it within this many seconds."""
 CLOCK_STEP_SECONDS = 60.0
-"""The minimum number of seconds by which the server's clock must go back before next times are computed again."""
+"""The minimum number of seconds by which the server's clock must go back for a next time to be computed again."""
 MOST_MISSED = 100
 """The maximum number of missed tasks that are submitted with ``missed="all"``."""
 _MAX_TRIES = 100
-"""The maximum number of attempts to change an entry while others are changing it."""
+"""The maximum number of attempts to change an entry that other clients and workers are also changing."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -127,7 +128,10 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def starting(self, now: float) -> ScheduleEntry:
-        """Return a copy of a new definition whose times begin now. An interval begins at the next whole second."""
+        """Return a copy of this new definition for which ``next`` is the first scheduled time after ``now``.
+
+        An interval begins at the next whole second.
+        """
         when = msgspec.structs.replace(self.when, anchor=math.ceil(now)) if self.when.interval else self.when
         return msgspec.structs.replace(self, when=when, next=when.next_after(now), written=now)
 
@@ -140,7 +144,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, paused=False, next=self.when.next_after(now)) if self.paused else self
 
     def replacing(self, there: ScheduleEntry) -> ScheduleEntry:
-        """Return a copy that takes over the state of the entry that it replaces."""
+        """Return a copy of this definition with the state of the entry ``there``, which the copy will replace."""
         made = msgspec.structs.replace(self, paused=there.paused, last=there.last)
         if not self.when.same_times(there.when):
             return made
@@ -315,7 +319,7 @@ async def change_schedule(
 
 
 async def remove_schedule(backend: RecurringBackend, name: str) -> None:
-    """Remove a schedule, even if its entry cannot be decoded. The tasks that it has submitted are not changed.
+    """Remove a schedule, even if its entry cannot be decoded. Tasks that have already been submitted are not changed.
 
     Raises:
         UnknownSchedule: there is no schedule with this name.
@@ -339,8 +343,8 @@ async def run_schedule(backend: RecurringBackend, name: str, client: str) -> Tas
 async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEntry | None:
     """Submit the tasks of a schedule that are due, and then advance the schedule to its next time.
 
-    If the next time was computed while the server's clock was ahead, only compute the next time again. A scheduled time
-    for which a task was submitted in the meantime gets no second task, because the id of the task exists.
+    If the next time was computed while the server's clock was ahead, this function only computes the next time again.
+    When a scheduled time then comes for the second time, no second task is created, because the task id already exists.
 
     Args:
         backend: the backend to use.
@@ -371,7 +375,7 @@ async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEnt
     if entry.next > now:
         text = "schedule %s: the next time is now %s, because %s was computed while the server's clock was ahead"
         log.warning(text, name, moment(moved.next), moment(entry.next), extra={"queue": entry.queue})
-    # After a conflict, the entry is read again: another worker moved it on, or a client changed it.
+    # After a conflict, the next call reads the entry, which another worker has advanced or a client has changed.
     with contextlib.suppress(RevisionConflict):
         await _write(backend, moved, revision)
     return moved

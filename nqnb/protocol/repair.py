@@ -23,7 +23,7 @@ async def end_task_without_message(backend: QueueBackend, task_id: str, by: str)
     Args:
         backend: the backend to use.
         task_id: the task. The caller must have searched the whole stream for the task's message.
-        by: the name of the user who ends the task, which the receipt shows.
+        by: the name of the user who ends the task. The receipt shows this name.
 
     Returns:
         The task's state, or None if the task has been submitted again or claimed in the meantime. The state is not

@@ -74,7 +74,7 @@ class Serving:
             task.cancel()
 
     async def _look(self, queue: str) -> QueueService | None:
-        # Many tasks of a queue may ask at the same moment, so they share one request.
+        # Many callers may ask about the same queue at the same moment, so they share one request.
         began, look = self._looks.get(queue, (0.0, None))
         if look is None or elapsed() - began > _LOOK_SECONDS:
             look = spawn(self._ask(queue))

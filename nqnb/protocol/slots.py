@@ -34,9 +34,9 @@ EMPTY_TTL_SECONDS = 3600.0
 `nqnb.protocol.prune` removes the record later.
 """
 UNLISTED_SECONDS = 3.0
-"""The minimum time, in seconds, between two presence entries that show that a live worker is not running a task. The
-first entry may have been encoded before the worker took the slot, and stored later. Within a second, the worker then
-writes an entry with the task.
+"""If the presence entries of a live worker omit a task for longer than this, in seconds, the worker is not running the
+task. A single entry without the task proves nothing: the entry may have been encoded before the worker took the slot,
+and stored afterwards. In that case, the worker writes an entry with the task within a second.
 """
 LOOK_SECONDS = 1.0
 """The minimum time, in seconds, between two checks of the holders of the same record."""
@@ -67,7 +67,7 @@ _decoder = msgspec.json.Decoder(Slots)
 _FREE = msgspec.json.encode(Slots())
 
 StillHeld = Callable[[Attempt, str, list[Holder]], Awaitable[list[Holder]]]
-"""A function that returns the holders of a record whose runs may not be over; see `HolderWatch.still_held`."""
+"""A function that returns those holders whose runs may still be active; see `HolderWatch.still_held`."""
 
 
 class _Seen(NamedTuple):
@@ -76,9 +76,9 @@ class _Seen(NamedTuple):
     revision: int
     """The revision of the presence entry of the holder's worker, or 0 if the entry was missing."""
     since: float
-    """The time since which the entry has had this revision."""
+    """The time at which this worker first read the entry at this revision."""
     unlisted: float = math.inf
-    """The time since which each new entry of the holder's worker has been without the task."""
+    """The time since which every new entry of the holder's worker has omitted the task, or infinity."""
 
 
 @dataclass
@@ -93,13 +93,14 @@ class _Watched:
 class HolderWatch:
     """A worker's observations of other holders, which show whether the runs of these holders are over.
 
-    A run is over in each of these cases:
+    The run of a holder is over in each of these cases:
 
-    - Its worker has removed its presence, which a worker does only after all its runs have ended.
-    - Its worker has not written its presence for the length of the TTL since this worker first saw the holder. A worker
-      that cannot write its presence stops its running code earlier than that.
-    - Its worker has twice written its presence without the task since this worker first saw the holder.
-    - It is a run of this worker, and is not registered.
+    - The holder's worker has removed its presence entry, which a worker does only after all its runs have ended.
+    - Since this worker first saw the holder, the holder's worker has written no presence entry for the length of the
+      TTL. A worker that cannot write its presence entry stops its running code earlier than that.
+    - Since this worker first saw the holder, the holder's worker has written at least two presence entries without the
+      task; see `UNLISTED_SECONDS`.
+    - The holder names this worker, and the run is not registered.
 
     Args:
         backend: the backend to use.
@@ -113,12 +114,12 @@ class HolderWatch:
         self._runs = runs
         self._records: dict[str, _Watched] = {}
         self._full_at = _MANY_RECORDS
-        """The number of records at which old records are forgotten. It grows with the number of records that are kept,
-        so that the time for each new record does not.
+        """The number of records at which old records are forgotten. This number grows with the number of records that
+        are kept. Otherwise, many records would have to be searched for each new record.
         """
 
     async def still_held(self, attempt: Attempt, key: str, holders: list[Holder]) -> list[Holder]:
-        """Return the holders whose runs may not be over.
+        """Return the holders whose runs may still be active.
 
         Args:
             attempt: the attempt that needs a slot.
@@ -141,7 +142,7 @@ class HolderWatch:
         return [holder for holder in holders if holder.claim not in record.over]
 
     def forget(self, key: str) -> None:
-        """Forget the holders of a record, because they no longer hold their slots."""
+        """Forget the observations of a record's holders, because these holders no longer have their slots."""
         self._records.pop(key, None)
 
     async def _look(self, attempt: Attempt, record: _Watched, holders: list[Holder]) -> None:
@@ -171,7 +172,7 @@ class HolderWatch:
 
 
 def _next_seen(before: _Seen | None, sight: PresenceSight, task_id: str) -> _Seen:
-    """Return what is known of a holder after its worker's presence has been read again."""
+    """Return the new observation of a holder after the presence of the holder's worker has been read again."""
     now = elapsed()
     if before is None:
         return _Seen(sight.revision, now)
@@ -192,7 +193,7 @@ async def take_slot(
         attempt: the attempt, which is registered in this worker.
         key: the key of the record.
         limit: the number of slots.
-        still_held: a function that returns the holders whose runs may not be over.
+        still_held: a function that returns the holders whose runs may still be active.
 
     Returns:
         Whether the attempt now holds a slot. If not, all slots are taken, or the attempt has lost its lease.
@@ -280,5 +281,5 @@ def _holders(entry: Entry | None) -> list[Holder]:
     try:
         return decode(entry.value, _decoder, "the slots of a limit").holders
     except MalformedMessage as error:
-        log.warning("the record %r is overwritten: %s", entry.key, error)
+        log.warning("ignoring the malformed record %r of the limits bucket: %s", entry.key, error)
         return []

@@ -98,7 +98,7 @@ async def submit(
         PayloadTooLarge: the message is too large for the server.
         Unconfirmed: the server's answers were lost, so the task may or may not have been accepted.
     """
-    # The message also contains the Meta, because a worker may create the entry from the message before this client.
+    # The message also contains the Meta: a worker may create the entry from the message before this client does.
     meta = msgspec.structs.replace(message.meta, client=client, submitted_at=backend.now())
     given, message = message, msgspec.structs.replace(message, Meta=meta)
     data = message.encode()

@@ -154,11 +154,12 @@ class Meta(Struct, omit_defaults=True, gc=False):
     serial: str = ""
     """The serial key of the task. The tasks of a queue with the same serial key run one at a time."""
     group: str = ""
-    """The name of the task's group. The tasks of a group were submitted together."""
+    """The name of the task's group. The tasks of a group were submitted together, or by the same schedule."""
     position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     """The position of the task in its group, from 0."""
     label: msgspec.Raw | UnsetType = UNSET
-    """The label of the task's row in the DataFrame's index, as JSON. Unset if the label equals the position."""
+    """The label of the task in its group, as JSON: the index label of the payload's row in a DataFrame, or the
+    scheduled time of a recurring task. Unset if the label equals the position."""
 
 
 _Meta = Meta  # inside TaskMessage the name Meta is the field
