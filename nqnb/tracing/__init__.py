@@ -64,12 +64,12 @@ def uninstrument() -> None:
 
 
 def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[object]:
-    """Within a block, add the spans of waits and cancels to the trace in which a task was submitted.
+    """Return a context manager that adds the spans of waits and cancels to the trace in which a task was submitted.
 
-    If there is a current span, it remains the parent, and the new spans are linked to the span of the submit.
+    If there is a current span, this span remains the parent, and the new spans are linked to the span of the submit.
 
     Args:
-        submitted: the context of the submit's span, or None to do nothing.
+        submitted: the context of the submit's span. If None, the context manager does nothing.
     """
     if active is None or submitted is None:
         return contextlib.nullcontext()
@@ -77,7 +77,10 @@ def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[o
 
 
 def continuing(headers: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
-    """Within a block, use the trace context from headers as the current context. Without headers, do nothing."""
+    """Return a context manager that makes the trace context in the headers of a message the current context.
+
+    If ``headers`` is empty, the context manager does nothing.
+    """
     if not headers:
         return contextlib.nullcontext()
     from nqnb.tracing.spans import Attached, extract

@@ -116,7 +116,7 @@ class Spans:
         return RunSpan(span)
 
     def within(self, submitted: SpanContext) -> Attached:
-        """Within a block, add the spans of waits and cancels to a task's trace; see `nqnb.tracing.within`."""
+        """Return a context manager that adds spans to a task's trace; see `nqnb.tracing.within`."""
         return Attached(contexts.set_value(_TASK, submitted))
 
     def headers(self) -> dict[str, str]:
@@ -126,7 +126,7 @@ class Spans:
         return {name: value for name, value in carrier.items() if _is_header(name, value)}
 
     def submit_headers(self) -> dict[str, str]:
-        """Return the trace context for a task's message as headers. Outside a block of `submit`, return no headers.
+        """Return the trace context for a task's message as headers, or no headers outside a ``with`` block of `submit`.
 
         A worker submits recurring tasks outside such a block. The current span is then the span in which the worker was
         started, which must not become the parent of the tasks.
