@@ -266,13 +266,15 @@ class Exporter:
             and self._watch is not None
             and elapsed() - self._listed_at > _LISTING_PAUSE_SECONDS
         ):
-            # Keys are missing: the server does not report entries that have expired or were pruned.
+            # The tally has more keys than the bucket, because the server does not report when entries expire or are
+            # pruned. `follow` therefore lists all tasks again.
             self._watch.cancel()
         return reading
 
     async def _ask(self) -> _Reading:
         backend = self._nq.backend
-        # The tally already knows which tasks are not due yet. Finding them in the queues would read many messages.
+        # The tally already has the tasks that are not due yet. To find these tasks in the queues, the backend would
+        # have to read many messages.
         queues = [info async for info in backend.queues(early=False)]
         alive, silent = set[str](), set[str]()
         for worker, age in await backend.presence.seen():

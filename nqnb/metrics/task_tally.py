@@ -23,7 +23,7 @@ class WaitingTasks(NamedTuple):
 
 
 class TaskTally:
-    """Task counts and durations, which the updates of a watch keep current.
+    """Task counts and durations, kept current by the updates of a watch.
 
     A tally needs about 300 bytes per task. The server does not report when entries expire or are pruned, so the tally
     may include tasks that no longer exist. To correct the tally, call `begin` and start another watch.
@@ -37,7 +37,7 @@ class TaskTally:
         self._label = label
         self._now = now
         self.complete = False
-        """Whether the tally has every task."""
+        """Whether the tally includes every task."""
         self.ended: Counter[tuple[str, Status]] = Counter()
         """The number of tasks that have ended since the first listing was complete, by queue label and state."""
         self.waits: defaultdict[str, Histogram] = defaultdict(Histogram)
@@ -50,9 +50,9 @@ class TaskTally:
         self._due: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """The time from which each pending task has been waiting, by queue and task id."""
         self._tombstones: set[str] = set()
-        """The ids of deleted tasks. The bucket still has the key of each of them."""
+        """The ids of the tasks whose entries were replaced with a tombstone. The bucket still contains these keys."""
         self._listed: set[str] | None = None
-        """The tasks that the current listing has reported, or None after the listing."""
+        """The ids of the tasks that the current listing has reported, or None if no listing is in progress."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -68,7 +68,7 @@ class TaskTally:
         return dict(self._counts)
 
     def waiting(self) -> dict[str, WaitingTasks]:
-        """Return the waiting tasks, by queue label."""
+        """Return a dict that maps each queue label to the statistics of the label's waiting tasks."""
         now = self._now()
         found = {}
         for queue, tasks in self._due.items():

@@ -127,7 +127,7 @@ class WorkerMetrics:
             ),
             gauge(
                 "nqnb_worker_oldest_cancel_seconds",
-                "The time since the oldest cancel request whose code has not stopped, or 0 if all code has stopped.",
+                "The time since the oldest cancel request for a task whose code is still running, or 0.",
                 {(queue,): seconds for queue, seconds in oldest.items()},
                 "queue",
             ),
