@@ -343,7 +343,7 @@ class TestQueues:
         found = await nq.doctor("nearly", ignore=("old-server", "no-worker"))
         assert codes(found) == ["near-limit"]
         near = one(found, "near-limit")
-        assert "8 of 10 messages are used of stream nearly: when the stream is full, the oldest tasks" in near.problem
+        assert "Stream nearly contains 8 of at most 10 messages: when the stream is full, the oldest" in near.problem
         assert "`nats stream edit nearly --max-msgs 20 --force`" in near.remedy
         await tasks[0].cancel()
         assert (await nq.doctor("nearly", ignore=("old-server", "no-worker"))).ok
@@ -367,7 +367,7 @@ class TestServers:
                 await api(nq, "STREAM.CREATE.other", {"name": "other", "subjects": ["other"]})
                 found = await nq.doctor(ignore=OLD)
                 assert codes(found) == ["near-limit"]
-                assert "7 of 8 streams are used of the account" in one(found, "near-limit").problem
+                assert "The account uses 7 of at most 8 streams" in one(found, "near-limit").problem
 
     async def test_whose_clock_differs(self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
         await (await nq.submit("timely")).cancel()

@@ -202,8 +202,8 @@ def _count(number: int, noun: str) -> str:
 def _done(finding: Finding) -> str:
     tasks = _count(len(finding.ids), "task")
     return {
-        "no-message": f"{tasks} without a message marked as ended",
-        "no-entry": f"{tasks} without an entry recorded",
-        "no-consumer": "the consumer was created",
-        "no-cancel-stream": "the stream of cancels was created",
+        "no-message": f"marked {tasks} without a message as ended",
+        "no-entry": f"wrote the missing state of {tasks}",
+        "no-consumer": "created the consumer",
+        "no-cancel-stream": "created the cancel stream",
     }[finding.code]

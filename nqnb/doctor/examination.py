@@ -37,7 +37,8 @@ Q = TypeVar("Q", OpenTask, FoundMessage)
 LOOK_AGAIN_SECONDS = 1.0
 """The pause before the suspects are read again, in seconds."""
 OWN_UNWRITTEN_SECONDS = 5.0
-"""The age, in seconds, from which a message from nqnb without an entry is reported. Usually, the entry soon follows."""
+"""The minimum age, in seconds, at which a message of nqnb without an entry is reported. Usually, the submitter writes
+the entry soon after the message."""
 
 
 async def examine(backend: Backend, queue: str | None = None, ignore: Collection[str] = ()) -> Diagnosis:
@@ -74,7 +75,7 @@ class _Examination:
         self._facts = seen.facts
         self._queue = queue
         self._ids: dict[str, asyncio.Task[set[str]]] = {}
-        """The ids of all messages of each stream, as read from the stream's leader."""
+        """A dict that maps each stream to the asyncio task that reads the task ids of all messages from the leader."""
 
     async def run(self) -> list[Finding]:
         backend, seen = self._backend, self._seen

@@ -25,7 +25,7 @@ SKEW_SECONDS = 2.0
 CLUSTER_SERVERS = 3
 """The minimum number of servers with which a cluster can store three copies of each stream."""
 GAPS = {
-    (2, 12): "schedules (a task that waits for long is redelivered at least once an hour, and counts as unacked)",
+    (2, 12): "schedules (a task with a long wait is redelivered at least once an hour, and counts as unacked)",
     (2, 11): "states that expire (run `nqnb prune` regularly) and paused consumers (a pause does not stop Go workers)",
     (2, 10): "TLS handshake first",
 }
@@ -34,13 +34,13 @@ GAPS = {
 
 def no_message(queue: str, tasks: Sequence[OpenTask]) -> Finding:
     """Return the finding about tasks without a message."""
-    them = _count(len(tasks), "task has", "tasks have")
+    them = _count(len(tasks), "task is", "tasks are")
     return Finding(
         code="no-message",
         queue=queue,
         ids=[each.id for each in tasks],
-        problem=f"{them} a state that says pending or processing, but no message in the queue: the real state is "
-        "unknown, and no worker will ever run the task.",
+        problem=f"{them} stored as pending or processing, but without a message in the queue. No worker can ever run a "
+        "task without a message, so its real state is unknown.",
         remedy=f"Run `nqnb doctor {queue} --fix` to mark the tasks as ended, and `nqnb task requeue {tasks[0].id}` for "
         "each task that must still run.",
     )
@@ -53,7 +53,7 @@ def no_entry(queue: str, messages: Sequence[FoundMessage]) -> Finding:
         code="no-entry",
         queue=queue,
         ids=[each.id for each in messages],
-        problem=f"{them} no state, because the submitter died or the state was removed: a worker will run the task, "
+        problem=f"{them} no state, because the submitter died or the state was removed: a worker will run each task, "
         "but until then the task is not listed and cannot be cancelled.",
         remedy=f"Run `nqnb doctor {queue} --fix` to record the tasks as pending.",
     )
@@ -116,8 +116,8 @@ def idle_schedule(queue: str, schedules: Sequence[str]) -> Finding:
         code="idle-schedule",
         queue=queue,
         ids=list(schedules),
-        problem=f"{them} no tasks, because the nqnb workers of the queue submit them, and none is running. Go workers "
-        "do not.",
+        problem=f"{them} no tasks, because no nqnb worker is serving the queue. Go workers do not submit the tasks of "
+        "schedules.",
         remedy="Start a worker with `nqnb worker MODULE:WORKER`, or pause a schedule that is not needed with "
         f"`nqnb schedule pause {schedules[0]}`.",
     )
@@ -138,8 +138,8 @@ def no_consumer(queue: str) -> Finding:
     return Finding(
         code="no-consumer",
         queue=queue,
-        problem=f"The consumer {names.CONSUMER} is missing, so no task is delivered. A Go worker that stops deletes "
-        "it, and an nqnb worker creates it again.",
+        problem=f"The consumer {names.CONSUMER} is missing, so no task is delivered. A Go worker deletes the "
+        "consumer when it stops, and an nqnb worker recreates the consumer.",
         remedy=f"Run `nqnb doctor {queue} --fix`, or start a worker. If the consumer is missing again, check the "
         "permissions of the workers.",
     )
@@ -150,7 +150,7 @@ def no_cancel_stream(queue: str) -> Finding:
     return Finding(
         code="no-cancel-stream",
         queue=queue,
-        problem="The stream of cancels is missing: Go programs cannot send or receive cancels, and nqnb workers may "
+        problem="The cancel stream is missing: Go programs cannot send or receive cancels, and nqnb workers may "
         "receive cancels with a delay.",
         remedy=f"Run `nqnb doctor {queue} --fix` to create the stream.",
     )
@@ -221,14 +221,14 @@ def _limits(facts: ServerFacts) -> Iterator[Finding]:
             yield Finding(
                 code="near-limit",
                 queue=queue.name,
-                problem=f"{_used(usage)} of consumer {names.CONSUMER}: at the limit, no more tasks are delivered.",
+                problem=f"Consumer {names.CONSUMER} has {_used(usage)}: at the limit, no more tasks are delivered.",
                 remedy=f"Run `nats consumer edit {shlex.quote(queue.tasks.name)} {names.CONSUMER} --max-pending "
                 f"{4 * usage.limit}`.",
             )
     for usage in filter(is_near, facts.account):
         yield Finding(
             code="near-limit",
-            problem=f"{_used(usage)} of the account: at the limit, the server refuses new "
+            problem=f"The account uses {_used(usage)}: at the limit, the server refuses new "
             f"{'streams and consumers' if usage.unit in ('streams', 'consumers') else 'tasks and states'}.",
             remedy="Raise the limit of the account"
             + (", or free space with `nqnb prune --older-than 1d`." if usage.unit == "bytes of storage" else "."),
@@ -241,7 +241,7 @@ def _near_stream_limit(stream: StreamFacts, usage: Usage) -> Finding:
     return Finding(
         code="near-limit",
         ids=[stream.name],
-        problem=f"{_used(usage)} of stream {stream.name}: when the stream is full, {full}.",
+        problem=f"Stream {stream.name} contains {_used(usage)}: when the stream is full, {full}.",
         remedy=f"Run `nats stream edit {shlex.quote(stream.name)} {option} {2 * usage.limit} --force`, or free space "
         "with `nqnb prune --older-than 1d`.",
     )
@@ -254,8 +254,8 @@ def is_near(usage: Usage) -> bool:
 
 def _used(usage: Usage) -> str:
     if usage.unit.startswith("bytes"):
-        return f"{size(usage.used)} of {size(usage.limit)}{usage.unit.removeprefix('bytes')} are used"
-    return f"{usage.used:,} of {usage.limit:,} {usage.unit} are used"
+        return f"{size(usage.used)} of at most {size(usage.limit)}{usage.unit.removeprefix('bytes')}"
+    return f"{usage.used:,} of at most {usage.limit:,} {usage.unit}"
 
 
 def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> Iterator[Finding]:
@@ -266,7 +266,7 @@ def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> 
         yield Finding(
             code="clock-skew",
             problem=f"The clock of this machine is {by} the server's clock: dates that are set on "
-            "this machine, such as process_at and deadline, are wrong by this time.",
+            "this machine, such as process_at and deadline, are wrong by the same amount.",
             remedy=synchronize,
         )
     if len(facts.clocks) > 1:
@@ -278,7 +278,7 @@ def _clocks(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]) -> 
                 code="clock-skew",
                 ids=[fastest, slowest],
                 problem=f"The clocks of two servers are at least {duration(apart, gap=' ')} apart: a live worker may "
-                "count as dead, and start times may be wrong.",
+                "be considered dead, and start times may be wrong.",
                 remedy=synchronize,
             )
 

@@ -114,7 +114,7 @@ class FirstLook:
             elif queue in (None, seen.task.Queue):
                 made._add(seen.task, seen)
         if any(each.name == names.bucket_stream(backend.settings.schedule_bucket) for each in made.facts.buckets):
-            # Only users of schedules have the permission. The other findings do not need the schedules.
+            # A user may have no permission to read the schedules. The other findings do not need the schedules.
             try:
                 await made._read_schedules(backend, queue)
             except ServerRefused as error:
@@ -164,5 +164,8 @@ class FirstLook:
         return sum(queue in each.info.queues and each.age < each.info.ttl for each in self.workers.values())
 
     def unreadable_keys(self, queue: str | None) -> list[str]:
-        """Return the keys of the entries that cannot be decoded, or only those that have a message in one queue."""
+        """Return the keys of the entries that cannot be decoded.
+
+        If ``queue`` is not None, only the keys of tasks with a message in this queue are returned.
+        """
         return [key for key in self.unreadable if queue is None or key in self.messages]

@@ -60,7 +60,7 @@ async def _repair_each(ids: list[str], remedy: Remedy, repaired: list[str]) -> N
 
 
 async def _remedy(backend: Backend, finding: Finding, by: str) -> Remedy:
-    """Return a function that repairs the problem for the id that it is given, and returns whether it made a change."""
+    """Return a function that repairs a finding for one of its ids, and returns whether the repair changed anything."""
 
     async def end(task_id: str) -> bool:
         status = await end_task_without_message(backend, task_id, by)

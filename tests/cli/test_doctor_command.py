@@ -48,7 +48,7 @@ def test_findings_are_explained_repaired_and_gone(url: str, run: Run, many: Many
     assert (answer.code, answer.err) == (1, "")
     for found in (
         r"^error no-message  emptied$",
-        "5 tasks have a state that says pending or processing, but no message in the queue",
+        "5 tasks are stored as pending or processing, but without a message in the queue",
         rf"{ids[0]}, {ids[1]}, {ids[2]} and 2 more",
         "→ Run `nqnb doctor emptied --fix` to mark the tasks as ended",
         "1 finding in 1 queue, 5 tasks, 0 messages on nats-server .*; `nqnb doctor --fix` repairs it",
@@ -66,7 +66,7 @@ def test_findings_are_explained_repaired_and_gone(url: str, run: Run, many: Many
     assert run("task", "status", ids[0]).out == "pending\n"
     fixed = run("doctor", "emptied", "--fix", "--yes", *OLD)
     assert (fixed.code, fixed.err) == (0, "")
-    assert "fixed no-message of emptied: 5 tasks without a message marked as ended" in fixed.out
+    assert "fixed no-message of emptied: marked 5 tasks without a message as ended" in fixed.out
     assert "no findings in 1 queue, 5 tasks, 0 messages" in fixed.out
     assert run("task", "status", ids[0]).out == "deleted\n"
     assert run("doctor", "emptied", "--fix", "--yes", *OLD).code == 0
