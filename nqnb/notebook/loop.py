@@ -207,16 +207,22 @@ class Loop:
         """Whether the caller is running on the loop's thread."""
         return self._thread is not None and threading.get_ident() == self._thread.ident
 
-    def call(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], None] | None = None) -> T:
+    def call(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        meanwhile: Callable[[], None] | None = None,
+        patience: float = _CANCELLED_CALL_SECONDS,
+    ) -> T:
         """Run a coroutine on the loop, and wait for its result.
 
         An interrupt cancels the coroutine. ``KeyboardInterrupt`` is then raised when the coroutine has ended, or after
-        a fraction of a second if the coroutine has not ended by then.
+        ``patience`` seconds if the coroutine has not ended by then.
 
         Args:
             coroutine: the coroutine.
             meanwhile: a function to call on this thread about 20 times a second during the wait, in addition to the
                 loop's `meanwhile` function.
+            patience: how long to wait for an interrupted coroutine to end, in seconds.
 
         Raises:
             BadInput: ``coroutine`` is not a coroutine, or the caller is on the loop's own thread.
@@ -237,7 +243,7 @@ class Loop:
             call.wait(meanwhile=_both(of_all, meanwhile))
         except BaseException as interrupt:  # noqa: BLE001  it is re-raised
             call.cancel()
-            call.wait(_CANCELLED_CALL_SECONDS)
+            call.wait(patience)
             # The frames of the wait do not help the user, and a notebook renders them slowly.
             hide_frames(interrupt)
             raise interrupt.with_traceback(None) from None

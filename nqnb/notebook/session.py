@@ -68,6 +68,8 @@ T = TypeVar("T")
 
 _CARD_SECONDS = 2.0
 """How long the display of a session waits for information from the server."""
+_STOP_SECONDS = 5.0
+"""How long an interrupted `Session.down` waits for the handlers to stop."""
 _KEPT_LOG_LINES = 200
 _INTERNAL_NAMES = frozenset(
     [
@@ -211,7 +213,8 @@ class Session:
         """Stop the handlers of this session, freeze its live tables, and disconnect.
 
         Tasks that are running in this kernel are stopped and redelivered to other workers. Tasks that are running
-        elsewhere continue. Calling this method again has no effect.
+        elsewhere continue. An interrupt ends the wait for running tasks, and stops them. Calling this method again has
+        no effect.
 
         Args:
             wait: how long running tasks may take to finish, in seconds or as a timedelta.
@@ -225,8 +228,11 @@ class Session:
             return
         LOOP.check_elsewhere()
         try:
-            self.freeze_tables()
-            LOOP.call(self.aclose(seconds))
+            try:
+                self.freeze_tables()
+            finally:
+                # The last session stops the loop, and then nothing can stop the handlers.
+                LOOP.call(self.aclose(seconds), patience=_STOP_SECONDS)
         finally:
             self._client = None
             self._on_down()

@@ -97,14 +97,20 @@ class Run(Attempt):
         if self.held:
             self.beat = beat
 
-    def stop(self, why: Stop) -> None:
+    def stop(self, why: Stop, within: float = math.inf) -> None:
         """Begin to stop the handler. A handler that has not started yet will not be started.
 
         If the lease is running out, the handler is stopped within the rest of the ack wait, regardless of the handler's
         ``grace`` and of any earlier reason to stop. If the run holds a slot, the handler is stopped slightly earlier,
         before another worker may take over the slot.
+
+        Args:
+            why: the reason.
+            within: the number of seconds within which all stop attempts must be made; see `Executor.stop`.
         """
         super().stop(why)
         if self.executor is not None:
-            share = _SLOT_SHARE if self.held else 1.0
-            self.executor.stop(self.beat + share * self.ack_wait - elapsed() if why is Stop.LEASE else math.inf)
+            if why is Stop.LEASE:
+                share = _SLOT_SHARE if self.held else 1.0
+                within = min(within, self.beat + share * self.ack_wait - elapsed())
+            self.executor.stop(within)

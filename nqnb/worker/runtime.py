@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -57,6 +58,8 @@ _GOODBYE_TIMEOUT_SECONDS = 2.0
 """The time limit for removing the presence. If the removal fails, other workers wait until the presence expires."""
 _STOP_TIMEOUT_SECONDS = 5.0
 """How long a stopping worker waits for its handlers to stop."""
+_CANCELLED_STOP_SECONDS = 1.0
+"""How long a stopping worker waits for its handlers to stop if the caller of `Worker.stop` was cancelled."""
 _FETCH_RETRY_SECONDS = 0.2
 _FETCH_SECONDS = 0.5
 """The maximum time between two checks of the pull requests."""
@@ -252,7 +255,10 @@ class Runtime:
         self._wake.set()
 
     async def drain(self, timeout: float) -> None:
-        """Stop fetching tasks, wait up to ``timeout`` seconds for running tasks, and then stop and nak the rest."""
+        """Stop fetching tasks, wait up to ``timeout`` seconds for running tasks, and then stop and nak the rest.
+
+        If the caller is cancelled, the running tasks are stopped immediately.
+        """
         self._stopping = True
         self._recovery.close()
         for pull in self._pulls.values():
@@ -264,17 +270,29 @@ class Runtime:
                 timeout,
                 "1 running task" if len(self.runs) == 1 else f"{len(self.runs):,} running tasks",
             )
-        await first_of(self._empty, self._hurry, timeout=timeout)
+        try:
+            await first_of(self._empty, self._hurry, timeout=timeout)
+            self._stop_runs()
+            await first_of(self._empty, timeout=_STOP_TIMEOUT_SECONDS)
+        except asyncio.CancelledError:
+            # The connection is closed next. After that, the handlers would run without leases and ignore cancels.
+            self._stop_runs(_CANCELLED_STOP_SECONDS)
+            await first_of(self._empty, timeout=_CANCELLED_STOP_SECONDS)
+            raise
+        finally:
+            for run in list(self.runs.values()):
+                text = "task %s has not stopped and will be redelivered to another worker after the ack wait"
+                log.warning(text, run.id, extra=run.log_fields())
+                # The lease of this run is no longer renewed.
+                run.stop(Stop.LEASE)
+
+    def _stop_runs(self, within: float = math.inf) -> None:
+        """Begin to stop all runs. All attempts to stop a handler are made within the given number of seconds."""
         for run in list(self.runs.values()):
-            text = "task %s of queue %s is being stopped and will be redelivered"
-            log.info(text, run.id, run.delivery.queue, extra=run.log_fields())
-            run.stop(Stop.SHUTDOWN)
-        await first_of(self._empty, timeout=_STOP_TIMEOUT_SECONDS)
-        for run in self.runs.values():
-            text = "task %s has not stopped and will be redelivered to another worker after the ack wait"
-            log.warning(text, run.id, extra=run.log_fields())
-            # The lease of this run is no longer renewed.
-            run.stop(Stop.LEASE)
+            if run.why is not Stop.SHUTDOWN:
+                text = "task %s of queue %s is being stopped and will be redelivered"
+                log.info(text, run.id, run.delivery.queue, extra=run.log_fields())
+            run.stop(Stop.SHUTDOWN, within)
 
     async def close(self) -> None:
         """Stop the loops and close the connection."""

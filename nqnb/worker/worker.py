@@ -480,7 +480,7 @@ class Worker:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
 
         The worker stops pulling tasks immediately. If another call is already stopping the worker, this call only waits
-        until the worker has stopped.
+        until the worker has stopped. If this call is cancelled, the running tasks are stopped immediately.
 
         Args:
             shutdown_timeout: how long to wait for running tasks, in seconds or as a timedelta. By default, the worker's

@@ -710,6 +710,55 @@ def test_an_async_handler_cannot_close_the_session_that_runs_it(server: nqnb.Dev
     nq.down()
 
 
+def run_endless_handler(nq: Session, grace: float) -> threading.Event:
+    """Run a task in this kernel that ends only if it is stopped, and return the event that its end sets."""
+    begun, ended = threading.Event(), threading.Event()
+
+    @nq.handler("endless", grace=grace)
+    def endless(job: nqnb.Job) -> None:
+        begun.set()
+        try:
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    nq.submit("endless")
+    assert begun.wait(30)
+    return ended
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="sends SIGINT to a thread")
+@pytest.mark.parametrize("wait", [60, 0], ids=["while it waits", "while it stops the handlers"])
+def test_an_interrupted_down_stops_the_handlers(server: nqnb.DevServer, wait: float) -> None:
+    nq = nqnb.session(server.url)
+    ended = run_endless_handler(nq, grace=30)
+    interrupt = threading.Timer(0.5, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        nq.down(wait=wait)
+    interrupt.join()
+    assert ended.wait(5), "the handler runs without a lease"
+    assert not nq.open
+
+
+def test_handlers_stop_although_an_interrupt_ends_the_freezing_of_tables(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nq = nqnb.session(server.url)
+    ended = run_endless_handler(nq, grace=0.1)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nq, "freeze_tables", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nq.down()
+    assert ended.wait(5), "the handler runs without a lease"
+    assert not nq.open
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.DevServer) -> None:
     from ipywidgets.widgets.widget import _instances  # type: ignore[import-untyped]  # it has no types
