@@ -480,7 +480,8 @@ class Worker:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
 
         The worker stops pulling tasks immediately. If another call is already stopping the worker, this call only waits
-        until the worker has stopped. If this call is cancelled, the running tasks are stopped immediately.
+        until the worker has stopped. If another call is starting the worker, this call waits until the worker has
+        started, and then stops it. If this call is cancelled, the running tasks are stopped immediately.
 
         Args:
             shutdown_timeout: how long to wait for running tasks, in seconds or as a timedelta. By default, the worker's
@@ -490,6 +491,7 @@ class Worker:
             BadInput: ``shutdown_timeout`` is invalid. The worker continues to run.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
+        await self._finish_start()
         if self.state is State.STOPPING:
             await self._stopped.wait()
             return
@@ -564,16 +566,20 @@ class Worker:
             ConnectionFailed: the connection was lost permanently, or an internal error in nqnb has stopped the worker.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
-        if self.state is not State.RUNNING:
-            # If an asyncio task was just created for `serve`, that task must start the worker, and not this method.
-            await asyncio.sleep(0)
-        while self.state is State.STARTING:
-            await self._start_ended.wait()
+        await self._finish_start()
         if self.state is State.RUNNING:
             await self._wait_until_idle()
         else:
             async with self:
                 await self._wait_until_idle()
+
+    async def _finish_start(self) -> None:
+        """If another call is starting the worker, or is about to, wait until the start has succeeded or failed."""
+        if self.state in (State.NEW, State.STOPPED):
+            # If an asyncio task was just created for `serve`, that task must start the worker first.
+            await asyncio.sleep(0)
+        while self.state is State.STARTING:
+            await self._start_ended.wait()
 
     async def _wait_until_idle(self) -> None:
         pause = _FIRST_IDLE_CHECK_SECONDS

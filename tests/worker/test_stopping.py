@@ -44,3 +44,31 @@ async def test_a_cancelled_stop_still_stops_the_handlers(
     await until_async(lambda: not worker.running, 5, "the handler ends")
     assert (await task.fetch()).released, "the worker did not release the task before it closed the connection"
     assert await nq.workers() == []
+
+
+@pytest.mark.parametrize("moment", ["before its start", "during its start"])
+async def test_a_worker_that_is_stopped_while_it_starts_does_not_run(
+    nq: nqnb.Client, settings: nqnb.Settings, moment: str
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None: ...
+
+    for _ in range(2):  # the second time, the worker is started again
+        serving = asyncio.create_task(worker.serve())
+        if moment == "during its start":
+            await until_async(lambda: "starting" in repr(worker), pause=0)
+        await asyncio.wait_for(worker.stop(), 20)
+        await asyncio.wait_for(serving, 20)
+        assert "stopped" in repr(worker)
+        assert await nq.workers() == []
+
+
+async def test_a_stop_ends_if_the_start_fails() -> None:
+    worker = nqnb.Worker("nats://127.0.0.1:1", connect_timeout=0.2)
+    worker.handler("work")(lambda job: None)
+    serving = asyncio.create_task(worker.serve())
+    await asyncio.wait_for(worker.stop(), 20)
+    with pytest.raises(nqnb.NoServer):
+        await serving
