@@ -240,6 +240,10 @@ class Runtime:
         """Make `drain` stop waiting for the running tasks."""
         self._hurry.set()
 
+    def is_handler(self, task: asyncio.Task[object] | None) -> bool:
+        """Return whether an asyncio task is running the handler of one of this worker's runs."""
+        return any(run.executor is not None and run.executor.runs_as(task) for run in self.runs.values())
+
     def pause(self) -> None:
         """Stop fetching tasks, but let the running tasks continue."""
         self._paused = True

@@ -488,9 +488,15 @@ class Worker:
                 ``shutdown_timeout`` is used.
 
         Raises:
-            BadInput: ``shutdown_timeout`` is invalid. The worker continues to run.
+            BadInput: ``shutdown_timeout`` is invalid, or an async handler of this worker calls the method. The worker
+                continues to run.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
+        if self._runtime is not None and self._runtime.is_handler(asyncio.current_task()):
+            raise BadInput(
+                "the worker cannot stop: an async handler of this worker cannot wait for its own end. "
+                "Call worker.request_stop() instead."
+            )
         await self._finish_start()
         if self.state is State.STOPPING:
             await self._stopped.wait()

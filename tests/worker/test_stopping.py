@@ -72,3 +72,20 @@ async def test_a_stop_ends_if_the_start_fails() -> None:
     await asyncio.wait_for(worker.stop(), 20)
     with pytest.raises(nqnb.NoServer):
         await serving
+
+
+async def test_an_async_handler_cannot_stop_its_worker(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, shutdown_timeout=60)
+
+    @worker.handler("stop")
+    async def stop(job: nqnb.Job, wait: bool) -> str:
+        if wait:
+            await worker.stop()
+        worker.request_stop()
+        return "done"
+
+    serving = asyncio.create_task(worker.serve())
+    with pytest.raises(nqnb.TaskFailed, match="cannot wait for its own end"):
+        await (await nq.submit("stop", True)).result(timeout=20)
+    assert await (await nq.submit("stop", False)).result(timeout=20) == "done"
+    await asyncio.wait_for(serving, 20)
