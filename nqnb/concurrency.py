@@ -144,8 +144,12 @@ async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None
 
 
 def log_aside(logger: logging.Logger, level: int, text: str, *values: object) -> None:
-    """Log a line in a separate thread. The caller is not blocked, even if another thread holds a logging lock."""
-    threading.Thread(target=logger.log, args=(level, text, *values), name="nqnb-log", daemon=True).start()
+    """Log a line in a separate thread. The caller is not blocked, even if another thread holds a logging lock.
+
+    If no thread can be started, the line is dropped.
+    """
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=logger.log, args=(level, text, *values), name="nqnb-log", daemon=True).start()
 
 
 def _ended(task: asyncio.Task[Any]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
+import threading
 
 import pytest
 
-from nqnb.concurrency import Together, first_of, share, start_task
+from nqnb.concurrency import Together, first_of, log_aside, share, start_task
 
 pytestmark = pytest.mark.anyio
 
@@ -106,3 +108,11 @@ async def test_calls_at_the_same_time_are_served_together_and_each_raises_its_ow
     assert [str(ends[1]), str(ends[3]), str(ends[5])] == ["1", "3", "all of them"]
     assert isinstance(ends[4], asyncio.CancelledError)
     await asyncio.wait_for(together.call(8), 30)
+
+
+async def test_a_line_for_the_log_is_dropped_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    log_aside(logging.getLogger("nqnb"), logging.WARNING, "lost")

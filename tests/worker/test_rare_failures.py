@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from contextlib import suppress
@@ -20,6 +21,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol.wire import TaskMessage
 from nqnb.store import Entry
+from nqnb.worker.executors.thread import ThreadExecutor
 
 pytestmark = pytest.mark.anyio
 
@@ -165,6 +167,34 @@ async def test_a_claim_that_ends_before_its_handler_does_not_count_as_a_crash(
         task = await nq.submit("work", retry=1)
         assert await task.result(timeout=20) == 2
     assert unanswered == 2
+
+
+async def test_a_task_is_redelivered_if_no_thread_can_be_started(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = nqnb.Worker(settings, poison_limit=1)
+    start, refused = threading.Thread.start, 0
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal refused
+        if thread.name == "nqnb-limited" and refused < 2:
+            refused += 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    @worker.handler("work")
+    def work(job: nqnb.Job) -> int:
+        return job.attempt
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr(ThreadExecutor, "_next_warning", 0.0)
+    async with worker:
+        task = await nq.submit("work", id="limited")
+        assert await task.result(timeout=30) == 1
+        await assert_queues_empty(nq, "work")
+    assert refused == 2
+    assert caplog.text.count("cannot start and will be redelivered: can't start new thread") == 1
+    assert "internal error" not in caplog.text
 
 
 async def test_a_result_waits_for_its_server_and_is_not_run_again(

@@ -49,7 +49,9 @@ from nqnb.worker.executors.executor import Executor, Result, StopLadder
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job, StopFlag
 from nqnb.worker.print_capture import CHECKS, Router
-from nqnb.worker.thread_stack import iter_frames, module_of
+from nqnb.worker.thread_stack import REPEAT_SECONDS, iter_frames, module_of
+
+log = logging.getLogger("nqnb.worker")
 
 GUARDED = frozenset(
     {"logging", "threading", "queue", "importlib", "_frozen_importlib", "_frozen_importlib_external", "concurrent"}
@@ -61,6 +63,8 @@ _LOOK_SECONDS = 0.01
 """Seconds between two inspections of the threads that must be interrupted."""
 _MOST_LOOK_SHARE = 0.1
 """The maximum fraction of the event loop's time that inspections may use."""
+_NO_THREAD_PAUSE_SECONDS = 1.0
+"""How long a task keeps its slot if no thread can be started, so that redeliveries do not become a busy loop."""
 
 _set_async_exc = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
@@ -73,6 +77,8 @@ class ThreadExecutor(Executor):
     """
 
     how = "its thread was stopped"
+    _next_warning = 0.0
+    """The time of the next log line about a thread that cannot be started, on the monotonic clock."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
@@ -89,7 +95,14 @@ class ThreadExecutor(Executor):
         self._thread = threading.Thread(
             target=context.run, args=(self._main,), name=f"nqnb-{self._job.id}", daemon=True
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            # The handler has not run, so the task is redelivered.
+            self.how = "its thread was not started"
+            self._warn_of_no_thread(error)
+            await asyncio.sleep(_NO_THREAD_PAUSE_SECONDS)
+            self._settle()
         result = await self._ended
         self._ladder.end()
         base, self._base = self._base, None
@@ -97,6 +110,18 @@ class ThreadExecutor(Executor):
         if self._stopping and self._thread.ident is not None and base is not None:
             Interrupter.here().remove(self._thread.ident, base)
         return result
+
+    def _warn_of_no_thread(self, error: RuntimeError) -> None:
+        now = time.monotonic()
+        if now >= ThreadExecutor._next_warning:
+            ThreadExecutor._next_warning = now + REPEAT_SECONDS
+            log.warning(
+                "task %s of queue %s cannot start and will be redelivered: %s. "
+                "Raise the limit on threads and processes, or lower the worker's concurrency.",
+                self._job.id,
+                self._job.queue,
+                error,
+            )
 
     def _begin_to_stop(self) -> None:
         self._ladder.start()
