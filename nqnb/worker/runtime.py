@@ -264,7 +264,6 @@ class Runtime:
         If the caller is cancelled, the running tasks are stopped immediately.
         """
         self._stopping = True
-        self._recovery.close()
         for pull in self._pulls.values():
             pull.withdraw()
         if self.runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.waiting import until_async
 
 import nqnb
+from nqnb.testing.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -89,3 +91,32 @@ async def test_an_async_handler_cannot_stop_its_worker(nq: nqnb.Client, settings
         await (await nq.submit("stop", True)).result(timeout=20)
     assert await (await nq.submit("stop", False)).result(timeout=20) == "done"
     await asyncio.wait_for(serving, 20)
+
+
+async def test_a_worker_recovers_from_an_outage_while_it_waits_for_its_tasks(
+    server: nqnb.DevServer, settings: nqnb.Settings, nq: nqnb.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "nqnb")
+    go, begun = asyncio.Event(), asyncio.Event()
+    async with Proxy(server) as proxy:
+        worker = nqnb.Worker(settings, url=proxy.url, ack_wait=10)
+
+        @worker.handler("work")
+        async def work(job: nqnb.Job) -> str:
+            begun.set()
+            await go.wait()
+            return "done"
+
+        await worker.start()
+        task = await nq.submit("work")
+        await begun.wait()
+        stopping = asyncio.create_task(worker.stop(60))
+        await asyncio.sleep(0)
+        await proxy.refuse()
+        await until_async(lambda: "was lost; 1 running task continues" in caplog.text, 20)
+        await proxy.heal()
+        await until_async(lambda: "the server is available again" in caplog.text, 20)
+        assert not stopping.done()
+        go.set()
+        await asyncio.wait_for(stopping, 20)
+    assert await task.result(timeout=20) == "done"
