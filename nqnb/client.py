@@ -19,7 +19,7 @@ from nqnb.concurrency import spawn
 from nqnb.doctor.diagnosis import Diagnosis, check_codes
 from nqnb.doctor.examination import examine
 from nqnb.doctor.treatment import treat
-from nqnb.error_text import kind_of
+from nqnb.error_text import kind_of, readable
 from nqnb.errors import BadInput, ConnectionFailed, MalformedMessage, NotSubmitted, NqnbError, Unconfirmed, WaitTimeout
 from nqnb.failures import FailureGroup, group_failures
 from nqnb.garbage import rare_collections
@@ -81,6 +81,8 @@ log = logging.getLogger("nqnb.client")
 _PROGRESS_TASKS = 1000
 """The number of tasks after which a listing reports its progress."""
 
+_NAME_CHARACTERS = 300
+"""The maximum length of a client's name."""
 _LOG_POLL_SECONDS = 0.3
 """The time between two reads of a log that is followed."""
 
@@ -1224,4 +1226,5 @@ def _user_and_host() -> str:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):
         user = "unknown"
-    return f"{user}@{socket.gethostname()}"
+    # A name that is not UTF-8 could not be encoded as JSON.
+    return readable(f"{user}@{socket.gethostname()}", _NAME_CHARACTERS)

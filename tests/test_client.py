@@ -7,6 +7,7 @@ import contextlib
 import getpass
 import itertools
 import re
+import socket
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -49,6 +50,22 @@ async def test_a_submitted_task_is_pending_with_all_its_fields(nq: nqnb.Client) 
     assert 3599 <= (info.deadline - before).total_seconds() <= 3602
     assert info.client.startswith(f"{getpass.getuser()}@")
     assert (info.started_at, info.completed_at, info.worker, info.cancel) == (None, None, "", None)
+
+
+async def test_names_of_the_user_and_the_host_need_not_be_utf8(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOGNAME", "USER"):
+        monkeypatch.setenv(name, "j\udcfcrgen")
+    monkeypatch.setattr(socket, "gethostname", lambda: "b\udcfcro")
+    worker = nqnb.Worker(settings)
+    worker.handler("work")(lambda job: None)
+    async with nqnb.connect(settings) as nq:
+        task = await nq.submit("work")
+        assert (await task.fetch()).client == r"j\udcfcrgen@b\udcfcro"
+        assert (await task.cancel()).by == nq.name
+        async with worker:
+            assert [each.host for each in await nq.workers()] == [r"b\udcfcro"]
 
 
 async def test_a_submitted_task_has_the_bytes_that_go_clients_expect(nq: nqnb.Client) -> None:

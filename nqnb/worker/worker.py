@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb.concurrency import handled_signals
-from nqnb.error_text import shown
+from nqnb.error_text import readable, shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.garbage import rare_collections
 from nqnb.inputs import Duration, check_count, check_flag, check_seconds
@@ -44,6 +44,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _FIRST_IDLE_CHECK_SECONDS, _IDLE_CHECK_SECONDS = 0.02, 0.3
 """The first and the longest pause between two checks for waiting tasks."""
+_HOST_CHARACTERS = 255
+"""The maximum length of the host name in a worker's presence record."""
 
 
 class State(enum.Enum):
@@ -307,7 +309,7 @@ class Worker:
         """
         return WorkerInfo(
             id=self.id,
-            host=socket.gethostname(),
+            host=readable(socket.gethostname(), _HOST_CHARACTERS),
             pid=os.getpid(),
             version=__version__,
             queues=list(self.handlers),
