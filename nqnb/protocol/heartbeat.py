@@ -92,8 +92,9 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
                 )
     elif step is BeatStep.CANCEL:
         record = CancelRecord(by="a Go client", requested_at=backend.now())
-        await note_intent(backend, attempt.id, record)
+        # Stop the code first, because writing the request may have to wait for the server.
         attempt.flag(record, worker)
+        await note_intent(backend, attempt.id, record)
     elif step is BeatStep.STOP_AND_ACK:
         attempt.stop(Stop.ENDED_ELSEWHERE)
     elif step is BeatStep.STOP_AND_DROP:

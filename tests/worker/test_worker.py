@@ -404,8 +404,9 @@ async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
         await assert_queues_empty(nq, "work")
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["request stored", "request unanswered"])
 async def test_a_go_clients_deleted_over_a_running_task_stops_it_at_once(
-    nq: nqnb.Client, server: nqnb.DevServer
+    nq: nqnb.Client, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch, answered: bool
 ) -> None:
     # Heartbeats come every 20 s, so the watch on the entry must see the write.
     worker = nqnb.Worker(server.url, ack_wait=60)
@@ -422,12 +423,24 @@ async def test_a_go_clients_deleted_over_a_running_task_stops_it_at_once(
         assert entry is not None
         message = TaskMessage.decode(entry.value)
         deleted = TaskMessage(ID=task.id, Queue="work", Sequence=message.Sequence, Status=Status.DELETED)
+        assert worker._runtime is not None
+        intents, answer = worker._runtime.backend.intents, asyncio.Event()
+        create = intents.create
+
+        async def create_late(*arguments: Any) -> int:
+            await answer.wait()
+            return await create(*arguments)
+
+        if not answered:
+            monkeypatch.setattr(intents, "create", create_late)
         await nq.backend.delete_task_message("work", message.Sequence)
         await nq.backend.states.put(task.id, deleted.encode())
         until = time.monotonic() + 15
         while await task.status() is not Status.CANCELLED:
             assert time.monotonic() < until
             await asyncio.sleep(0.02)
+        answer.set()
+        await until_async(lambda: nq.backend.intents.get(task.id), what="the worker stores the cancel request")
 
 
 async def test_a_go_clients_cancel_stops_the_run(nq: nqnb.Client, settings: nqnb.Settings) -> None:
