@@ -8,6 +8,7 @@ when it claims the task, at a heartbeat, or after it reconnects.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, MutableMapping, Sequence
@@ -145,6 +146,14 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
             "or read its state.",
             task_id,
         ) from error
+    except asyncio.CancelledError:
+        if end.owed:
+            # Other clients cannot find a task without an entry. Do not wait for room, because the caller was cancelled.
+            try:
+                await end_waiting_task(backend, task_id, record, retry_for=0.0, owed=end.owed)
+            except NqnbError as error:
+                log.warning("the interrupted cancel of task %s could not be completed: %s", task_id, error)
+        raise
     finally:
         backend.open_cancels -= 1
     return CancelReceipt.of(task_id, done.task.Status, done.task.meta.cancel)

@@ -8,15 +8,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 import nqnb
 from nqnb import Status
-from nqnb.protocol import names
+from nqnb.protocol import cancel, names
 from nqnb.protocol.cancel import end_waiting_task
 from nqnb.protocol.purge import new_record
+from nqnb.protocol.transition import remove_entry
 from nqnb.protocol.wire import TaskMessage
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +189,23 @@ async def test_a_waiting_task_can_be_cancelled_in_a_full_store(nq: nqnb.Client) 
     assert await tasks[3].status() is Status.DELETED
     # Deleting its message freed room.
     await nq.submit("work", 1)
+
+
+async def test_a_cancel_that_is_interrupted_in_a_full_store_still_ends_the_task(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = await fill(nq)
+
+    async def remove_and_interrupt(*arguments: Any) -> None:
+        await remove_entry(*arguments)
+        cancelling.cancel()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(cancel, "remove_entry", remove_and_interrupt)
+    cancelling = asyncio.ensure_future(tasks[3].cancel())
+    with pytest.raises(asyncio.CancelledError):
+        await cancelling
+    assert await tasks[3].status() is Status.DELETED
 
 
 async def test_a_queue_can_be_paused_and_resumed_in_a_full_store(nq: nqnb.Client, settings: nqnb.Settings) -> None:
