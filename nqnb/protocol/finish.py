@@ -23,7 +23,7 @@ from nqnb.errors import (
 )
 from nqnb.protocol import lifecycle
 from nqnb.protocol.attempt import Attempt
-from nqnb.protocol.cancel import HEADER_RESERVE_BYTES, read_intent
+from nqnb.protocol.cancel import HEADER_RESERVE_BYTES, end_waiting_task, read_intent
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import Ended, FinishStep, FinishVerdict, LeaveStep
 from nqnb.protocol.transition import Again, Retry, SeenEntry, Write, Written, is_too_large, transition, write_once
@@ -98,6 +98,12 @@ async def write_outcome(
         if done is FinishStep.ACK:
             await attempt.delivery.ack()
         return None, change.meta
+    if change.status is Status.PENDING and attempt.cancel is not None:
+        # The client read the entry before the retry was written, so it left the end of the task to this worker.
+        record = await cancel_receipt(backend, attempt)
+        ended = await _end_retry(backend, attempt.id, record, done if isinstance(done, Written) else None)
+        if ended is not None:
+            change.status, change.meta = ended, msgspec.structs.replace(change.meta, cancel=record)
     if change.status is not Status.PENDING or change.scheduled:
         await attempt.delivery.ack()
     elif not attempt.lost_lease():
@@ -106,6 +112,27 @@ async def write_outcome(
         with contextlib.suppress(NqnbError):
             await backend.unschedule_task(attempt.entry.Queue, attempt.id)
     return change.status, change.meta
+
+
+async def _end_retry(backend: TaskBackend, task_id: str, record: CancelRecord, retry: Written | None) -> Status | None:
+    """End a task that was cancelled while its retry was being written.
+
+    Args:
+        backend: the backend to use.
+        task_id: the id of the task.
+        record: the cancel record to store in the final entry.
+        retry: the entry of the retry, or None if only a later read confirmed that it was written.
+
+    Returns:
+        The final state, or None if another program has changed the entry, or if the final entry was not written. The
+        worker that claims the task next then reads the cancel request.
+    """
+    start = None if retry is None else SeenEntry(retry.task, retry.revision, value=retry.value)
+    try:
+        return await end_waiting_task(backend, task_id, record, start=start)
+    except NqnbError as error:
+        log.info("task %s: the cancel takes effect when its retry is due, not now: %s", task_id, error)
+        return None
 
 
 async def schedule(backend: TaskBackend, attempt: Attempt, at: float, retry: int) -> int:

@@ -483,11 +483,25 @@ class Room:
         if call is None:
             return world._replace(slots=_with(world.slots, w, Slot(slot.life)))
         before, after = (self._automaton.positions[each].shared for each in (slot.position, number))
+        if call.operation in ("ack", "nak") and not event and self._leaves_cancelled_retry(world, slot.task_id, after):
+            world = world._replace(rule=world.rule or CANCELLED_RETRY)
         if after.running and not before.running:
             world = self._started(world, *call.arguments, holds_slot=self._holds_slot(world, slot.task_id, after))
         elif call.operation == "run" and after.why is None and not self._holds_slot(world, slot.task_id, after):
             world = world._replace(rule=world.rule or SLOT_NOT_KEPT)
         return world._replace(slots=_with(world.slots, w, world.slots[w]._replace(position=number, inbox=slot.inbox)))
+
+    def _leaves_cancelled_retry(self, world: World, task_id: str, run: RunState) -> bool:
+        """Whether a worker leaves its retry of a task waiting, although it has heard the cancel and nothing failed."""
+        task = world.server.task(task_id)
+        return (
+            run.flagged
+            and run.finishing
+            and task is not None
+            and task.Status is Status.PENDING
+            and task.meta.claim == run.claim
+            and sum(world.budget[:-1]) == len(self._scenario.failures)
+        )
 
     def _started(self, world: World, task_id: str, claim: str, *, holds_slot: bool) -> World:
         rule = started_rule(world, task_id, claim)
@@ -645,6 +659,7 @@ COUNTED_AS_SILENT = "a worker counted as silent, though no worker was lost"
 ENDED_WHILE_RUNNING = "a task was ended while a worker was running it"
 SLOT_NOT_KEPT = "a run goes on after a heartbeat, though its slot is gone"
 RESERVED_TWICE = "a start was reserved twice"
+CANCELLED_RETRY = "a worker left a retry waiting, though it had heard the cancel"
 SPARED_ENDED = "a purge ended a task that was submitted later"
 CANCELLED_THOUGH_REFUSED = "a cancel was refused, and yet it cancelled a task"
 

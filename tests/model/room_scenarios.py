@@ -23,6 +23,7 @@ from nqnb.store import Entry
 
 from .coroutine_states import functions_seen
 from .room import (
+    CANCELLED_RETRY,
     CANCELLED_THOUGH_REFUSED,
     COUNTED_AS_SILENT,
     ENDED_WHILE_RUNNING,
@@ -146,6 +147,7 @@ LEFT_SCHEDULE = Scenario(
     days=2,
     days_of_waiting_only=True,
 )
+CANCELLED_RETRIED = Scenario((RETRIED, after_submit(CANCEL)), failures=QUICK, handlers=BOTH_ENDS)
 SERIALS = Scenario((PLACED, PLACED_TOO), workers=2)
 SERIAL_LOST = Scenario(
     (PLACED,),
@@ -162,6 +164,7 @@ SCENARIOS = {
     "cancel in a known queue, slow writes, full store": Scenario(
         (SUBMIT, after_submit(CANCEL_IN_QUEUE)), failures=(*SLOW, Failure.NO_ROOM)
     ),
+    "cancel against the write of a retry": CANCELLED_RETRIED,
     "cancel in a known queue against finish against retry": Scenario(
         (RETRIED, after_submit(CANCEL_IN_QUEUE)), handlers=BOTH_ENDS
     ),
@@ -723,6 +726,10 @@ async def _never(*_: object) -> bool:
     return False
 
 
+async def _ignored(*_: object) -> None:
+    return None
+
+
 class Variant(NamedTuple):
     """A wrong step: where it goes wrong, the scenario that shows it, and the rule that breaks."""
 
@@ -794,6 +801,9 @@ VARIANTS = {
     ),
     "heartbeat: the cancel request is not read": Variant("worker", MISSED, STUCK, IntentNotRead),
     "finish: the message is acked before the outcome is written": Variant("worker", CRASHING, STUCK, AckBeforeOutcome),
+    "finish: a cancel that is heard while the retry is written is ignored": Variant(
+        "worker", CANCELLED_RETRIED, CANCELLED_RETRY, replacement=Replacement("_end_retry", _ignored)
+    ),
     "move: the entry is written before the schedule": Variant(
         "worker", Scenario((NOT_DUE,), failures=(Failure.WORKER_CRASH,), days=1), STUCK, ScheduleAfterEntry
     ),

@@ -7,8 +7,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -16,6 +19,7 @@ from nqnb.errors import NqnbError
 from nqnb.frames import tasks_frame
 from nqnb.protocol.bulk import AT_ONCE
 from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.wire import TaskMessage
 from nqnb.text import receipt_words
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +58,40 @@ async def held(nq: nqnb.Client, settings: nqnb.Settings) -> AsyncIterator[tuple[
             await asyncio.sleep(0.01)
         yield [task.id for task in tasks], heard, release
         release.set()
+
+
+@pytest.mark.parametrize("backoff", [50, 5000], ids=["nak", "schedule"])
+async def test_a_cancel_that_is_heard_while_the_retry_is_written_ends_the_task(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, backoff: float
+) -> None:
+    worker = nqnb.Worker(settings)
+    writing, write = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work", backoff=nqnb.Backoff(backoff, backoff))
+    async def work(job: nqnb.Job) -> None:
+        raise ValueError("as told")
+
+    async with worker:
+        assert worker._runtime is not None
+        states = worker._runtime.backend.states
+        update = states.update
+
+        async def update_late(key: str, value: bytes, *arguments: Any) -> int:
+            if TaskMessage.decode(value).Status is Status.PENDING:
+                writing.set()
+                await write.wait()
+            return await update(key, value, *arguments)
+
+        monkeypatch.setattr(states, "update", update_late)
+        task = await nq.submit("work", retry=1)
+        await asyncio.wait_for(writing.wait(), 30)
+        assert (await task.cancel()).stopping
+        (run,) = worker._runtime.runs.values()
+        await until_async(lambda: run.cancel is not None)
+        write.set()
+        assert await task.wait(timeout=20) is Status.CANCELLED
+        assert (await task.cancel()).by == nq.name
+        await assert_queues_empty(nq, "work")
 
 
 async def test_the_last_is_cancelled_while_the_first_still_stop(
