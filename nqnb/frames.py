@@ -114,8 +114,7 @@ def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
             columns |= field_columns(name, frame[name], lambda key: f"→ {key}")
         else:
             columns[name] = frame[name].array
-    flat: pd.DataFrame = pd.DataFrame(columns, index=frame.index)
-    return flat
+    return _of_columns(columns, frame.index)
 
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
@@ -320,12 +319,24 @@ def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> li
 
 def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any], note_if_empty: str) -> pd.DataFrame:
     index = pd.Index(pd.array(list(ids), dtype=TEXT), name=name)
-    frame: pd.DataFrame = pd.DataFrame(dict(columns), index=index)
+    frame = _of_columns(columns, index)
     if ids:
         return frame
     empty: NotedFrame = NotedFrame(frame)
     empty.note = note_if_empty
     return empty
+
+
+def _of_columns(columns: Mapping[str, Any], index: pd.Index) -> pd.DataFrame:
+    """Make a DataFrame whose object columns stay as they are. pandas 3 would convert text and None to text and NaN."""
+    made: pd.DataFrame = pd.DataFrame(
+        {
+            name: pd.Series(column, index=index, dtype=object) if column.dtype == object else column
+            for name, column in columns.items()
+        },
+        index=index,
+    )
+    return made
 
 
 def _texts(values: Iterable[str]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import html
 import json
+import math
 import shutil
 import textwrap
 from collections import Counter
@@ -165,7 +166,7 @@ def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], s
 
 
 def objects(values: Iterable[Any]) -> Any:
-    """Return the values as an object column, which pandas does not convert."""
+    """Return the values as an object column. pandas 3 converts the column unless it becomes a Series of objects."""
     plain = list(values)
     column = np.empty(len(plain), dtype=object)
     for position, value in enumerate(plain):
@@ -192,7 +193,7 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, bytes):
         return preview(value, _CHARACTERS)
-    if value is None or value is pd.NA or value is pd.NaT:
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S} UTC"

@@ -17,7 +17,7 @@ from nqnb.errors import NotCancellable, NqnbError, Unconfirmed, UnknownTask
 from nqnb.frames import outcomes_frame, queues_frame, tasks_frame, workers_frame
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
-from nqnb.task_frame import TaskFrame
+from nqnb.task_frame import TEXT, TaskFrame
 from nqnb.task_values import decoded, preview
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=timezone.utc)
@@ -222,6 +222,21 @@ def test_a_flat_frame_has_the_fields_of_payloads_and_results_as_columns() -> Non
     assert frame.loc["a", fields].tolist()[:2] == ["a.png", 512]
     assert frame["→ bytes"].sum() == 2048
     assert frame["width"].isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("payload", [b'"x.png"', b'{"path": "x.png"}', b""])
+def test_missing_results_among_texts_are_none_and_are_displayed_as_empty_cells(payload: bytes, flat: bool) -> None:
+    done = info("a", Status.COMPLETED, payload, result=msgspec.Raw(b'"ok"'))
+    frame = tasks_frame([done, info("b", Status.FAILED, payload), done], flat=flat)
+    assert frame["result"].tolist() == ["ok", None, "ok"]
+    dtypes = frame.dtypes.to_dict()
+    assert dtypes == {name: dtype for name, dtype in tasks_frame([]).dtypes.to_dict().items() if name in dtypes} | {
+        name: TEXT for name in dtypes if name == "path"
+    }
+    for shown in (frame, frame[:2].reindex(["b", "none"])):
+        assert isinstance(shown, TaskFrame)
+        assert "nan" not in f"{shown!r}{shown._repr_html_()}"
 
 
 def test_a_flat_frame_loses_nothing() -> None:

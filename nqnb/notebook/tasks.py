@@ -488,7 +488,9 @@ class TaskList(list[SessionTask]):
 
         from nqnb.task_frame import objects
 
-        return pd.Series(objects(results), index=labels[kept], name="result").infer_objects()
+        series = pd.Series(objects(results), index=labels[kept], name="result", dtype=object)
+        # pandas 3 would convert text and None to text and NaN.
+        return series if any(isinstance(result, str) for result in results) else series.infer_objects()
 
     def completed(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Completed:
         """Return an iterator over the tasks in the order in which they end: ``for task in tasks.completed(): …``.

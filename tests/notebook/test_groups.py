@@ -134,6 +134,14 @@ class TestResults:
             tasks.results()
         assert (tasks + tasks[:1]).results(errors="drop")[:1] == [{"bytes": 512}]
 
+    def test_results_that_are_text_or_none_stay_as_they_are(self, session: Session) -> None:
+        @session.handler("names")
+        def name_of(job: nqnb.Job, payload: dict[str, Any]) -> str | None:
+            return payload["path"] or None
+
+        results = session.map("names", pd.DataFrame({"path": ["a.png", ""]})).results(20)
+        assert (results.tolist(), str(results.dtype)) == (["a.png", None], "object")
+
     def test_a_frame_is_joined_with_the_states_and_results_while_tasks_run(self, session: Session) -> None:
         frame = images()
         tasks = session.map("resize", frame)
