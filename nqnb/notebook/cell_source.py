@@ -57,7 +57,7 @@ def is_here(source: Source | None, here: Source | None) -> bool:
     """Return whether two sources have the same kernel, or have notebooks with the same file name."""
     if source is None or here is None:
         return False
-    return source.kernel == here.kernel or (source.notebook == here.notebook != "")
+    return (source.kernel == here.kernel != "") or (source.notebook == here.notebook != "")
 
 
 def _notebook(shell: Any) -> str:
@@ -69,4 +69,7 @@ def _notebook(shell: Any) -> str:
 
 def _kernel_id(shell: Any) -> str:
     file = shell.kernel.config.get("IPKernelApp", {}).get("connection_file") or ""
-    return PurePath(str(file)).stem.removeprefix("kernel-")[:_LINE_CHARACTERS]
+    name = PurePath(str(file)).stem.removeprefix("kernel-")
+    # A kernel that a program embeds may have no file of its own.
+    embedded = getattr(getattr(shell.kernel, "session", None), "session", "")
+    return (name or str(embedded))[:_LINE_CHARACTERS]

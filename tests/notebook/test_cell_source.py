@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,8 +63,28 @@ def test_a_notebook_is_known_by_its_kernel_or_its_file() -> None:
     assert is_here(Source("sweep.ipynb", 1, "", "k2"), here)
     assert not is_here(Source("other.ipynb", 1, "", "k2"), here)
     assert not is_here(Source("", 1, "", "k2"), Source("", 1, "", "k1"))
+    assert not is_here(Source("other.ipynb", 1, "", ""), Source("mine.ipynb", 1, "", "")), "both kernels are unknown"
     assert not is_here(None, here)
     assert not is_here(here, None)
+
+
+def test_each_kernel_that_a_program_embeds_has_its_own_id(tmp_path: Path) -> None:
+    """The arguments of ``embed_kernel`` are traits of the application, not part of its configuration."""
+    code = f"""
+import os, sys
+from ipykernel.kernelapp import IPKernelApp
+IPKernelApp.instance(connection_file={str(tmp_path / "kernel.json")!r}).initialize([])
+from nqnb.notebook.cell_source import current_source
+print("id:", current_source().kernel, file=sys.__stdout__, flush=True)
+os._exit(0)
+"""
+    environment = {**os.environ, "HOME": str(tmp_path), "IPYTHONDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    found = set()
+    for _ in range(2):
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        found.add(ran.stdout.partition("id: ")[2].strip())
+    assert len(found - {""}) == 2
 
 
 def test_tasks_remember_their_notebook_and_cell(cells: Kernel, server: nqnb.DevServer) -> None:
