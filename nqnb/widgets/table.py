@@ -136,7 +136,7 @@ class TaskTable(anywidget.AnyWidget):
         """An event that is set once there are enough rows to show the table."""
         self._received = 0
         self._feeding = True
-        self._ended = self._freezing = False
+        self._ended = self._freezing = self._removed = False
         self._resend = False
         self._last: dict[str, Any] = {}
         self._timer: threading.Timer | None = None
@@ -165,7 +165,10 @@ class TaskTable(anywidget.AnyWidget):
         """All tasks in the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
 
         If the table is still loading, this property waits a few seconds for the rows. If the output of the table was
-        removed, the tasks are read again.
+        removed, the tasks are read again. Ten minutes later, the table is closed.
+
+        Raises:
+            ConnectionFailed: the table was closed because its output was removed.
         """
         return self.frame()
 
@@ -178,6 +181,7 @@ class TaskTable(anywidget.AnyWidget):
 
         Raises:
             BadInput: ``flat`` is invalid.
+            ConnectionFailed: the table was closed because its output was removed.
         """
         flat = check_flag("flat", flat)
         self._load(LOAD_SECONDS)
@@ -206,7 +210,7 @@ class TaskTable(anywidget.AnyWidget):
         Raises:
             BadInput: the path does not end in ``.csv`` or ``.parquet``, the file cannot be written, or no Parquet
                 library is installed.
-            ConnectionFailed: the table has not received all tasks.
+            ConnectionFailed: the table has not received all tasks, or was closed because its output was removed.
         """
         self._load(EXPORT_LOAD_SECONDS)
         with self._lock:
@@ -492,7 +496,16 @@ class TaskTable(anywidget.AnyWidget):
             self._throttle.request(urgent=urgent)
 
     def _load(self, seconds: float) -> None:
-        """Wait up to ``seconds`` for the rows. If the feed was stopped because no page shows the table, restart it."""
+        """Wait up to ``seconds`` for the rows. If the feed was stopped because no page shows the table, restart it.
+
+        Raises:
+            ConnectionFailed: the table was closed because its output was removed.
+        """
+        if self._removed and self._state != "frozen":
+            raise ConnectionFailed(
+                "cannot read the tasks of the table: the table was closed because its output was removed. "
+                "Call `watch` again."
+            )
         with self._lock:
             paused = not self._feeding and not self.closed and self._on_open is not None
             before = list(self._rows.tasks) if paused else []
@@ -620,11 +633,19 @@ class TaskTable(anywidget.AnyWidget):
             if self._page.views or self._ended:
                 return
             if self._on_open is not None and not self._marimo:  # in marimo, a view may come back at any time
-                self._call_after(CLOSE_AFTER_SECONDS, self.close)
+                self._call_after(CLOSE_AFTER_SECONDS, self._close_removed)
         if self._on_open is None:
-            self.close()
+            self._close_removed()
         else:
             self._stop_feed()
+
+    def _close_removed(self) -> None:
+        """Close the table, whose rows are old, unless a page is showing the table again."""
+        with self._lock:
+            if self._page.views or self._ended:
+                return
+            self._removed = True
+        self.close()
 
     def _start_feed(self) -> None:
         if self._feeding or self._on_open is None or self._state == "frozen":

@@ -711,6 +711,25 @@ def test_a_table_whose_output_was_removed_reads_its_tasks_again_for_a_frame_or_a
         assert list(found.it.df.index) == ids, "the server does not answer"
 
 
+@pytest.mark.parametrize("can_reopen", [True, False])
+def test_a_table_that_was_closed_because_its_output_was_removed_returns_no_old_rows(
+    make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, can_reopen: bool
+) -> None:
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.02)
+    monkeypatch.setattr(table, "CLOSE_AFTER_SECONDS", 0.02)
+    found = make(on_open=(lambda: None) if can_reopen else None)
+    found.comm.page(type="hello")
+    found.it.update(batch("a"))
+    until(found.shown)
+    found.comm.page(type="bye", why="removed")
+    until(lambda: found.it.closed)
+    path = tmp_path / "tasks.csv"
+    for read in (lambda: found.it.df, found.it.frame, lambda: found.it.export(path)):
+        with pytest.raises(ConnectionFailed, match=r"its output was removed\. Call `watch` again"):
+            read()
+    assert not path.exists()
+
+
 def test_a_closed_table_frees_its_memory() -> None:
     made = TaskTable(Rows(), cancel=lambda ids: None)
     made.close()
