@@ -1358,6 +1358,7 @@ class Session:
         cancel: bool | None = None,
         *,
         total: int = 0,
+        line: WaitLine | None = None,
     ) -> T:
         """Run a coroutine that waits for tasks. After an interrupt, report or cancel the tasks that have not ended.
 
@@ -1367,16 +1368,17 @@ class Session:
             cancel: whether an interrupt cancels these tasks. If None, `cancel_on_interrupt` is used.
             total: the number of tasks. If the call takes a long time, a line shows their states. If ``total`` is 0, no
                 line is shown.
+            line: the line of a loop, whose calls share it. The default is a new line.
         """
         try:
-            wait_line = WaitLine(self.client, open_ids, total)
+            client = self.client
         except ConnectionFailed:
             # The session is closed. Otherwise Python would warn that the coroutine was never awaited.
             coroutine.close()
             raise
         try:
-            with wait_line as line:
-                return LOOP.call(coroutine, line.draw)
+            with line or WaitLine(client, open_ids, total) as shown_line:
+                return LOOP.call(coroutine, shown_line.draw)
         except KeyboardInterrupt:
             self.interrupt(open_ids(), cancel)
             raise

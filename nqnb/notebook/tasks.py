@@ -44,7 +44,7 @@ from nqnb.inputs import Duration, check_choice, check_flag, check_optional_flag,
 from nqnb.notebook import task_list_card
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
-from nqnb.notebook.wait_line import state_of, unserved_words
+from nqnb.notebook.wait_line import WaitLine, state_of, unserved_words
 from nqnb.payload import encode, frame_rows
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import unknown
@@ -107,6 +107,7 @@ class _TaskCalls(Protocol):
         cancel: bool | None = None,
         *,
         total: int = 0,
+        line: WaitLine | None = None,
     ) -> T: ...
     def abandon(self, ids: Sequence[str], cancel: bool | None = None) -> None: ...
 
@@ -816,15 +817,15 @@ class Completed:
         self._cancel_on_interrupt = cancel_on_interrupt
 
     def __iter__(self) -> Iterator[SessionTask]:
-        batches = self._batches()
+        batches, cancel = self._batches(), self._cancel_on_interrupt
+
+        def open_ids() -> list[str]:
+            return list(self._waiting)
+
+        line = WaitLine(self._session.client, open_ids, len(self._waiting))
         try:
             while (
-                ended := self._session.wait_for_tasks(
-                    _anext_or_none(batches),
-                    lambda: list(self._waiting),
-                    self._cancel_on_interrupt,
-                    total=len(self._waiting),
-                )
+                ended := self._session.wait_for_tasks(_anext_or_none(batches), open_ids, cancel, line=line)
             ) is not None:
                 yield from ended
         finally:

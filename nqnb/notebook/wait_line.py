@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from nqnb.client import Client
 from nqnb.clock import elapsed
 from nqnb.errors import NqnbError
-from nqnb.notebook.live_output import line_output
+from nqnb.notebook.live_output import CellLine, TerminalLine, line_output
 from nqnb.notebook.loop import LOOP, Call
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status
@@ -44,6 +44,8 @@ class WaitLine:
 
     The line is shown only on the main thread of a notebook or terminal, and only if the call takes more than a second.
 
+    The calls of a loop can share a line, which then counts the tasks and the time of the whole loop.
+
     Args:
         client: the client of the session.
         open_ids: a function that returns the ids of the tasks that have not ended.
@@ -54,13 +56,18 @@ class WaitLine:
         self._client = client
         self._open_ids = open_ids
         self._total = total
-        self._began = elapsed()
-        self._output = line_output() if total and threading.current_thread() is threading.main_thread() else None
+        self._began = self._call_began = self._ended_at = elapsed()
+        self._output: CellLine | TerminalLine | None = None
         self._looks: Call[None] | None = None
         self._state = ""
         self._shown = ""
 
     def __enter__(self) -> Self:
+        self._call_began, self._state = elapsed(), ""
+        main = threading.current_thread() is threading.main_thread()
+        output = line_output() if self._total and main else None
+        if output is not self._output:  # another cell continues a loop; in a terminal, each call has its own line
+            self._output, self._shown = output, ""
         return self
 
     def __exit__(
@@ -68,14 +75,19 @@ class WaitLine:
     ) -> None:
         if self._looks is not None:
             self._looks.cancel()
-        if self._shown and self._output is not None:
-            self._output.end(self._final_text())
+            self._looks = None
+        if not self._shown or self._output is None:
+            return
+        # A loop can have many short calls in a second.
+        if kind is not None or elapsed() - self._ended_at >= _QUIET_SECONDS or not self._open_ids():
+            self._shown, self._ended_at = self._final_text(), elapsed()
+            self._output.end(self._shown)
 
     def draw(self) -> None:
         """Redraw the line if the text has changed."""
-        seconds = elapsed() - self._began
-        if self._output is None or seconds < _QUIET_SECONDS:
+        if self._output is None or elapsed() - self._call_began < _QUIET_SECONDS:
             return
+        seconds = elapsed() - self._began
         if self._looks is None:
             self._looks = LOOP.begin(self._look_repeatedly())
         if self._state:

@@ -98,6 +98,19 @@ def test_all_calls_of_a_cell_share_one_line(cells: Kernel) -> None:
     assert cell.displays == 1
 
 
+def test_a_loop_over_tasks_counts_all_its_tasks_and_its_whole_time(cells: Kernel) -> None:
+    cells.run(
+        "begin = threading.Event()\n@nq.handler('steps', concurrency=1)\n"
+        "def steps(job, seconds): begin.wait(60); time.sleep(seconds)"
+    )
+    cells.run("steps = nq.map('steps', [2, 2, 0], ordered=True)")
+    cell = cells.run("begin.set()\nfor task in steps.completed(): print(task.id)")
+    assert {*re.findall(r"of (\d+) tasks", cell.text)} == {"3"}, cell
+    assert re.search(r"waited \d+ s: 3 of 3 tasks ended\n$", cell.text), cell
+    assert int(re.findall(r"(\d+) s", cell.text)[-1]) >= 4, cell
+    assert cell.displays == 1
+
+
 def test_a_quick_call_shows_nothing(cells: Kernel) -> None:
     cells.run("quick = nq.submit('quick', 1)\nreceipt = quick.cancel()")
     assert cells.run("status = quick.wait()").text == ""
