@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import html
 import itertools
+import re
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -68,6 +69,8 @@ _LISTED_PER_SECOND = 10_000
 """The time limit for reading a long list of tasks increases by one second for every group of this many tasks."""
 _ID_COLUMNS = ("id", "origin", "requeued_as", "task", "task_task")
 """The names of columns that contain task ids."""
+_JOINED_COLUMN = re.compile("(task_)*task")
+"""The name of the column of task ids in a DataFrame from `TaskList.join`, which may have been joined several times."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _LAST_READ_SECONDS = 1.0
@@ -567,7 +570,7 @@ class TaskList(list[SessionTask]):
         ids = {key: info.id for key, info in by_key}  # the last submitted task of a key
         joined = tasks.reindex([ids.get(key, "") for key in wanted])
         joined.index = df.index
-        joined.columns = pd.Index([f"task_{name}" if name in df.columns else name for name in joined.columns])
+        joined.columns = pd.Index([_free_name(name, df) for name in joined.columns])
         whole: pd.DataFrame = pd.DataFrame(pd.concat([df, joined], axis=1))
         return whole
 
@@ -805,6 +808,13 @@ def _index_of(labels: list[Any]) -> Any:
     return pd.Index(labels, dtype=object, tupleize_cols=False)
 
 
+def _free_name(name: str, df: pd.DataFrame) -> str:
+    """Return the name of an appended column, preceded by ``task_`` until no column of ``df`` has this name."""
+    while name in df.columns:
+        name = f"task_{name}"
+    return name
+
+
 class Completed:
     """An iterator over tasks in the order in which they end, for use in ``for`` and ``async for`` loops."""
 
@@ -980,7 +990,8 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
         from nqnb.task_frame import TaskColumn
 
         # A joined DataFrame has the ids in a column, and the user's index, which may also be named "id".
-        joined = what.name in ("task", "task_task") and not isinstance(what, TaskColumn)
+        is_joined = isinstance(what.name, str) and _JOINED_COLUMN.fullmatch(what.name) is not None
+        joined = is_joined and not isinstance(what, TaskColumn)
         # A row of some columns has the task id as its name, and the names of the columns as its index.
         if isinstance(what, TaskColumn) and what.index.name != "id" and what.name not in (None, *_ID_COLUMNS):
             return _texts([what.name], "the name of the row")

@@ -21,7 +21,7 @@ import pytest
 import nqnb
 from nqnb import Status
 from nqnb.notebook.session import Session
-from nqnb.notebook.tasks import SessionTask, TaskList, group_list
+from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of
 from nqnb.protocol.wire import TaskMessage
 
 
@@ -159,6 +159,18 @@ class TestResults:
         assert joined.loc["row1", "error"] == "OSError: no disk for 1.png"
         more = tasks[:2].join(images(8))
         assert more["task"].notna().tolist() == [True, True] + [False] * 6
+
+    def test_a_frame_that_is_joined_several_times_has_unique_names_and_the_ids_of_each_join(
+        self, session: Session
+    ) -> None:
+        joined, lists = images(2).rename_axis("id"), []
+        for queue in ("resize", "check", "publish"):
+            lists.append(session.map(queue, joined))
+            joined = lists[-1].join(joined)
+        assert joined.columns.is_unique
+        for name, tasks in zip(("task", "task_task", "task_task_task"), lists, strict=True):
+            assert joined[name].tolist() == ids_of(joined[name]) == tasks.ids
+        assert joined["task_task_status"].tolist() == ["pending"] * 2
 
     def test_rows_with_equal_labels_keep_their_own_results(self, session: Session) -> None:
         serve(session)
