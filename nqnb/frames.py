@@ -48,11 +48,10 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
         now: the time up to which the run time of running tasks is counted; the default is the current time.
         flat: whether to create a column for each field of the payloads and results that are JSON objects.
             For example, the payload field ``path`` becomes the column ``path``, and the result field ``bytes`` becomes
-            the column ``→ bytes``. If
-            another column already has the name of a payload field, such as ``status``, the new column is
-            ``payload.status``. Only the 50 most common payload fields and the 50 most common result fields become
-            columns. The columns ``payload`` and ``result`` then contain only the remaining values, and are omitted if
-            they would be empty.
+            the column ``→ bytes``. If another column already has the name of a payload field, such as ``status``, or
+            the name begins with ``→ ``, the new column begins with ``payload.``, as in ``payload.status``. Only the 50
+            most common payload fields and the 50 most common result fields become columns. The columns ``payload`` and
+            ``result`` then contain only the remaining values, and are omitted if they would be empty.
     """
     tasks, flat = _listed("infos", infos, TaskInfo), check_flag("flat", flat)
     if now is None:
@@ -107,9 +106,17 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
 def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
     """Replace the columns ``payload`` and ``result`` with a column for each field."""
     columns: dict[str, Any] = {}
+    taken = set(frame.columns)
+
+    def of_payload(key: str) -> str:
+        while key in taken or key.startswith("→ "):
+            key = f"payload.{key}"
+        taken.add(key)
+        return key
+
     for name in frame.columns:
         if name == "payload":
-            columns |= field_columns(name, frame[name], lambda key: f"payload.{key}" if key in frame else key)
+            columns |= field_columns(name, frame[name], of_payload)
         elif name == "result":
             columns |= field_columns(name, frame[name], lambda key: f"→ {key}")
         else:

@@ -251,6 +251,15 @@ def test_a_flat_frame_loses_nothing() -> None:
     assert mixed["x"].tolist() == [1, "1"]
 
 
+def test_a_flat_frame_has_a_column_for_each_field_even_if_names_are_equal() -> None:
+    stages = info("a", Status.COMPLETED, '{"→ bytes": 1, "size": 2}'.encode(), result=msgspec.Raw(b'{"bytes": 3}'))
+    names = info("b", Status.COMPLETED, b'{"payload.status": 4, "status": 5, "payload": 6}')
+    frame = tasks_frame([stages, names], flat=True)
+    assert frame.columns.is_unique
+    assert frame.loc["a", ["payload.→ bytes", "size", "→ bytes"]].tolist() == [1, 2, 3]
+    assert frame.loc["b", ["payload.status", "payload.payload.status", "payload.payload"]].tolist() == [4, 5, 6]
+
+
 @pytest.mark.parametrize("width", [60, 80, 130, 200])
 def test_a_frame_of_tasks_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
