@@ -418,6 +418,17 @@ class TestVariables:
         cells.run("%nq schedule remove listed")
         assert nq(cells, f"submit {queue} $value --raw").fetch().payload == text
 
+    def test_a_path_and_an_id_are_passed_as_their_text(self, cells: Shell, queue: str, tmp_path: Path) -> None:
+        file = tmp_path / "payload.json"
+        file.write_text("[7]")
+        cells.run(f"from pathlib import Path; path = Path({str(file)!r})")
+        assert nq(cells, f"submit {queue} --file $path").fetch().payload == b"[7]"
+        assert nq(cells, f"submit {queue} $path --raw").fetch().payload == str(file).encode()
+        assert nq(cells, f"submit {queue} $path").fetch().payload == json.dumps(str(file)).encode()
+        cells.run("import uuid; task_id = uuid.uuid4()")
+        task = nq(cells, f"submit {queue} 1 --id $task_id")
+        assert nq(cells, "task show $task_id").id == task.id == str(cells.ip.user_ns["task_id"])
+
     @pytest.mark.parametrize("value", [[1, 2], ["7"]], ids=str)
     def test_a_list_is_a_payload_in_each_command_that_submits(
         self, cells: Shell, queue: str, value: list[object]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date, timedelta
 from typing import Any
 
@@ -66,7 +67,9 @@ def read(shell: Any, name: str, command: str) -> list[str]:
         return [VariableText(value.isoformat(), value)]
     if isinstance(value, timedelta):
         return [VariableText(str(value.total_seconds()), value)]
-    return [VariableText(encode_json(value, f"${name}").decode(), value)]
+    text = encode_json(value, f"${name}").decode()
+    decoded = json.loads(text)  # a path, a UUID and some other values are JSON strings
+    return [VariableText(decoded if isinstance(decoded, str) else text, value)]
 
 
 def as_json(word: str) -> str:
