@@ -232,6 +232,8 @@ def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loa
     if not left:
         return f"{f'{matching:,} of ' if filtered else ''}{_tasks(total)}{filtered}, {when}"
     counts = Counter({label: count for label, count in rows.counts().items() if not labels or label in labels})
+    if rows.failure:
+        counts = Counter({Status.FAILED.label: matching})
     counts.subtract(each["status"] for each in lines)
     left_out = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
     order = ", failures first" if rows.failed_first else ""

@@ -14,6 +14,7 @@ from nqnb.records import TaskInfo
 from nqnb.widgets import rows as rows_module
 from nqnb.widgets import snapshot
 from nqnb.widgets.rows import Rows
+from nqnb.widgets.visible_page import VisiblePage
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -100,6 +101,21 @@ def test_a_snapshot_shows_failures_first_and_says_what_it_leaves_out() -> None:
     assert snapshot.text(shown, most=3).splitlines()[-1].startswith("2 of 32 tasks (filter: failed), as of ")
     shown.find("nothing")
     assert '0 of 32 tasks (filter: failed, "nothing"), as of ' in snapshot.html(shown).replace("&quot;", '"')
+
+
+def test_a_snapshot_of_one_kind_of_failures_counts_only_this_kind() -> None:
+    shown = Rows(queue="q")
+    for number in range(10):
+        error = ErrorInfo("KeyError" if number < 6 else "ValueError", "why", "")
+        meta = Meta(submitted_at=1, started_at=2, finished_at=3, error=error)
+        shown.apply([TaskInfo.of(TaskMessage(ID=f"t{number}", Queue="q", Status=Status.FAILED, Meta=meta), 1)])
+    page = VisiblePage(shown, 20)
+    page.handle({"type": "look", "statuses": ["failed"]})
+    (kind,) = [each["id"] for each in page.body()["kinds"] if each["error"].startswith("KeyError")]
+    page.handle({"type": "look", "statuses": ["failed"], "failure": kind})
+    last = snapshot.text(shown, most=2).splitlines()[-1]
+    assert last.startswith("the first 2 of 6 tasks (filter: failed, KeyError: why), failures first; ")
+    assert "; 4 are not shown (4 failed); as of " in last
 
 
 def test_a_snapshot_that_is_not_loaded_does_not_say_that_there_are_no_tasks() -> None:
