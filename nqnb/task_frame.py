@@ -196,7 +196,7 @@ def _text(value: Any) -> str:
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{value:%Y-%m-%d %H:%M:%S %Z}".rstrip()  # the user may have converted the column
     if isinstance(value, timedelta):
         return long_duration(value.total_seconds())
     if isinstance(value, (dict, list)):

@@ -316,6 +316,16 @@ def test_a_frame_is_displayed_after_columns_were_removed_or_converted(
     assert "completed" in str(frame._repr_html_())
 
 
+@pytest.mark.parametrize(
+    ("zone", "text"), [("UTC", "08:00:08 UTC"), ("Asia/Tokyo", "17:00:08 JST"), (None, "08:00:08")]
+)
+def test_a_converted_time_is_displayed_with_its_zone(zone: str | None, text: str) -> None:
+    frame = tasks_frame([info(not_before=NOW.timestamp() + 8)], now=NOW)
+    frame["due_at"] = frame["due_at"].dt.tz_convert(zone)
+    assert f"{NOW:%Y-%m-%d} {text}\n" in repr(frame)
+    assert f"{NOW:%Y-%m-%d} {text}</td>" in str(TaskFrame(frame)._repr_html_())
+
+
 @pytest.mark.parametrize("value", [pd.Timestamp("2026-11-24"), Decimal("0.5"), np.int64(3), {(1, 2): "a tuple"}])
 def test_a_frame_is_displayed_after_values_were_put_into_payloads(value: object) -> None:
     frame = tasks_frame([info(payload=b'{"path": "a.png"}')])
