@@ -942,6 +942,9 @@ async def _awaited(
         raise
 
 
+_TASKS = (SessionTask, Task, TaskInfo)
+
+
 def ids_of(what: object) -> list[str]:
     """Read the ids of one or more tasks from an object, and return these ids without duplicates.
 
@@ -969,7 +972,7 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
         )
     if isinstance(what, str):
         return [exact_text(what)]
-    if isinstance(what, (SessionTask, Task, TaskInfo)):
+    if isinstance(what, _TASKS):
         return [what.id]
     if isinstance(what, CancelReceipt):
         return [what.task_id]
@@ -995,7 +998,11 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
         # A row of some columns has the task id as its name, and the names of the columns as its index.
         if isinstance(what, TaskColumn) and what.index.name != "id" and what.name not in (None, *_ID_COLUMNS):
             return _texts([what.name], "the name of the row")
-        return _texts(what.index if what.index.name == "id" and not joined else what, "the column")
+        if what.index.name == "id" and not joined:
+            return _texts(what.index, "the column")
+        if any(isinstance(value, _TASKS) for value in what):
+            return _ids(list(what), depth + 1)
+        return _texts(what, "the column")
     if isinstance(what, Iterable) and not isinstance(what, (bytes, dict)):
         return [task_id for part in what for task_id in _ids(part, depth + 1)]
     raise _not_tasks(what)

@@ -465,6 +465,17 @@ class TestCalls:
         second = session.map("check", rows)
         assert ids_of(second.join(rows)["task"]) == second.ids
 
+    def test_a_column_of_handles_has_the_ids_of_the_tasks(self, session: Session) -> None:
+        frame = pd.DataFrame({"path": ["a", "b"]})
+        tasks = session.map("resize", frame)
+        frame["task"] = tasks
+        assert ids_of(frame["task"]) == tasks.ids
+        assert ids_of(frame["task"].head(1)) == tasks.ids[:1]
+        assert ids_of(frame.rename(columns={"task": "handle"})["handle"]) == tasks.ids
+        assert list(session.cancel(frame["task"]).index) == tasks.ids
+        with pytest.raises(nqnb.BadInput, match="the column: it contains 1, which is not a task id"):
+            ids_of(pd.Series([1, 2]))
+
     def test_a_row_of_some_columns_is_the_task_of_the_row(self) -> None:
         message = TaskMessage(ID="failed", Queue="resize", Payload=b'{"a":1}', Status=Status.FAILED)
         info = msgspec.structs.replace(nqnb.TaskInfo.of(message, 1), requeued_as="copy", key="a/1")
