@@ -841,7 +841,8 @@ class Completed:
         finally:
             # The session is closed, or the generator is still running, because it is being cancelled.
             with contextlib.suppress(ConnectionFailed, RuntimeError):
-                self._session.call(batches.aclose())
+                if LOOP.running:  # if the loop has stopped, it has closed the generator
+                    self._session.call(batches.aclose())
 
     async def __aiter__(self) -> AsyncIterator[SessionTask]:
         batches, cancel = self._batches(), self._cancel_on_interrupt
@@ -853,7 +854,8 @@ class Completed:
                     yield task
         finally:
             with contextlib.suppress(RuntimeError):  # the generator is still running, because it is being cancelled
-                await _awaited(self._session, batches.aclose(), list)
+                if LOOP.running:
+                    await _awaited(self._session, batches.aclose(), list)
 
     async def _batches(self) -> AsyncGenerator[list[SessionTask], None]:
         """Yield tasks as they end. A task that does not exist is considered to have ended."""

@@ -20,6 +20,7 @@ import pytest
 
 import nqnb
 from nqnb import Status
+from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of
 from nqnb.protocol.wire import TaskMessage
@@ -403,6 +404,26 @@ class TestCompleted:
         assert [task.status() for task in tasks] == [Status.COMPLETED, Status.COMPLETED, Status.FAILED]
         assert {*tasks.completed()} == {*tasks}
         assert list(TaskList(session).completed()) == []
+
+    def test_an_iterator_that_is_dropped_after_the_session_starts_no_loop(self, session: Session) -> None:
+        tasks = session.map("resize", range(2))
+        tasks[0].cancel()
+        ended = iter(tasks.completed())
+        assert next(ended) == tasks[0]
+        session.down()
+        assert not LOOP.running
+        del ended
+        assert not LOOP.running
+
+    @pytest.mark.anyio
+    async def test_an_async_for_that_the_end_of_the_session_ends_starts_no_loop(self, session: Session) -> None:
+        tasks = session.map("resize", range(2))
+        tasks[0].cancel()
+        ended = aiter(tasks.completed())
+        assert await anext(ended) == tasks[0]
+        session.down()
+        await ended.aclose()  # type: ignore[attr-defined]  # it is a generator
+        assert not LOOP.running
 
     @pytest.mark.anyio
     async def test_tasks_are_yielded_to_async_for(self, session: Session) -> None:
