@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -36,7 +37,7 @@ MESSAGE_SECONDS = 0.1
 PAUSE_AFTER_SECONDS = 3.0
 """How long the watch continues after the table's last view has closed. A page reload takes less time."""
 CLOSE_AFTER_SECONDS = 600.0
-"""How long a table stays paused before it is closed."""
+"""How long a table stays paused before it is closed, and how long a table that is not displayed keeps its rows."""
 FREEZE_AFTER_SECONDS = 1.5
 """How long the live table shows the final state before the table is frozen."""
 LOAD_SECONDS = 5.0
@@ -80,11 +81,10 @@ class TaskTable(anywidget.AnyWidget):
         requeue: a callback that receives the ids of the failed tasks to requeue. Like ``cancel``, the callback may be
             called from any thread, and must not block. Report each outcome with `requeue_outcome`. If ``requeue`` is
             None, the table has no buttons to requeue tasks.
-        on_close: a callback that is called when the table is closed or frozen, or when its output is removed. The table
-            then needs no more changes.
-        on_open: a callback that is called when the table is displayed again after its output was removed. The table is
-            then empty, and ``on_close`` can be called again. If ``on_open`` is None, removing the output closes the
-            table.
+        on_close: a callback that is called when the table is closed or frozen, when its output is removed, or when the
+            table was not used for ten minutes and was never displayed. The table then needs no more changes.
+        on_open: a callback that is called when the table is displayed or used again after this. The table is then
+            empty, and ``on_close`` can be called again. If ``on_open`` is None, removing the output closes the table.
         size: the number of rows per page: 10, 20, 50 or 100.
         freeze: whether to freeze the table automatically once all tasks in ``rows.ids`` have ended.
 
@@ -142,7 +142,10 @@ class TaskTable(anywidget.AnyWidget):
         self._timer: threading.Timer | None = None
         self._display_id = uuid.uuid4().hex
         self._view_id = uuid.uuid4().hex
-        self._displayed = False
+        self._displayed = self._viewed = False
+        self._dropped = False
+        """Whether the rows were dropped, because the table was never displayed and not used for a long time."""
+        self._used_at = time.monotonic()
         self._changes = self._saved_changes = 0
         """The number of changes to the rows, and the number of changes that the snapshot includes."""
         self._saved: dict[str, str] | None = None
@@ -157,6 +160,7 @@ class TaskTable(anywidget.AnyWidget):
         self.on_msg(lambda _, content, buffers: self._receive(content))
 
     def __repr__(self) -> str:
+        self._read_dropped_rows()
         with self._lock:
             return self._snapshot()["text/plain"]
 
@@ -165,10 +169,11 @@ class TaskTable(anywidget.AnyWidget):
         """All tasks in the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
 
         If the table is still loading, this property waits a few seconds for the rows. If the output of the table was
-        removed, the tasks are read again. Ten minutes later, the table is closed.
+        removed, the tasks are read again. Ten minutes later, the table is closed. A table that was never displayed and
+        not used for ten minutes also reads the tasks again.
 
         Raises:
-            ConnectionFailed: the table was closed because its output was removed.
+            ConnectionFailed: the table was closed because its output was removed, or the tasks cannot be read again.
         """
         return self.frame()
 
@@ -181,7 +186,7 @@ class TaskTable(anywidget.AnyWidget):
 
         Raises:
             BadInput: ``flat`` is invalid.
-            ConnectionFailed: the table was closed because its output was removed.
+            ConnectionFailed: the table was closed because its output was removed, or the tasks cannot be read again.
         """
         flat = check_flag("flat", flat)
         self._load(LOAD_SECONDS)
@@ -210,7 +215,7 @@ class TaskTable(anywidget.AnyWidget):
         Raises:
             BadInput: the path does not end in ``.csv`` or ``.parquet``, the file cannot be written, or no Parquet
                 library is installed.
-            ConnectionFailed: the table has not received all tasks, or was closed because its output was removed.
+            ConnectionFailed: the table has not received all tasks, or was closed as in `frame`.
         """
         self._load(EXPORT_LOAD_SECONDS)
         with self._lock:
@@ -335,6 +340,7 @@ class TaskTable(anywidget.AnyWidget):
         if self._marimo:
             self.send({"type": "closed"})  # marimo does not notify the view that the comm was closed
         self._ended = True
+        self._removed = self._removed or self._dropped
         self._cancel_timer()
         self._throttle.close()
         self._save_throttle.close()
@@ -345,6 +351,7 @@ class TaskTable(anywidget.AnyWidget):
     def _ipython_display_(self, **kwargs: Any) -> None:
         """Display the snapshot and the live view. `freeze` uses their display ids to replace both outputs."""
         self._displayed = not self._ended
+        self._read_dropped_rows()
         with self._lock:
             bundle = self._framed(self._snapshot())
             self._saved_changes = self._changes
@@ -400,6 +407,7 @@ class TaskTable(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the live view, and a snapshot for environments in which widgets cannot run."""
+        self._read_dropped_rows()
         with self._lock:
             bundle = self._snapshot()
         view = super()._repr_mimebundle_(**kwargs)
@@ -499,14 +507,15 @@ class TaskTable(anywidget.AnyWidget):
         """Wait up to ``seconds`` for the rows. If the feed was stopped because no page shows the table, restart it.
 
         Raises:
-            ConnectionFailed: the table was closed because its output was removed.
+            ConnectionFailed: the table was closed because its output was removed, or dropped rows cannot be read again.
         """
         if self._removed and self._state != "frozen":
+            why = "after its rows were dropped" if self._dropped else "because its output was removed"
             raise ConnectionFailed(
-                "cannot read the tasks of the table: the table was closed because its output was removed. "
-                "Call `watch` again."
+                f"cannot read the tasks of the table: the table was closed {why}. Call `watch` again."
             )
         with self._lock:
+            self._used_at, dropped = time.monotonic(), self._dropped
             paused = not self._feeding and not self.closed and self._on_open is not None
             before = list(self._rows.tasks) if paused else []
             if paused:
@@ -518,8 +527,19 @@ class TaskTable(anywidget.AnyWidget):
                 self._drain()
                 if not self._complete:
                     self._rows.apply(before)  # the server did not answer in time
-                if not self._page.views:
+                if not self._page.views and not dropped:
                     self._call_after(PAUSE_AFTER_SECONDS, self._pause)
+                if dropped and not self._complete:
+                    raise ConnectionFailed(
+                        "cannot read the tasks of the table: the rows were dropped because the table was not used for "
+                        f"a long time, and not all tasks were received again ({len(self._rows):,} so far). Try again."
+                    )
+
+    def _read_dropped_rows(self) -> None:
+        self._used_at = time.monotonic()
+        if self._dropped and not self.closed:
+            with contextlib.suppress(ConnectionFailed):  # the snapshot says that the table is loading
+                self._load(LOAD_SECONDS)
 
     # The methods below run on the throttle's thread, or under the lock.
 
@@ -552,7 +572,7 @@ class TaskTable(anywidget.AnyWidget):
         self._downloads.handle(message)
         match message.get("type"):
             case "hello":
-                self._resend = True
+                self._resend = self._viewed = True
                 self._cancel_timer()
                 self._start_feed()
             case "bye" if not self._page.views and not self._page.hidden:
@@ -565,6 +585,9 @@ class TaskTable(anywidget.AnyWidget):
         with self._lock:
             self._drain()
             if self._ended:
+                return
+            if self._is_forgotten():
+                self._drop_rows()
                 return
             if self._page.views:
                 self._show()
@@ -650,12 +673,27 @@ class TaskTable(anywidget.AnyWidget):
     def _start_feed(self) -> None:
         if self._feeding or self._on_open is None or self._state == "frozen":
             return
-        self._feeding, self._stopped_at = True, None
+        self._feeding, self._stopped_at, self._dropped = True, None, False
+        self._clear()
+        self._on_open()
+
+    def _clear(self) -> None:
         self._loaded.clear()
         self._rows.clear()
         self._page.reset()
         self._state, self._since, self._complete = "loading", time.time(), False
-        self._on_open()
+
+    def _is_forgotten(self) -> bool:
+        """Return whether the table was never displayed, and was not used for a long time."""
+        if self._displayed or self._viewed or self._marimo or self._on_open is None or not self._feeding:
+            return False
+        return time.monotonic() - self._used_at >= CLOSE_AFTER_SECONDS
+
+    def _drop_rows(self) -> None:
+        """Stop the watch and free the memory of the rows. The rows are read again when they are needed."""
+        self._dropped = True
+        self._stop_feed()
+        self._clear()
 
     def _stop_feed(self) -> None:
         if self._feeding:

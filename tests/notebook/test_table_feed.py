@@ -52,6 +52,18 @@ def test_tables_show_that_the_watch_has_failed_and_a_new_watch_starts_empty(
         assert list(table.df.index) == [new.id]
 
 
+def test_a_table_that_is_not_displayed_leaves_the_feed_and_can_be_read_again(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = session.submit("q")
+    table = session.watch("q")
+    with monkeypatch.context() as patch:
+        patch.setattr("nqnb.widgets.table.CLOSE_AFTER_SECONDS", 0.1)
+        until(lambda: session._feed._watch is None and not session._feed._subscribers)
+    second = session.submit("q")
+    assert list(table.df.index) == [first.id, second.id]
+
+
 def test_a_table_says_that_no_worker_serves_its_queue(session: Session) -> None:
     def says_so(table: TaskTable) -> bool:
         return "no worker was serving fech" in table._repr_mimebundle_()[0]["text/plain"]

@@ -730,6 +730,67 @@ def test_a_table_that_was_closed_because_its_output_was_removed_returns_no_old_r
     assert not path.exists()
 
 
+def test_a_table_that_is_not_displayed_drops_its_rows_and_reads_them_again(
+    make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch, shell: Shell, tmp_path: Path
+) -> None:
+    ids = ["a"]
+    found: Table = make(on_open=lambda: found.it.update(batch(*ids)))
+    found.it.update(batch("a"))
+
+    def drop(times: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(table, "CLOSE_AFTER_SECONDS", 0)
+            found.it.refresh()
+            until(lambda: found.closed == times and not found.it._rows.tasks)
+
+    uses: list[Callable[[], object]] = [
+        lambda: list(found.it.df.index),
+        lambda: [line.split(",")[0] for line in found.it.export(path).read_text("utf-8-sig").splitlines()[1:]],
+        lambda: [word for word in repr(found.it).split() if word in ids],
+        lambda: [word for word in found.it._repr_mimebundle_()[0]["text/plain"].split() if word in ids],
+    ]
+    path = tmp_path / "tasks.csv"
+    for times, use in enumerate(uses, 1):
+        drop(times)
+        ids.append(f"b{times}")
+        assert use() == ids
+        assert not found.it.closed
+    drop(len(uses) + 1)
+    found.it._ipython_display_()
+    assert "\nb4 " in shell.displayed[0][0]["text/plain"]
+    monkeypatch.setattr(table, "CLOSE_AFTER_SECONDS", 0)
+    found.it.refresh()
+    time.sleep(0.3)
+    assert found.closed == len(uses) + 1, "a displayed table is not dropped"
+
+
+def test_a_table_whose_rows_were_dropped_does_not_return_an_empty_frame(
+    make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "LOAD_SECONDS", 0.1)
+    found = make(on_open=lambda: None)
+    found.it.update(batch("a"))
+    assert list(found.it.df.index) == ["a"]
+
+    def drop(times: int) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(table, "CLOSE_AFTER_SECONDS", 0)
+            found.it.refresh()
+            until(lambda: found.closed == times)
+
+    drop(1)
+    with pytest.raises(ConnectionFailed, match=r"not all tasks were received again \(0 so far\)\. Try again"):
+        _ = found.it.df
+    found.it.update(batch("a", "b"))
+    assert list(found.it.df.index) == ["a", "b"]
+    drop(2)
+    assert repr(found.it).startswith("resize\nloading, as of ")
+    drop(3)
+    found.it.close()
+    with pytest.raises(ConnectionFailed, match="closed after its rows were dropped"):
+        _ = found.it.df
+
+
 def test_a_closed_table_frees_its_memory() -> None:
     made = TaskTable(Rows(), cancel=lambda ids: None)
     made.close()
