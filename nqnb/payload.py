@@ -21,6 +21,7 @@ import msgspec
 from nqnb.decode import UNREADABLE
 from nqnb.error_text import exact_text, said, shown
 from nqnb.errors import BadInput, UnencodableValue
+from nqnb.json_types import from_json
 
 
 def encode(value: object, name: str = "payload") -> bytes:
@@ -107,7 +108,7 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
         BadInput: the bytes are not JSON, or the value is not of type ``kind``. The error names the invalid part.
     """
     try:
-        return msgspec.json.decode(data or b"null", type=kind)
+        return msgspec.json.decode(data or b"null", type=kind, dec_hook=from_json)
     except UNREADABLE as error:
         raise BadInput(str(error)) from None
 

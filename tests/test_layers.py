@@ -28,7 +28,7 @@ ROOMS = [
     "errors",
     "protocol.names decode",
     "protocol.wire",
-    "inputs listen_address",
+    "inputs listen_address json_types",
     "retry protocol.lifecycle records payload recurrence",
     "text failures column_fit tracing",
     "task_values",

@@ -8,20 +8,24 @@ import datetime
 import decimal
 import enum
 import math
+import numbers
+import os
 import pathlib
 import re
 import subprocess
 import sys
 import uuid
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 
 from nqnb import payload
 from nqnb.errors import BadInput, UnencodableValue
+from nqnb.json_types import undecodable
 
 NAN = float("nan")
 
@@ -36,9 +40,44 @@ class Point:
     y: float = 0.0
 
 
+@dataclasses.dataclass
+class Photo:
+    path: pathlib.Path
+    taken: pd.Timestamp
+    sizes: list[np.int64]
+
+
+class Label(str):
+    """A type that msgspec encodes only with the help of nqnb."""
+
+
+class Moment(datetime.datetime):
+    """Another such type."""
+
+
+class Span(datetime.timedelta):
+    """Another such type."""
+
+
 class Box(msgspec.Struct):
     corner: Point
     tags: list[Any]
+
+
+class Unconvertible:
+    """A type that nqnb cannot encode either."""
+
+
+class Unreadable(Protocol):
+    """A protocol that cannot be checked at runtime."""
+
+
+@dataclasses.dataclass
+class Tree:
+    """A dataclass with fields of its own type."""
+
+    value: int
+    parts: list[Tree]
 
 
 @dataclasses.dataclass
@@ -320,6 +359,94 @@ class TestDecode:
     def test_json_that_is_nested_too_deep_is_refused(self) -> None:
         with pytest.raises(BadInput):
             payload.decode_json(b"[" * 100_000)
+
+    @pytest.mark.parametrize(
+        ("kind", "value"),
+        [
+            (pathlib.Path, pathlib.Path("a.png")),
+            (pathlib.PurePosixPath, pathlib.PurePosixPath("/a")),
+            (os.PathLike, pathlib.Path("a.png")),
+            (list[pathlib.Path], [pathlib.Path("a.png")]),
+            (np.bool_, np.bool_(True)),
+            (np.int8, np.int8(-3)),
+            (np.float32, np.float32(0.1)),
+            (np.str_, np.str_("a")),
+            (np.datetime64, np.datetime64("2026-11-24T03:00:00")),
+            (np.timedelta64, np.timedelta64(90, "s")),
+            (pd.Timestamp, pd.Timestamp("2026-11-24T03:00:00.123456789")),
+            (pd.Timestamp, pd.Timestamp("2026-11-24 03:00", tz="UTC")),
+            (pd.Timedelta, pd.Timedelta(seconds=90)),
+            (Label, Label("a")),
+            (Moment, Moment(2026, 11, 24, tzinfo=datetime.timezone.utc)),
+            (Span, Span(days=-1)),
+            (Photo, Photo(pathlib.Path("a.png"), pd.Timestamp("2026-11-24"), [np.int64(5)])),
+            (Photo | None, None),
+            (numbers.Number, 1.5),
+        ],
+    )
+    def test_a_value_is_decoded_as_the_annotated_type_that_was_encoded(self, kind: Any, value: Any) -> None:
+        decoded = payload.decode_json(payload.encode(value), kind)
+        assert (type(decoded), decoded) == (type(value), value)
+        assert undecodable(kind) is None
+
+    @pytest.mark.parametrize(
+        ("kind", "value"),
+        [
+            (np.ndarray, np.array([[1, 2], [3, 4]])),
+            (npt.NDArray[Any], np.array([1.5])),
+            (npt.NDArray[np.float32], np.array([0.1], dtype="float32")),
+            (npt.NDArray[np.datetime64], np.array(["2026-11-24"], dtype="datetime64[s]")),
+        ],
+    )
+    def test_an_array_is_decoded_as_an_array(self, kind: Any, value: Any) -> None:
+        decoded = payload.decode_json(payload.encode(value), kind)
+        assert decoded.dtype == value.dtype
+        assert np.array_equal(decoded, value)
+        assert undecodable(kind) is None
+
+    @pytest.mark.parametrize(
+        ("kind", "data", "error"),
+        [
+            (list[pathlib.Path], b"[5]", r"Expected `str`, got `int` - at `\$\[0\]`"),
+            (np.int8, b"1.5", "Expected `int`, got `float`"),
+            (np.int8, b"300", "int8 cannot be created from 300: OverflowError"),
+            (np.ndarray, b"[[1], [1, 2]]", "ndarray cannot be created from"),
+            (np.datetime64, b'"2026-11-24T03:00:00Z"', "Expected `datetime` with no timezone component"),
+            (pd.Timestamp, b'"today"', "Invalid RFC3339 encoded datetime"),
+            (Unconvertible, b"{}", "Expected `Unconvertible`, got `dict`"),
+        ],
+    )
+    def test_a_value_that_does_not_match_such_a_type_is_refused(self, kind: Any, data: bytes, error: str) -> None:
+        with pytest.raises(BadInput, match=error):
+            payload.decode_json(data, kind)
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            Unconvertible,
+            list[Unconvertible],
+            dict[str, tuple[int, Unconvertible]],
+            dataclasses.make_dataclass("Within", [("part", Unconvertible)]),
+            Unreadable,
+            complex,
+        ],
+    )
+    def test_a_type_that_no_json_matches_is_detected(self, kind: Any) -> None:
+        assert undecodable(kind) in (Unconvertible, Unreadable, complex)
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            dataclasses.make_dataclass("Within", [("part", Unconvertible, None)]),
+            Unconvertible | None,
+            Tree,
+            int,
+            Any,
+            object,
+        ],
+    )
+    def test_a_type_that_some_json_matches_is_accepted(self, kind: Any) -> None:
+        assert undecodable(kind) is None
 
     @pytest.mark.parametrize("value", [{"a": [1, 2.5, "x", None, True]}, [], "", 0])
     def test_decoding_is_the_inverse_of_encoding(self, value: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from nqnb import payload
+from nqnb import json_types, payload
 from nqnb.error_text import exact_text, kind_of, shown
 from nqnb.errors import BadInput, InvalidHandler
 from nqnb.inputs import Duration, check_count, check_seconds, signature_of
@@ -271,11 +271,11 @@ def _is_protocol(kind: type) -> bool:
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> Any:
-    """Return the annotated type of a parameter, and check that msgspec supports the type."""
+    """Return the annotated type of a parameter, and check that JSON can be converted to the type."""
     kind = _annotation(function, name)
     try:
         if kind is not bytes:
-            msgspec.json.Decoder(kind)
+            _check_decodable(kind)
     except Exception as error:  # noqa: BLE001  msgspec evaluates the annotations of the type's fields
         title = repr(getattr(_annotated(function), "__qualname__", function))
         raise InvalidHandler(
@@ -284,11 +284,19 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
     return kind
 
 
+def _check_decodable(kind: Any) -> None:
+    """Raise TypeError if no JSON value can be converted to a type."""
+    msgspec.json.Decoder(kind)
+    found = json_types.undecodable(kind)
+    if found is not None:
+        raise TypeError(f"no JSON value can be converted to {found.__qualname__}")
+
+
 def result_type(function: Callable[..., Any]) -> Any:
-    """Return the annotated return type of a function, or Any if it is missing or not supported by msgspec."""
+    """Return the annotated return type of a function, or Any if it is missing or not supported."""
     try:
         kind = _annotation(function, "return")
-        msgspec.json.Decoder(kind)
+        _check_decodable(kind)
     except Exception:  # noqa: BLE001  as in `_payload_type`
         return Any
     return kind

@@ -15,6 +15,7 @@ import msgspec
 from nqnb.client import Client, Task
 from nqnb.errors import MalformedMessage
 from nqnb.inputs import Duration
+from nqnb.json_types import from_json
 from nqnb.payload import encode_json
 from nqnb.worker.handlers import result_type
 from nqnb.worker.job import Job
@@ -68,13 +69,14 @@ class TypedTask(Task, Generic[R]):
         if isinstance(value, bytes) or self._kind is Any:
             return value  # type: ignore[no-any-return]  # the handler's annotation is trusted
         try:
-            return msgspec.convert(value, self._kind, str_keys=True)  # type: ignore[no-any-return]  # as `kind` says
+            converted: R = msgspec.convert(value, self._kind, str_keys=True, dec_hook=from_json)
         except msgspec.ValidationError as error:
             raise MalformedMessage(
                 f"the result of task {self.id!r} does not match the return annotation of the handler: {error}. "
                 "Correct the annotation, or read the stored value with `nqnb.Client.result`.",
                 encode_json(value),
             ) from None
+        return converted
 
 
 class Submitter(Protocol[S]):

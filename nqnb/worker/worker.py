@@ -203,9 +203,9 @@ class Worker:
 
         The function takes ``(job, payload)``, ``(job)`` or ``(payload)``. A single parameter receives the payload if it
         is named ``payload`` or is annotated with a type other than `Job`. Without an annotation, the payload is passed
-        as decoded JSON. With the annotation ``bytes``, the payload is passed as raw bytes. With any other type that
-        msgspec supports (such as a dataclass, a Struct or a TypedDict), the payload is converted to that type and
-        validated. The return value, encoded as JSON, is the task's result.
+        as decoded JSON. With the annotation ``bytes``, the payload is passed as raw bytes. With any other type
+        (such as a dataclass, a Struct, a TypedDict or a path), the payload is converted to that type and validated. The
+        return value, encoded as JSON, is the task's result.
 
         Raises:
             InvalidQueueName: the queue name is invalid.

@@ -49,6 +49,10 @@ class Unreadable:
     x: Missing  # type: ignore[name-defined]  # noqa: F821  the test needs a name that is not defined
 
 
+class Unconvertible:
+    """A type that JSON cannot represent."""
+
+
 class LateAnnotations:
     """What a function of Python 3.14 does if its annotations name a type that is not defined."""
 
@@ -265,6 +269,14 @@ class TestPayload:
             return payload
 
         with pytest.raises(InvalidHandler, match=r"'.*handle' is not supported: name 'Missing' is not defined"):
+            make_handler("q", handle)
+        assert result_type(handle) is Any
+
+    def test_a_type_that_no_json_matches_is_refused(self) -> None:
+        def handle(job: Job, payload: list[Unconvertible]) -> list[Unconvertible]:
+            return payload
+
+        with pytest.raises(InvalidHandler, match=r"'.*handle' is not supported: no JSON .* converted to Unconvertible"):
             make_handler("q", handle)
         assert result_type(handle) is Any
 
