@@ -6,11 +6,15 @@ The lines with ``type: ignore`` are wrong on purpose: mypy fails if it accepts o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import importlib
+import sys
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import nqnb
@@ -35,6 +39,16 @@ class Image:
     made_at: datetime
 
 
+@dataclass
+class Scale:
+    path: Path
+    factor: np.float64
+
+
+def scale(job: nqnb.Job, payload: Scale) -> Scale:
+    return Scale(payload.path.with_suffix(".png.scaled"), payload.factor * 2)
+
+
 def resize(job: nqnb.Job, payload: Resize) -> Image:
     return Image(f"{payload.path}@{payload.width}", datetime(2026, 11, 29, tzinfo=timezone.utc))
 
@@ -53,6 +67,18 @@ async def test_a_result_has_the_annotated_type(nq: nqnb.Client, settings: nqnb.S
         assert (await submitted.status()).label == "completed"
     assert task(nqnb.testing.job(), Resize("b.png", 5)).path == "b.png@5"
     assert repr(task) == "<task resize of queue resize>"
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_paths_and_numpy_values_keep_their_types(
+    nq: nqnb.Client, settings: nqnb.Settings, isolation: str
+) -> None:
+    worker = nqnb.Worker(settings)
+    task = worker.task("scale", isolation=isolation)(scale)
+    async with worker:
+        scaled = await (await task.submit(nq, Scale(Path("a.png"), np.float64(2.5)))).result(30)
+    assert scaled == Scale(Path("a.png.scaled"), np.float64(5.0))
+    assert (type(scaled.factor), type(scaled.path)) == (np.float64, type(Path("a")))
 
 
 async def test_payloads_of_other_types_are_refused_by_mypy_and_by_the_worker(
@@ -129,3 +155,51 @@ def test_the_attributes_of_a_function_do_not_change_the_queue() -> None:
     high = worker.task("high")(low)
     assert (low.queue, high.queue, high("a.png")) == ("low", "high", "a.png")
     assert "of queue high>" in repr(high)
+
+
+MODULE = """
+import threading
+import nqnb
+
+worker = nqnb.Worker()
+LOCK = threading.Lock()
+calls = 0
+
+
+def count() -> int:
+    global calls
+    with LOCK:
+        calls += 1
+    return calls
+
+
+@worker.task("one", isolation="process", reuse=10)
+def one(payload: None) -> int:
+    return count()
+
+
+@worker.task("high", isolation="process", reuse=10)
+@worker.task("low", isolation="process", reuse=10)
+def stacked(job: nqnb.Job, payload: None) -> int:
+    return count()
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Import a module that defines a worker, its tasks, and a lock, which cannot be pickled."""
+    (tmp_path / "jobs_with_a_lock.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("jobs_with_a_lock")
+    del sys.modules["jobs_with_a_lock"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a handler cannot run in a process")
+@pytest.mark.parametrize("queue", ["one", "low", "high"])
+async def test_the_tasks_of_a_process_share_the_module_of_a_typed_task(
+    nq: nqnb.Client, settings: nqnb.Settings, jobs: Any, queue: str
+) -> None:
+    worker = nqnb.Worker(settings, concurrency=1)
+    worker.handlers.update(jobs.worker.handlers)
+    async with worker:
+        assert [await (await nq.submit(queue)).result(30) for _ in range(3)] == [1, 2, 3]

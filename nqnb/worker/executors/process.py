@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import operator
 import os
 import pickle
 import signal
@@ -27,7 +28,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]  # it has no types
@@ -41,6 +42,7 @@ from nqnb.worker.executors.executor import Executor, ProcessTraceback, Result
 from nqnb.worker.executors.process_pool import Spares, TaskProcess, environment
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
+from nqnb.worker.typed_task import TaskFunction
 
 log = logging.getLogger("nqnb.worker")
 
@@ -179,7 +181,11 @@ def _current_folder() -> str:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """A pickler that keeps the file names of functions, and can pickle types to which msgspec has attached a cache."""
+    """A pickler that keeps the file names of functions, and can pickle types to which msgspec has attached a cache.
+
+    The function of a typed task is pickled by reference, as other functions of modules are. cloudpickle alone would
+    copy the function and its globals, because the name in the module belongs to the `TaskFunction`.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how to pickle an object; see `pickle.Pickler.reducer_override`."""
@@ -187,11 +193,19 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
             make, arguments = self.dispatch_table[CodeType](obj)
             # cloudpickle replaces the file name, but tracebacks need it.
             return make, tuple(obj.co_filename if each == "<dynamic-code>" else each for each in arguments)
+        if isinstance(obj, (FunctionType, TaskFunction)):
+            found = _global_of(obj)
+            if isinstance(found, TaskFunction):
+                if found is obj:
+                    return vars(obj)["__qualname__"]
+                within = _way_to(obj, found)
+                if within:
+                    return operator.attrgetter(within), (found,)
         if isinstance(obj, type):
             if "__msgspec_cache__" in vars(obj):
                 # The cache cannot be pickled, and msgspec recreates it when needed.
                 del obj.__msgspec_cache__  # type: ignore[attr-defined]  # as just seen
-            if issubclass(obj, msgspec.Struct) and not _is_importable(obj):
+            if issubclass(obj, msgspec.Struct) and _global_of(obj) is not obj:
                 raise pickle.PicklingError(
                     f"another process cannot import the Struct {obj.__qualname__}. "
                     "Move it to a module, or use a dataclass"
@@ -199,11 +213,27 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         return super().reducer_override(obj)
 
 
-def _is_importable(kind: type) -> bool:
-    found: Any = sys.modules.get(kind.__module__) if kind.__module__ != "__main__" else None
-    for name in kind.__qualname__.split("."):
+def _global_of(obj: Any) -> Any:
+    """Return what has the object's name in its module, or None if another process cannot import it."""
+    module = obj.__module__
+    by_value = cloudpickle.cloudpickle.list_registry_pickle_by_value()
+    if module == "__main__" or any(f"{module}.".startswith(f"{each}.") for each in by_value):
+        return None
+    found: Any = sys.modules.get(module)
+    for name in getattr(obj, "__qualname__", "").split("."):  # a task of a partial has none
         found = getattr(found, name, None)
-    return found is kind
+    return found
+
+
+def _way_to(obj: Any, found: Any) -> str:
+    """Return the attribute of ``found`` in which decorators have kept the object, or "" if none has."""
+    names = []
+    while found is not obj:
+        found = vars(found).get("__wrapped__")
+        if not isinstance(found, (FunctionType, TaskFunction)):
+            return ""
+        names.append("__wrapped__")
+    return ".".join(names)
 
 
 def _pickle_call(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
