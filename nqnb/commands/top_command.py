@@ -34,8 +34,9 @@ def top(ctx: click.Context, queue: str | None, theme: str | None) -> None:
     """Show tasks, queues and workers in a full-screen view.
 
     In the view, you can filter tasks, show a task's payload, error and traceback, cancel and requeue tasks, and pause
-    queues. The last line shows the most important keys. Press ? to show all keys, and q to quit. With QUEUE, only the
-    tasks of this queue are shown. Requires a terminal and nqnb[top].
+    queues. The last line shows the most important keys. Press ? to show all keys, and q to quit. If changes are not
+    confirmed yet, the view asks before it quits. With QUEUE, only the tasks of this queue are shown. Requires a
+    terminal and nqnb[top].
     """
     front = front_of(ctx)
     if front.json or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
@@ -48,8 +49,10 @@ def top(ctx: click.Context, queue: str | None, theme: str | None) -> None:
             f"`nqnb top` cannot start: textual cannot be imported ({clause(error)}). Run `pip install 'nqnb[top]'`."
         ) from None
 
-    async def show(nq: Client) -> None:
+    async def show(nq: Client) -> str:
         async with front.stop_requested() as stop:
-            await run_top(nq, queue, dark=theme == "dark" if theme else is_dark(), stopped=stop.wait)
+            return await run_top(nq, queue, dark=theme == "dark" if theme else is_dark(), stopped=stop.wait)
 
-    ask(ctx, show)
+    left = ask(ctx, show)
+    if left:
+        front.say(f"not confirmed by the server: {left}. They may be lost. Run `nqnb top` again to see the tasks.")

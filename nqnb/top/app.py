@@ -23,7 +23,7 @@ from nqnb.protocol.bulk import AT_ONCE
 from nqnb.records import TaskBatch
 from nqnb.text import line
 from nqnb.top.board_lines import BoardLines
-from nqnb.top.dialogs import Help, Question, TaskScreen
+from nqnb.top.dialogs import Help, Question, QuitQuestion, TaskScreen
 from nqnb.top.line_view import LineView
 from nqnb.top.task_lines import ORDERS, TaskLines
 from nqnb.widgets.board_content import Cell
@@ -139,6 +139,10 @@ class TopApp(App[None]):
         self._drawn_at = self._next_draw = self._next_read = self._next_attach = 0.0
         self._reading = False
         self._order = 0
+        self._acting = 0
+        """The number of actions on queues that are being performed."""
+        self.left = ""
+        """The changes that the server had not confirmed when the view ended, such as ``2 cancels``."""
 
     def compose(self) -> ComposeResult:
         """Create the widgets."""
@@ -162,6 +166,7 @@ class TopApp(App[None]):
 
     def on_unmount(self) -> None:
         """Stop the feed."""
+        self.left = self._unconfirmed()
         self._feed.close()
 
     @property
@@ -188,6 +193,8 @@ class TopApp(App[None]):
         if self._tab in self._boards and now >= self._next_read and not self._reading:
             self._reading = True
             spawn(self._read(self._boards[self._tab]))
+        if isinstance(self.screen, QuitQuestion):
+            self._quit(self.screen)
         if now >= self._next_draw and (self._tasks.changed or now >= self._drawn_at + 1):
             self._draw()
 
@@ -416,10 +423,17 @@ class TopApp(App[None]):
         if unmark:
             self._unmark(ids)
         if open_ids:
-            spawn(self._feed.cancel_each(self._tasks, open_ids))
+            spawn(self._cancel_each(open_ids))
             self._say(f"cancelling {_named(open_ids)}")
         else:
             self._say(f"{'the task has' if len(ids) == 1 else 'these tasks have'} already ended", "warn")
+
+    async def _cancel_each(self, ids: list[str]) -> None:
+        try:
+            await self._feed.cancel_each(self._tasks, ids)
+        finally:
+            # A cancel that is repeated after a disconnect has no outcome if its task has ended in the meantime.
+            self._tasks.cancelling.difference_update(ids)
 
     def action_requeue(self) -> None:
         """Requeue the chosen tasks, after asking for confirmation."""
@@ -480,10 +494,13 @@ class TopApp(App[None]):
             return
 
         async def perform() -> None:
+            self._acting += 1
             try:
                 self._say(await board.source.act(key, action.name, action.upto, self._say), "good")
             except NqnbError as error:
                 self._say(str(error), "bad")
+            finally:
+                self._acting -= 1
             await board.read()
 
         self._ask(action.question, lambda: spawn(perform()))
@@ -492,6 +509,33 @@ class TopApp(App[None]):
         self.push_screen(Question(question), lambda yes: then() if yes else None)
 
     # Other actions
+
+    async def action_quit(self) -> None:
+        """Quit. If changes are not confirmed yet, ask whether to quit now, and quit when they are confirmed."""
+        self._quit(QuitQuestion(""))
+
+    def _quit(self, dialog: QuitQuestion) -> None:
+        """Quit if all changes are confirmed. Otherwise, show in the dialog which changes are not."""
+        left = self._unconfirmed()
+        if not left:
+            self.exit()
+            return
+        lost = " The connection is lost." if self._tasks.state == "lost" else ""
+        dialog.ask(
+            f"Quit now? You may lose {left} that the server has not confirmed yet.{lost} "
+            "If you wait here, the view closes when all are confirmed."
+        )
+        if dialog is not self.screen:
+            self.push_screen(dialog, lambda yes: self.exit() if yes else None)
+
+    def _unconfirmed(self) -> str:
+        """Return the changes that the server has neither confirmed nor refused, such as ``2 cancels and 1 requeue``."""
+        counts = {
+            "cancel": len(self._tasks.cancelling),
+            "requeue": len(self._tasks.requeuing),
+            "queue action": self._acting,
+        }
+        return " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for what, count in counts.items() if count)
 
     def action_toggle_theme(self) -> None:
         """Switch between a dark and a light background."""
@@ -518,7 +562,7 @@ def _named(ids: Sequence[str]) -> str:
     return f"task {line(ids[0], 60)}" if len(ids) == 1 else _tasks(len(ids))
 
 
-async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Callable[[], Awaitable[object]]) -> None:
+async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Callable[[], Awaitable[object]]) -> str:
     """Show the full-screen view until the user quits.
 
     Args:
@@ -526,6 +570,9 @@ async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Cal
         queue: show only the tasks of this queue.
         dark: whether the background is dark.
         stopped: a coroutine function that returns when the program must stop.
+
+    Returns:
+        The changes that the server had not confirmed when the view ended, such as ``2 cancels``, or an empty string.
 
     Raises:
         NqnbError: the view ended with an unexpected error, which textual has printed.
@@ -546,6 +593,7 @@ async def run_top(client: Client, queue: str | None, *, dark: bool, stopped: Cal
             "`nqnb top` has ended: an internal error occurred in nqnb. "
             "Copy the traceback above into a bug report, and then start `nqnb top` again."
         )
+    return app.left
 
 
 def is_dark() -> bool:

@@ -1,4 +1,4 @@
-"""The dialogs and screens of ``nqnb top``: a yes-or-no question, the help, and one open task."""
+"""The dialogs and screens of ``nqnb top``: yes-or-no questions, the help, and one open task."""
 
 from __future__ import annotations
 
@@ -39,12 +39,16 @@ class Question(ModalScreen[bool]):
 
     def __init__(self, question: str) -> None:
         super().__init__()
-        self._question = question
+        self._text = Static(Text(clean(question)))
+
+    def ask(self, question: str) -> None:
+        """Replace the question."""
+        self._text.update(Text(clean(question)))
 
     def compose(self) -> ComposeResult:
         """Create the widgets. The button "No" has the focus."""
         with Vertical():
-            yield Static(Text(clean(self._question)))
+            yield self._text
             with Horizontal():
                 yield Button("No (n)", id="no", compact=True)
                 yield Button("Yes (y)", id="yes", variant="warning", compact=True)
@@ -56,6 +60,12 @@ class Question(ModalScreen[bool]):
     def action_answer(self, yes: bool) -> None:
         """Close the dialog, and return the answer that the key stands for."""
         self.dismiss(yes)
+
+
+class QuitQuestion(Question):
+    """The question whether to quit although changes are not confirmed. Pressing the key for "Quit" again means yes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,ctrl+c,ctrl+q", "answer(True)", "Yes", show=False)]
 
 
 class Help(ModalScreen[None]):

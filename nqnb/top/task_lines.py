@@ -50,6 +50,10 @@ class TaskLines:
         """``loading``, ``live`` or ``lost``."""
         self.since = time.time()
         """The time of the last change of ``state``, in Unix seconds."""
+        self.cancelling: set[str] = set()
+        """The ids of the tasks whose cancel the server has neither confirmed nor refused yet."""
+        self.requeuing: set[str] = set()
+        """The ids of the tasks whose requeue the server has neither confirmed nor refused yet."""
         self._complete = False
 
     # Methods that the feed calls
@@ -77,6 +81,7 @@ class TaskLines:
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
         """Record the outcome of a cancel. If the cancel was refused, the row shows ``text``."""
         cancels = self.rows.pending_cancels
+        self.cancelling.discard(task_id)
         if refused:
             cancels.refuse(task_id, text)
         else:
@@ -85,6 +90,7 @@ class TaskLines:
 
     def cancel_too_late(self, task_id: str, status: Status) -> None:
         """Record that a cancel was too late because the task had already completed or failed."""
+        self.cancelling.discard(task_id)
         self.rows.pending_cancels.come_too_late(task_id, status, time.time())
         self.changed = True
 
@@ -96,6 +102,7 @@ class TaskLines:
         self.rows.note_late_presses(ids, at)
         open_ids = [task_id for task_id in ids if self.rows.is_open(task_id)]
         self.rows.pending_cancels.press(open_ids, at)
+        self.cancelling.update(open_ids)
         self.changed = True
         return open_ids
 
@@ -119,12 +126,14 @@ class TaskLines:
         """Record that the user has requested requeues, and return the ids of the tasks that can still be requeued."""
         ids = self.requeueable(ids)
         self.rows.pending_requeues.press(ids)
+        self.requeuing.update(ids)
         self.changed = True
         return ids
 
     def requeue_outcome(self, task_id: str, outcome: str | NqnbError) -> None:
         """Record the outcome of a requeue: the id of the new task, or the error."""
         requeues = self.rows.pending_requeues
+        self.requeuing.discard(task_id)
         if isinstance(outcome, NqnbError):
             what = "requeue unconfirmed" if isinstance(outcome, Unconfirmed) else "not requeued"
             requeues.refuse(task_id, f"{what}: {outcome}")

@@ -161,6 +161,68 @@ async def test_an_open_task_shows_its_error_and_can_be_requeued(nq: nqnb.Client,
         await view.until("completed", copy)
 
 
+@asynccontextmanager
+async def held(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[asyncio.Event]:
+    """Hold the client's cancels and requeues until the event is set."""
+    release = asyncio.Event()
+
+    def hold(call: Callable[..., Any]) -> Callable[..., Any]:
+        async def later(*args: Any, **more: Any) -> Any:
+            await release.wait()
+            return await call(*args, **more)
+
+        return later
+
+    with monkeypatch.context() as patch:
+        for name in ("cancel", "requeue"):
+            patch.setattr(nq, name, hold(getattr(nq, name)))
+        yield release
+        release.set()
+
+
+async def test_q_waits_for_cancels_and_requeues_that_are_not_confirmed(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, first, second = await nq.submit_many("resize", range(3), ordered=True)
+    await gone.cancel()
+    async with held(nq, monkeypatch) as release, top(nq) as view:
+        await view.until("pending 2", "deleted 1")
+        view.app._view.choose(gone.id)
+        await view.press("r", "y")
+        await view.until("requeuing", gone.id)
+        for task in (first, second):
+            view.app._view.choose(task.id)
+            await view.press("c")
+        await view.until("cancelling", second.id)
+        await view.press("q")
+        await view.until("Quit now? You may lose 2 cancels and 1 requeue")
+        await view.press("n")
+        await view.until("live, 3 tasks", without="Quit now?")
+        await view.press("q")
+        await view.until("Quit now?")
+        assert view.app.is_running
+        release.set()
+        await until_async(lambda: not view.app.is_running, what="it quits when the changes are confirmed")
+        assert not view.app.left
+    assert await first.status() is await second.status() is Status.DELETED
+    assert next(task for task in await nq.tasks() if task.status is Status.PENDING).origin == gone.id
+
+
+@pytest.mark.parametrize("keys", [("q", "q"), ("q", "y"), ("ctrl+c", "ctrl+c")])
+async def test_a_second_q_quits_and_the_unconfirmed_changes_are_counted(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, str]
+) -> None:
+    task = await nq.submit("resize")
+    async with held(nq, monkeypatch), top(nq) as view:
+        await view.until("pending 1")
+        view.app._view.choose(task.id)
+        await view.press("c", keys[0])
+        await view.until("Quit now? You may lose 1 cancel")
+        await view.press(keys[1])
+        await until_async(lambda: not view.app.is_running, what="it quits")
+    assert view.app.left == "1 cancel"
+
+
 async def test_a_task_can_be_opened_and_closed_while_tasks_change(nq: nqnb.Client) -> None:
     await nq.submit("resize", {"path": "cat.png"})
     async with top(nq) as view:

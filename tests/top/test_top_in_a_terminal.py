@@ -20,6 +20,8 @@ import pyte
 import pytest
 from helpers.command_line import Run, environment, one_line
 
+import nqnb
+
 ROWS, COLUMNS = 30, 100
 NORMAL_SCREEN = b"\x1b[?1049l"
 """What a program writes to leave the full screen. pyte does not know it."""
@@ -114,6 +116,21 @@ def test_a_signal_restores_the_terminal(url: str, stop: signal.Signals) -> None:
         top.until(lambda: top.program.poll() is not None)
         assert top.program.returncode == 0
         top.until(lambda: NORMAL_SCREEN in top.output)
+
+
+@pytest.mark.full
+def test_cancels_that_are_not_confirmed_are_counted_after_a_signal(run: Run, server: nqnb.DevServer) -> None:
+    task_id = run("submit", "resize", "--json", server=server.url).json["id"]
+    with terminal("-u", server.url, "top") as top:
+        top.until_shown("pending", task_id)
+        server.kill()
+        top.until_shown("connection lost")
+        top.press("\x1b[B")  # the arrow key down
+        top.press("c")
+        top.until_shown("cancel not sent yet", task_id)
+        os.kill(top.program.pid, signal.SIGTERM)
+        top.until(lambda: b"not confirmed by the server: 1 cancel." in top.output)
+        top.until(lambda: top.program.poll() is not None)
 
 
 @pytest.mark.full
