@@ -52,6 +52,15 @@ def test_of_no_loop(nq):
     pass
 """
 
+OTHER_LOOP = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    pyfuncitem.obj(nq=pyfuncitem.funcargs["nq"]).send(None)  # the first step, outside of asyncio
+    return True
+"""
+
 
 @pytest.mark.parametrize("plugin", ["anyio", "asyncio", "asyncio in auto mode"])
 def test_the_fixtures_work_with(plugin: str, tmp_path: Path) -> None:
@@ -61,21 +70,37 @@ def test_the_fixtures_work_with(plugin: str, tmp_path: Path) -> None:
     mark = {"anyio": "@pytest.mark.anyio", "asyncio": "@pytest.mark.asyncio"}.get(plugin, "")
     (tmp_path / "test_mine.py").write_text(TESTS.format(head=head, mark=mark))
     mode = "auto" if "auto" in plugin else "strict"
-    options = ["-p", "no:xdist", "-p", "no:cacheprovider"]
+    options = ["-p", "no:asyncio"] if plugin == "anyio" else ["--asyncio-mode", mode, *LOOP_SCOPE, "-W", "error"]
+    output = run_tests(tmp_path, *options)
+    assert "2 passed, 1 error" in output
+    assert "the fixture nq cannot be used by test_of_no_loop: it is not an `async def` test" in output
+
+
+def test_a_test_on_another_event_loop_fails_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(OTHER_LOOP)
+    (tmp_path / "test_mine.py").write_text("async def test_on_trio(nq):\n    pass\n")
+    output = run_tests(tmp_path, "-p", "no:asyncio")
+    assert "1 failed" in output
+    assert "the fixture nq cannot be used by test_on_trio: the test does not run on asyncio" in output
+    assert "Define a fixture `anyio_backend` that returns 'asyncio'" in output
+
+
+def run_tests(folder: Path, *options: str) -> str:
+    """Run the tests of a project with nqnb's fixtures, and return the output."""
+    own = ["-p", "no:xdist", "-p", "no:cacheprovider"]
     if not any(each.value == PLUGIN for each in entry_points(group="pytest11")):
-        options += ["-p", PLUGIN]  # the package is not installed, only its folder is on the path
-    options += ["-p", "no:asyncio"] if plugin == "anyio" else ["--asyncio-mode", mode, *LOOP_SCOPE, "-W", "error"]
+        own += ["-p", PLUGIN]  # the package is not installed, only its folder is on the path
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options, "test_mine.py"],
-        cwd=tmp_path,
+        [sys.executable, "-m", "pytest", "-q", *own, *options, "test_mine.py"],
+        cwd=folder,
         # The fixtures ignore the settings of another server.
         env={**kept, "NATS_CA": __file__, "NATS_CREDS": "/no/such"},
         capture_output=True,
         text=True,
     )
-    assert "2 passed, 1 error" in run.stdout, run.stdout + run.stderr
-    assert "the fixture nq cannot be used by test_of_no_loop: it is not an `async def` test" in run.stdout
+    print(run.stdout, run.stderr)  # pytest shows this if the test fails
+    return run.stdout
 
 
 def test_loading_the_plugin_imports_no_large_module() -> None:

@@ -39,6 +39,8 @@ def nqnb_worker(nqnb_server: nqnb.DevServer) -> nqnb.Worker:
 @pytest.fixture
 def nq(request: pytest.FixtureRequest, nqnb_server: nqnb.DevServer) -> Iterator[nqnb.Client]:
     """Create a client of `nqnb_server`, which is open while the test runs. The test must be an ``async def`` test."""
+    import asyncio
+
     from nqnb.client import connect
     from nqnb.settings import Settings
 
@@ -48,6 +50,15 @@ def nq(request: pytest.FixtureRequest, nqnb_server: nqnb.DevServer) -> Iterator[
 
     @functools.wraps(test)
     async def with_open_client(*args: Any, **kwargs: Any) -> None:
+        loop = None
+        with contextlib.suppress(RuntimeError):
+            loop = asyncio.get_running_loop()
+        if loop is None:
+            pytest.fail(
+                f"the fixture nq cannot be used by {request.node.name}: the test does not run on asyncio. "
+                "Define a fixture `anyio_backend` that returns 'asyncio'",
+                False,
+            )
         async with client:
             await test(*args, **kwargs)
 
