@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 from nqnb.errors import DevServerError
+from nqnb.inputs import check_count
 from nqnb.server.binary import HOST
 from nqnb.server.devserver import DevServer
 
@@ -35,14 +36,13 @@ class Cluster:
         config: additional nats-server configuration for each server, as text.
 
     Raises:
-        DevServerError: the size is out of range.
+        BadInput: an argument has the wrong type, or the size is out of range.
     """
 
     def __init__(self, size: int = 3, *, config: str = "") -> None:
-        if not 2 <= size <= 9:
-            raise DevServerError(f"size={size} is invalid: the number of servers must be from 2 to 9.")
+        self._size = check_count("size", size, 2, 9, "the number of servers")
+        DevServer(config=config)  # this checks the configuration's type
         self._config = config
-        self._size = size
         self._held: list[socket.socket] = []
         self.servers: list[DevServer] = []
         """The servers of the cluster, by number. Each server also has the methods `kill` and `restart`."""

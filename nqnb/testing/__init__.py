@@ -12,7 +12,7 @@ To test a custom `StateStore`, subclass `StoreContract` in a test module and def
                 await store.clear()
                 yield store
 
-Only `StoreContract` requires pytest. The class is imported on first use.
+Only `StoreContract` requires pytest. The class and the package `nqnb.testing.chaos` are imported on first use.
 """
 
 from __future__ import annotations
@@ -87,4 +87,6 @@ def __getattr__(name: str) -> Any:
             ) from None
         globals()[name] = value
         return value
+    if name == "chaos":
+        return import_module("nqnb.testing.chaos")
     raise AttributeError(f"module 'nqnb.testing' has no attribute {name!r}")

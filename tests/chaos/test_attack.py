@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from helpers.command_line import environment
 from helpers.waiting import until
 
 import nqnb
+import nqnb.testing
 from nqnb.errors import RevisionConflict
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
@@ -51,6 +53,39 @@ def test_the_same_seed_plans_the_same_attack() -> None:
     kinds = Counter(plan.kind for plan in plans[0][:100])
     # Even a short attack submits more tasks to a queue with limits than may run or start at once.
     assert all(kinds[kind] > 15 for kind in LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"tasks": "5"}, "tasks='5' is invalid: expected a whole number"),
+        ({"tasks": 0}, "tasks=0 is invalid: out of range"),
+        ({"workers": 1}, "workers=1 is invalid: out of range"),
+        ({"concurrency": None}, "concurrency=None is invalid: expected a whole number"),
+        ({"seed": 1.5}, "seed=1.5 is invalid: expected a whole number"),
+        ({"minutes": "1"}, "minutes='1' is invalid: must be a number greater than 0"),
+        ({"minutes": 0}, "minutes=0 is invalid: must be a number greater than 0"),
+        ({"ack_wait": "3"}, "ack_wait='3' is invalid: expected a duration"),
+        ({"faults": "worker"}, "faults='worker' is invalid: expected a tuple of names, got type str"),
+        ({"faults": None}, "faults=None is invalid: expected a tuple of names"),
+        ({"faults": ("worker", 5)}, "faults are invalid: 5 is unknown"),
+        ({"settings": "nats://127.0.0.1"}, "settings='nats://127.0.0.1' is invalid: expected a Settings"),
+    ],
+)
+def test_the_options_of_an_attack_are_checked(options: dict[str, Any], error: str) -> None:
+    with pytest.raises(nqnb.BadInput, match=re.escape(error)):
+        ChaosOptions(**options)
+
+
+def test_the_chaos_page_says_how_to_start_an_attack_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Path(__file__).parents[2].joinpath("docs/chaos.md").read_text(encoding="utf-8")
+    imported, call = re.findall(r"`((?:from|report =) [^`]+)`", text)
+    names: dict[str, Any] = {}
+    exec(imported, names)  # noqa: S102  that is what is tested
+    options = eval(call.removeprefix("report = await run_chaos(").removesuffix(")"), names)  # noqa: S307  as above
+    assert options == ChaosOptions(tasks=500, seed=1)
+    monkeypatch.delitem(vars(nqnb.testing), "chaos")
+    assert nqnb.testing.chaos.run_chaos is names["run_chaos"]
 
 
 def test_a_short_attack_breaks_no_rule(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:

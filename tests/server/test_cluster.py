@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import nqnb
-from nqnb.errors import DevServerError
+from nqnb.errors import BadInput, DevServerError
 from nqnb.server.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -33,5 +35,14 @@ def test_a_cluster_that_is_not_started_says_so() -> None:
     cluster = Cluster()
     with pytest.raises(DevServerError, match="not been started"):
         cluster.kill(0)
-    with pytest.raises(DevServerError, match="must be from 2 to 9"):
-        Cluster(1)
+
+
+@pytest.mark.parametrize("size", [1, 10, "3", None, 2.5, True])
+def test_the_size_of_a_cluster_is_checked(size: Any) -> None:
+    with pytest.raises(BadInput, match=f"size={size!r} is invalid: .* the number of servers, from 2 to 9"):
+        Cluster(size)
+
+
+def test_the_configuration_of_a_cluster_is_checked() -> None:
+    with pytest.raises(BadInput, match="config is invalid: expected a string"):
+        Cluster(config=None)  # type: ignore[arg-type]  # that is what is tested

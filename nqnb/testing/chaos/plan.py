@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput
+from nqnb.inputs import check_count, check_seconds
 from nqnb.queue_limits import QueueLimits
 from nqnb.settings import Settings
 
@@ -18,6 +20,8 @@ DEFAULT_FAULTS = FAULTS[:-1]
 FOREIGN_FAULTS = ("worker", "block")
 """The kinds of faults that can be injected when the attack uses the user's server."""
 
+MOST_TASKS, MOST_WORKERS, MOST_SEED = 1_000_000_000, 1_000, 2**63 - 1
+"""The maximum values of the options."""
 ACK_WAIT_SECONDS = 3.0
 PATIENT_SECONDS = 1.0
 """The pause, in seconds, before a failed task in the patient queue is retried."""
@@ -93,13 +97,27 @@ class ChaosOptions:
     prelude: str = ""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.faults) - set(FAULTS))
-        if unknown:
-            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use one or more of {', '.join(FAULTS)}.")
-        if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
+        check_count("tasks", self.tasks, 1, MOST_TASKS, "the number of tasks to submit")
+        check_count("seed", self.seed, 0, MOST_SEED, "a seed")
+        check_count("workers", self.workers, 2, MOST_WORKERS, "the number of worker processes")
+        check_count("concurrency", self.concurrency, 1, MOST_TASKS, "the number of tasks to run at once")
+        object.__setattr__(self, "ack_wait", check_seconds("ack_wait", self.ack_wait, positive=True))
+        if isinstance(self.minutes, bool) or not isinstance(self.minutes, (int, float)) or not self.minutes > 0:
+            raise BadInput(f"minutes={shown(self.minutes)} is invalid: must be a number greater than 0.")
+        if isinstance(self.faults, str) or not isinstance(self.faults, Collection):
             raise BadInput(
-                "the attack's options are invalid: tasks must be at least 1, workers must be at least 2, "
-                "and minutes must be greater than 0."
+                f"faults={shown(self.faults)} is invalid: expected a tuple of names, got {kind_of(self.faults)}. "
+                f"Use one or more of {', '.join(FAULTS)}."
+            )
+        unknown = [each for each in self.faults if each not in FAULTS]
+        if unknown:
+            raise BadInput(
+                f"faults are invalid: {shown(unknown[0])} is unknown. Use one or more of {', '.join(FAULTS)}."
+            )
+        if self.settings is not None and not isinstance(self.settings, Settings):
+            raise BadInput(
+                f"settings={shown(self.settings)} is invalid: expected a Settings, got {kind_of(self.settings)}. "
+                "Pass Settings(url), or None for servers that the run starts."
             )
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
