@@ -14,6 +14,9 @@ from nqnb.errors import NqnbError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SHOWN_TASKS = 50
+"""The number of tasks that a table shows without ``--limit``."""
+
 Completion = Callable[[click.Context, click.Parameter, str], Any]
 
 
@@ -93,10 +96,28 @@ def wait_option(help: str) -> Callable[[F], F]:
 
 
 def limit_option(function: F) -> F:
-    """Add the ``--limit`` option, which limits the number of tasks shown."""
+    """Add the ``--limit`` option, which limits the number of tasks shown. See `limit_of` for its default."""
     return click.option(
-        "--limit", "-n", type=AtLeast(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
+        "--limit",
+        "-n",
+        type=AtLeast(1),
+        metavar="N",
+        help=f"Show at most the last N tasks  [{_SHOWN_TASKS}; with --json: all]",
     )(function)
+
+
+def limit_of(ctx: click.Context, limit: int | None) -> int | None:
+    """Return the maximum number of tasks to show, or None for all tasks.
+
+    Without the option, a table shows the last tasks, and JSON, which programs read, contains all tasks.
+
+    Args:
+        ctx: the context of the command.
+        limit: the value of the option, or None if the option was not used.
+    """
+    if limit is None and not front_of(ctx).json:
+        return _SHOWN_TASKS
+    return limit
 
 
 def error_option(function: F) -> F:

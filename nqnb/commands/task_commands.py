@@ -24,6 +24,7 @@ from nqnb.commands.arguments import (
     ids_argument,
     ids_argument_or_option,
     known_queue_option,
+    limit_of,
     limit_option,
     queue_option,
     status_option,
@@ -164,7 +165,7 @@ def list_tasks(
     error: str | None,
     failures: tuple[str, ...],
     not_requeued: bool,
-    limit: int,
+    limit: int | None,
 ) -> Tasks:
     """List tasks. The most recently changed task is last.
 
@@ -174,7 +175,7 @@ def list_tasks(
         raise click.UsageError("too many queues: QUEUE and --queue cannot be combined. Use only one")
     queue = queue or named
     which = Filter(queue, statuses, newer_than=since, error=error or "", not_requeued=not_requeued, failures=failures)
-    return ask(ctx, lambda nq: _last_tasks(nq, which, limit))
+    return ask(ctx, lambda nq: _last_tasks(nq, which, limit_of(ctx, limit)))
 
 
 @click.command(
@@ -433,9 +434,9 @@ Examples:
 @status_option(help=_ANY_STATE)
 @limit_option
 @click.pass_context
-def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int) -> Tasks:
+def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int | None) -> Tasks:
     """List tasks. The most recently changed task is last."""
-    return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses), limit))
+    return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses), limit_of(ctx, limit)))
 
 
 @task.command(
@@ -721,10 +722,10 @@ async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
     return task
 
 
-async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
+async def _last_tasks(nq: Client, which: Filter, limit: int | None) -> Tasks:
     """Return the most recently changed tasks that match, at most ``limit``."""
     found = await which.tasks(nq)
-    return Tasks(await with_silence(nq, found[-limit:]), len(found))
+    return Tasks(await with_silence(nq, found if limit is None else found[-limit:]), len(found))
 
 
 async def _preview_of_requeue(

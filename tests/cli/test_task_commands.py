@@ -42,6 +42,18 @@ def test_tasks_are_listed_by_queue_state_age_and_limit(run: Run, many: Many) -> 
     assert run("tasks", "seen", "--since", "0.3").out == "no tasks\n"
 
 
+def test_json_contains_all_tasks_so_that_a_pipe_to_requeue_misses_none(run: Run, many: Many) -> None:
+    ids = many("crowd", 60)
+    assert run("cancel", "--queue", "crowd", "--yes").code == 0
+    assert "the last 50 of 60; --limit shows more" in run("tasks", "crowd").out
+    for command in (("tasks", "crowd"), ("task", "list", "--queue", "crowd")):
+        listed = [each["id"] for each in run(*command, "--json").json]
+        assert sorted(listed) == sorted(ids)
+        assert len(run(*command, "--json", "--limit", "7").json) == 7
+    again = run("task", "requeue", "-", "--yes", "--json", stdin="\n".join(listed).encode()).json
+    assert again["requeued"] == 60
+
+
 @pytest.mark.parametrize("command", [("cancel",), ("task", "cancel")], ids=" ".join)
 def test_a_cancel_can_name_the_queue_of_its_tasks(run: Run, many: Many, command: tuple[str, ...]) -> None:
     one, two, three = *many("here", 2), *many("there", 1)
