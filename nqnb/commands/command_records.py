@@ -6,6 +6,7 @@ method, ``--json`` prints the method's return value instead of the record's fiel
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -20,7 +21,7 @@ from nqnb.inputs import State
 from nqnb.protocol.status import Waiting
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, LogLine, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
-from nqnb.text import displayed_state
+from nqnb.text import displayed_state, error_fields
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PRINTED_ERRORS = 10
+_PRINTED_RANGES = 100
 
 
 class Tasks(list[TaskInfo]):
@@ -367,24 +369,69 @@ class Value(Struct, frozen=True):
         return {"id": self.id, "queue": self.queue, "result": self.value} if self.id else self.value
 
 
+class RefusedLine(NqnbError):
+    """A line of the input whose task was not submitted."""
+
+    def __init__(self, number: int, error: NqnbError) -> None:
+        super().__init__(f"line {number:,}: {error}")
+
+
 class Submitted(Struct, frozen=True):
-    """The tasks that a command submitted. ``many`` is True if the command can submit more than one task."""
+    """The tasks that a command submitted.
+
+    Attributes:
+        queue: the queue of the tasks.
+        ids: the ids of the tasks.
+        many: whether the command can submit more than one task.
+        refused: the errors of the tasks that were not submitted, by the number of the line.
+        rest: the line from which to continue if the server stopped accepting tasks, or None.
+    """
 
     queue: str
     ids: list[str]
     many: bool = False
-    errors: list[NqnbError] = []
+    refused: dict[int, NqnbError] = {}
+    rest: int | None = None
 
     @property
     def ok(self) -> bool:
         """Whether every task was accepted."""
-        return not self.errors
+        return not self.refused
+
+    @property
+    def errors(self) -> list[NqnbError]:
+        """The errors to print: at most the first ten, and what else was not submitted."""
+        errors: list[NqnbError] = [RefusedLine(number, error) for number, error in self.refused.items()]
+        more = list(self.refused)[_PRINTED_ERRORS:]
+        if more:
+            text = f"{len(more):,} more lines were not submitted: {_ranges(more)}. With --json, all errors are printed."
+            errors[_PRINTED_ERRORS:] = [NqnbError(text)]
+        if self.rest is not None:
+            errors.append(
+                NqnbError(
+                    f"the server no longer accepts tasks: lines from {self.rest:,} on were not sent. "
+                    f"Check the server, and continue from line {self.rest}."
+                )
+            )
+        return errors
 
     def as_json(self) -> dict[str, Any]:
-        """Return the id of the task, or the ids and counts if the command can submit more than one task."""
+        """Return the id of the task, or the ids, counts and errors if the command can submit more than one task."""
         if not self.many:
             return {"id": self.ids[0], "queue": self.queue}
-        return {"queue": self.queue, "submitted": len(self.ids), "refused": len(self.errors), "ids": self.ids}
+        counts = {"queue": self.queue, "submitted": len(self.ids), "refused": len(self.refused), "ids": self.ids}
+        errors = [{"line": number, **error_fields(error)} for number, error in self.refused.items()]
+        return {**counts, "errors": errors, **({} if self.rest is None else {"continue_from_line": self.rest})}
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return ascending numbers as text, such as ``2, 5-9``. If there are many ranges, the last ones are left out."""
+    parts = []
+    for _, same in itertools.groupby(enumerate(numbers), lambda each: each[1] - each[0]):
+        run = [number for _, number in same]
+        parts.append(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    more = len(parts) - _PRINTED_RANGES
+    return ", ".join(parts[:_PRINTED_RANGES]) + (f" and others up to {numbers[-1]}" if more > 0 else "")
 
 
 class CommandProgress(Struct, frozen=True):

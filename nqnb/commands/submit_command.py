@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import IO, Any, Literal
 
 import click
+from msgspec import structs
 
 from nqnb import payload as payloads
 from nqnb.batch import Batch, Item
@@ -17,10 +18,10 @@ from nqnb.client import Client, Task
 from nqnb.commands import shell_completion
 from nqnb.commands.arguments import count_tasks, exclusive_flag
 from nqnb.commands.command import Command, ask, front_of, say_if_unserved, saying_if_unserved
-from nqnb.commands.command_records import CommandProgress, Submitted, Value
+from nqnb.commands.command_records import CommandProgress, RefusedLine, Submitted, Value
 from nqnb.commands.param_types import AtLeast, future_moment, queue_name, seconds, serial_key, task_id
 from nqnb.error_text import shown
-from nqnb.errors import BadInput, NqnbError, Unconfirmed
+from nqnb.errors import BadInput, ConnectionFailed, NqnbError, Unconfirmed
 from nqnb.garbage import rare_collections
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 
@@ -28,6 +29,10 @@ _PROGRESS_TASKS = 100
 """The number of tasks submitted between two progress reports."""
 _SETTLE_SECONDS = 2.0
 """How long an interrupted command waits for the server to answer the requests in flight."""
+_SLOW_SECONDS = 1.0
+"""The time between two looks at the connection while many tasks are submitted."""
+_MAX_UNANSWERED = 2
+"""How often as many tasks as are sent at once may fail in a row, because the server accepts none, before the end."""
 _FOREVER = "forever"
 _QUOTE_HINT = "Quote the JSON for the shell, as in '{\"a\": 1}', or use "
 
@@ -153,9 +158,11 @@ def submit(
         ask(ctx, lambda nq: _submit_all(ctx, nq, queue, values.values(), outcomes, ordered=ordered, **options))
     except KeyboardInterrupt as interrupt:
         interrupt.args = (_interrupted(list(values), outcomes),)
-        front_of(ctx).show(_submitted(queue, outcomes))
+        front_of(ctx).show(_submitted(queue, list(values), outcomes))
         raise
-    return _submitted(queue, outcomes)
+    made = _submitted(queue, list(values), outcomes)
+    rest = list(values)[len(outcomes) :]
+    return structs.replace(made, rest=rest[0]) if rest else made
 
 
 async def _submit_one(
@@ -183,28 +190,32 @@ async def _submit_all(
 ) -> None:
     """Submit the payloads, and store one item in ``outcomes`` for each payload that is sent.
 
-    The item is None until the server answers. If this coroutine is cancelled, no more payloads are sent. The requests
-    in flight may still be answered.
+    The item is None until the server answers. If this coroutine is cancelled, or the server accepts no task for a
+    while, no more payloads are sent. The requests in flight may still be answered.
     """
     batch = Batch(queue, values, **options)
-    accepted, stopped = 0, False
+    at_once = 1 if ordered else IN_FLIGHT
+    accepted, unanswered, stopped = 0, 0, False
 
     async def submit_one(item: Item) -> None:
-        nonlocal accepted
+        nonlocal accepted, unanswered, stopped
         outcomes.append(None)
         try:
             outcomes[item.position] = await nq.submit_item(batch, item)
-            accepted += 1
+            accepted, unanswered = accepted + 1, 0
         except NqnbError as error:
             outcomes[item.position] = error
+            unanswered = unanswered + 1 if isinstance(error, (ConnectionFailed, Unconfirmed)) else 0
+            # Each of these requests was repeated for a while, so all lines together could take hours.
+            stopped = stopped or unanswered >= _MAX_UNANSWERED * at_once
         if len(outcomes) % _PROGRESS_TASKS == 0:
             show(CommandProgress(accepted, len(values), "tasks submitted"))
 
     with rare_collections(), front_of(ctx).live() as show:
         left = itertools.takewhile(lambda _: not stopped, batch)
-        sending = asyncio.ensure_future(outcomes_of(left, submit_one, 1 if ordered else IN_FLIGHT))
+        sending = asyncio.ensure_future(outcomes_of(left, submit_one, at_once))
         try:
-            await asyncio.shield(sending)
+            await _with_word_of_outage(ctx, nq, sending)
         except asyncio.CancelledError:
             stopped = True
             await asyncio.wait({sending}, timeout=_SETTLE_SECONDS)
@@ -216,16 +227,32 @@ async def _submit_all(
         await say_if_unserved(ctx, nq, queue)
 
 
-def _submitted(queue: str, outcomes: list[Task | NqnbError | None]) -> Submitted:
+async def _with_word_of_outage(ctx: click.Context, nq: Client, sending: asyncio.Future[Any]) -> None:
+    """Wait for a future, and tell the user once if the connection is lost. A cancel does not reach the future."""
+    while not sending.done():
+        await asyncio.wait({sending}, timeout=_SLOW_SECONDS)
+        if not sending.done() and not nq.backend.connected:
+            front_of(ctx).say("the server does not answer; the requests are repeated")
+            break
+    await asyncio.shield(sending)
+
+
+def _submitted(queue: str, numbers: list[int], outcomes: list[Task | NqnbError | None]) -> Submitted:
+    """Return the record of the outcomes. ``numbers`` are the numbers of the lines with a payload."""
     ids = [each.id for each in outcomes if isinstance(each, Task)]
-    return Submitted(queue, ids, many=True, errors=[each for each in outcomes if isinstance(each, NqnbError)])
+    refused = {number: each for number, each in zip(numbers, outcomes, strict=False) if isinstance(each, NqnbError)}
+    return Submitted(queue, ids, many=True, refused=refused)
 
 
 def _interrupted(numbers: list[int], outcomes: list[Task | NqnbError | None]) -> str:
     """Report what was submitted before an interrupt. ``numbers`` are the numbers of the lines with a payload."""
     known = sum(isinstance(each, Task) for each in outcomes)
     unsure = sum(each is None or isinstance(each, Unconfirmed) for each in outcomes)
-    refused = [each for each in outcomes if isinstance(each, NqnbError) and not isinstance(each, Unconfirmed)]
+    refused = [
+        RefusedLine(number, each)
+        for number, each in zip(numbers, outcomes, strict=False)
+        if isinstance(each, NqnbError) and not isinstance(each, Unconfirmed)
+    ]
     text = f"interrupted; {known:,} of {count_tasks(len(numbers))} were submitted"
     text += f"; up to {unsure:,} more were sent, but not confirmed by the server" if unsure else ""
     text += f"; {len(refused):,} were refused (first error: {refused[0]})" if refused else ""

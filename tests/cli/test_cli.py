@@ -247,6 +247,85 @@ def test_interrupted_lines_are_counted_and_their_ids_are_printed(
     assert len(tasks) == submitted
 
 
+def test_a_refused_line_is_named(run: Run) -> None:
+    lines = b"a\n\n" + 1_100_000 * b"x" + b"\nb\n"
+    answer = run("submit", "large", "--lines", "-", "--raw", "--json", stdin=lines)
+    assert answer.code == 1
+    assert (answer.json["submitted"], answer.json["refused"], len(answer.json["ids"])) == (2, 1, 2)
+    (error,) = answer.json["errors"]
+    assert error["line"] == 3
+    assert error["type"] == "PayloadTooLarge"
+    answer = run("submit", "large", "--lines", "-", "--raw", stdin=lines)
+    assert answer.code == 1
+    assert len(answer.out.split()) == 2
+    _, told = answer.err.splitlines()  # the first line says that no worker is serving the queue
+    assert told.startswith("nqnb: line 3: ")
+
+
+def test_only_the_first_refused_lines_are_printed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = nqnb.Client.submit_item
+
+    async def picky(nq: nqnb.Client, batch: Batch, item: Item) -> nqnb.Task:
+        if item.position % 2 or 50 <= item.position < 60:
+            raise nqnb.ServerRefused("odd", code=403, err_code=0, description="no")
+        return await submit(nq, batch, item)
+
+    monkeypatch.setattr(nqnb.Client, "submit_item", picky)
+    lines = b"\n".join(b"%d" % n for n in range(100))
+    answer = run("submit", "picky", "--lines", "-", stdin=lines)
+    _, first, *_, tenth, last = answer.err.splitlines()
+    assert (first, tenth) == ("nqnb: line 2: odd", "nqnb: line 20: odd")
+    assert last.startswith("nqnb: 45 more lines were not submitted: 22, 24, ")
+    assert last.endswith(
+        " 48, 50-60, 62, 64, " + ", ".join(map(str, range(66, 101, 2))) + ". With --json, all errors are printed."
+    )
+    errors = run("submit", "picky", "--lines", "-", "--json", stdin=lines).json["errors"]
+    assert len(errors) == 55
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_lines_are_no_longer_sent_if_the_server_accepts_none(
+    ordered: bool, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = nqnb.Client.submit_item
+
+    async def lost(nq: nqnb.Client, batch: Batch, item: Item) -> nqnb.Task:
+        if item.position >= 300:
+            await asyncio.sleep(0)
+            raise nqnb.Unconfirmed("the reply was lost")
+        return await submit(nq, batch, item)
+
+    monkeypatch.setattr(nqnb.Client, "submit_item", lost)
+    lines = b"\n".join(b"%d" % n for n in range(5000))
+    options = ["--ordered"] if ordered else []
+    answer = run("submit", f"lost-{ordered}", "--lines", "-", "--json", *options, stdin=lines)
+    assert answer.code == 1
+    rest = answer.json["continue_from_line"]
+    assert answer.json["submitted"] == 300
+    assert 302 < rest < (310 if ordered else 1400)
+    assert [each["line"] for each in answer.json["errors"]] == list(range(301, rest))
+    assert f"Check the server, and continue from line {rest}." in answer.err
+
+
+def test_an_outage_while_lines_are_sent_is_reported_once(
+    run: Run, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(nq: nqnb.Client, batch: Batch, item: Item) -> nqnb.Task:
+        if not item.position:
+            server.kill()
+        while nq.backend.connected:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        raise nqnb.Unconfirmed("the reply was lost")
+
+    monkeypatch.setattr(nqnb.Client, "submit_item", lost)
+    monkeypatch.setattr("nqnb.commands.submit_command._SLOW_SECONDS", 0.1)
+    answer = run("submit", "away", "--lines", "-", stdin=b"1\n2\n3", server=server.url)
+    assert answer.code == 1
+    assert answer.err.count("the server does not answer; the requests are repeated") == 1
+    assert "nqnb: line 3: the reply was lost" in answer.err
+
+
 def test_submit_waits_for_the_result(run: Run, worker: None) -> None:
     answer = run("submit", "echo", '{"a": 1}', "--wait", "30")
     assert (answer.code, answer.json) == (0, {"a": 1})

@@ -94,9 +94,9 @@ def result(record: Any, session: Session | None) -> Any:
 
 def failure(record: Any) -> NqnbError | None:
     """Return an error if the record must make the cell fail, so that Run All stops. Otherwise, return None."""
-    if isinstance(record, Submitted) and record.errors:
-        count = len(record.ids) + len(record.errors)
-        text = f"{len(record.errors):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"
+    if isinstance(record, Submitted) and record.refused:
+        count = len(record.ids) + len(record.refused)
+        text = f"{len(record.refused):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"
         return NqnbError(text)
     return None
 
