@@ -1,7 +1,18 @@
-"""The entry point for ``python -m nqnb``, which runs the command ``nqnb``."""
+"""The entry point for ``python -m nqnb``, which runs the command ``nqnb``.
+
+The processes of ``nqnb worker --processes`` run this file by its path.
+"""
 
 import sys
+from pathlib import Path
 
-from nqnb.cli import main
+if __name__ == "__main__":
+    if not __package__:
+        # Python has put the folder of this file on the path, but only the folder above contains the package.
+        folder = Path(__file__).parent
+        own = folder.resolve()  # as Python does
+        sys.path[:] = [each for each in sys.path if Path(each) != own] + [str(folder.parent)]
 
-sys.exit(main())
+    from nqnb.cli import main
+
+    sys.exit(main())

@@ -9,7 +9,7 @@ from nqnb.errors import BadInput
 
 ALL_INTERFACES = "0.0.0.0"  # noqa: S104  Prometheus usually runs on another machine
 THIS_MACHINE = "127.0.0.1"
-_MAX_PORT = 65535
+MAX_PORT = 65535
 
 
 class ListenAddress(NamedTuple):
@@ -39,9 +39,9 @@ class ListenAddress(NamedTuple):
         host = host.removeprefix("[").removesuffix("]")
         if isinstance(port, str) and port.isascii() and port.isdigit() and len(port) < 9:
             port = int(port)
-        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= _MAX_PORT:
+        if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= MAX_PORT:
             raise BadInput(
                 f"{serves} address {shown(value)} is invalid: expected PORT or HOST:PORT. "
-                f"Use a port from 0 to {_MAX_PORT}, such as 9464."
+                f"Use a port from 0 to {MAX_PORT}, such as 9464."
             )
         return cls(host or default_host, port)

@@ -23,7 +23,7 @@ from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
 from nqnb.commands.worker_reload import Reloader, watched_folders
 from nqnb.error_text import clause
 from nqnb.errors import NqnbError
-from nqnb.listen_address import ListenAddress
+from nqnb.listen_address import ALL_INTERFACES, MAX_PORT, ListenAddress
 from nqnb.server.server_choice import resolve
 from nqnb.settings import Settings
 from nqnb.worker.worker import Worker
@@ -190,6 +190,10 @@ def new_loop_of(choice: str) -> NewLoop | None:
     return new_loop
 
 
+_WILDCARDS = {ALL_INTERFACES, "::"}
+"""The hosts that stand for all interfaces."""
+
+
 def _processes(ctx: click.Context, found: Worker, options: dict[str, Any]) -> WorkerProcesses:
     if sys.platform == "win32":
         raise click.UsageError(
@@ -197,7 +201,35 @@ def _processes(ctx: click.Context, found: Worker, options: dict[str, Any]) -> Wo
         )
     given = {"--metrics": ctx.params["metrics"] or found.metrics, "--health": ctx.params["health"] or found.health}
     endpoints = {option: address for option, address in given.items() if address is not None}
-    return WorkerProcesses(_arguments(ctx), options, ctx.params["processes"], found.shutdown_timeout, endpoints)
+    count = ctx.params["processes"]
+    _check_ports(endpoints, count)
+    return WorkerProcesses(_arguments(ctx), options, count, found.shutdown_timeout, endpoints)
+
+
+def _check_ports(endpoints: Mapping[str, ListenAddress], count: int) -> None:
+    """Check that the ports of all processes exist, and that no two processes use the same port.
+
+    Args:
+        endpoints: the addresses of the first process, by option. Each further process uses the next ports.
+        count: the number of processes.
+
+    Raises:
+        UsageError: the ports cannot be used.
+    """
+    used = {option: address for option, address in endpoints.items() if address.port}  # 0 means any free port
+    for option, address in used.items():
+        if address.port + count - 1 > MAX_PORT:
+            raise click.UsageError(
+                f"{option} {address} is invalid with --processes {count}: the last port would be "
+                f"{address.port + count - 1}. Use a port up to {MAX_PORT + 1 - count}"
+            )
+    hosts = {address.host for address in used.values()}
+    ports = [address.port for address in used.values()]
+    if len(used) > 1 and (len(hosts) == 1 or hosts & _WILDCARDS) and max(ports) - min(ports) < count:
+        raise click.UsageError(
+            f"{' and '.join(f'{option} {address}' for option, address in used.items())} overlap with --processes "
+            f"{count}: each process uses the next ports. Use ports that are at least {count} apart"
+        )
 
 
 def _reloader(ctx: click.Context, options: dict[str, Any]) -> Reloader:

@@ -25,10 +25,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+import nqnb
 from nqnb.concurrency import first_of, handled_signals
 from nqnb.listen_address import ListenAddress
 from nqnb.retry import Backoff
@@ -36,6 +38,12 @@ from nqnb.worker.worker import State, Worker
 
 log = logging.getLogger("nqnb.worker")
 
+_PROGRAM = str(Path(nqnb.__file__).with_name("__main__.py"))
+"""The program of a worker process.
+
+As with the command ``nqnb``, the current folder is not on the path until the user's module is imported. With
+``python -m nqnb``, a module such as email.py in the folder would hide Python's module of this name.
+"""
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
 """A crash counts as quick if the process had served for less than this time."""
@@ -187,7 +195,7 @@ class WorkerProcess:
     """
 
     def __init__(self, arguments: Sequence[str], options: dict[str, Any]) -> None:
-        command = [sys.executable, "-m", "nqnb", "worker", *arguments, "--member"]
+        command = [sys.executable, _PROGRAM, "worker", *arguments, "--member"]
         orders = json.dumps({"parent": os.getpid(), "options": options}).encode() + b"\n"
         self._socket, theirs = socket.socketpair()
         with theirs:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.command_line import NOBODY, Run, Start, ended, one_line
+from helpers.command_line import NOBODY, Run, Start, ended, environment, one_line
 from helpers.scrape import free_ports, scrape_now
 from helpers.waiting import until, until_async
 
@@ -76,7 +76,7 @@ def serving(run: Run) -> set[int]:
 
 
 def ps(what: str, pid: int) -> str:
-    command = ["ps", "-o", f"{what}=", "-p", f"{pid}"]
+    command = ["ps", "-ww", "-o", f"{what}=", "-p", f"{pid}"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
@@ -144,6 +144,36 @@ def test_each_process_serves_its_endpoints_on_the_next_port(url: str, folder: Pa
             assert answer.read() == b"ok\n"
     parent.send_signal(signal.SIGTERM)
     assert ended(parent).code == 0
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "reason"),
+    [
+        (("--metrics", "9464", "--health", "9465"), "Use ports that are at least 2 apart"),
+        (("--metrics", "127.0.0.1:9465", "--health", "9465"), "Use ports that are at least 2 apart"),
+        (("--metrics", "65535"), "the last port would be 65536. Use a port up to 65534"),
+    ],
+)
+def test_processes_whose_ports_cannot_be_used_are_not_started(
+    folder: Path, start: Start, endpoints: tuple[str, ...], reason: str
+) -> None:
+    answer = ended(start("worker", "jobs:worker", "-u", NOBODY, "--processes", "2", *endpoints, cwd=folder))
+    assert answer.code == 2
+    assert one_line(answer.err)
+    assert reason in answer.err
+
+
+def test_a_module_of_the_user_may_have_the_name_of_one_of_pythons(url: str, folder: Path, run: Run) -> None:
+    (folder / "email.py").write_text("")
+    # The command `nqnb` does not have the current folder on its path, unlike `python -m nqnb`.
+    program = "import sys; del sys.path[0]; from nqnb.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "worker", "jobs:worker", "-u", url, "--processes", "2"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            assert len(wait_for_processes(run, 2)) == 2
+        finally:
+            parent.send_signal(signal.SIGTERM)
+        assert parent.wait(60) == 0
 
 
 def test_a_killed_process_is_replaced_and_all_stop_when_the_parent_is_killed(
