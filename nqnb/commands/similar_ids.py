@@ -15,8 +15,8 @@ T = TypeVar("T")
 _MAX_SUGGESTIONS = 3
 _MAX_UNKNOWN_IDS = 10
 """If more ids are unknown, nothing is suggested, because all tasks are compared with each unknown id."""
-_LISTING_SECONDS = 2.0
-"""The time limit for the listing of the tasks. If the listing takes longer, nothing is suggested."""
+LISTING_SECONDS = 2.0
+"""The time limit for a listing of all tasks that only adds details, such as the suggestions."""
 _ADVICE = "Check the id and the server"
 """The start of the advice in the message of an `UnknownTask` error. The suggestion is inserted before the advice."""
 
@@ -38,7 +38,7 @@ async def _with_suggestions(nq: Client, errors: Iterable[UnknownTask]) -> list[U
     ids: list[str] = []
     with contextlib.suppress(NqnbError, asyncio.TimeoutError):
         # The most recently changed task comes first.
-        ids = [task.id for task in reversed(await asyncio.wait_for(nq.tasks(), _LISTING_SECONDS))]
+        ids = [task.id for task in reversed(await asyncio.wait_for(nq.tasks(), LISTING_SECONDS))]
     return [_with_suggestion(error, ids) for error in errors]
 
 

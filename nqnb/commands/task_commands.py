@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -55,7 +56,7 @@ from nqnb.commands.param_types import (
     seconds,
     task_id,
 )
-from nqnb.commands.similar_ids import suggest_ids
+from nqnb.commands.similar_ids import LISTING_SECONDS, suggest_ids
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
 from nqnb.failures import failure_id, group_failures
 from nqnb.inputs import State
@@ -344,7 +345,7 @@ def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskSt
 def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo:
     """Show all stored information about a task."""
     chosen = _chosen_id(id, named)
-    return ask(ctx, lambda nq: _fetch_in_full(nq, chosen))
+    return ask(ctx, lambda nq: _fetch_in_full(ctx, nq, chosen))
 
 
 @task.command(
@@ -703,11 +704,11 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
     return [each for each in await fetch_all(nq, ids) if not each.status.terminal]
 
 
-async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
+async def _fetch_in_full(ctx: click.Context, nq: Client, id: str) -> TaskInfo:
     """Return a task with information that is stored separately.
 
     The cancel request is added to an unfinished task. The id of the latest requeue is added to a task that ended
-    without a result.
+    without a result, unless finding the id takes too long, because it is stored only in the new task.
     """
     task = await nq.fetch(id)
     if not task.status.terminal:
@@ -718,7 +719,15 @@ async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
                 return structs.replace(task, cancel=CancelReceipt.of(id, task.status, request))
         return task
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
-        return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)
+        try:
+            listed = await asyncio.wait_for(nq.tasks(task.queue, task.status), LISTING_SECONDS)
+        except (NqnbError, asyncio.TimeoutError):
+            front_of(ctx).say(
+                "not looked up: whether the task was requeued, because all tasks cannot be read quickly. "
+                f"`nqnb tasks {task.queue}` shows it"
+            )
+        else:
+            return next((each for each in listed if each.id == id), task)
     return task
 
 

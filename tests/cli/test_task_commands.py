@@ -54,6 +54,29 @@ def test_json_contains_all_tasks_so_that_a_pipe_to_requeue_misses_none(run: Run,
     assert again["requeued"] == 60
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_task_is_shown_although_the_others_cannot_be_read(
+    run: Run, many: Many, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    (task_id,) = many("huge", 1)
+    run("cancel", task_id)
+
+    async def slow(*_: object, **more: object) -> list[nqnb.TaskInfo]:
+        if refused:
+            raise nqnb.Unconfirmed("the listing was interrupted")
+        await asyncio.sleep(3600)
+        return []
+
+    monkeypatch.setattr(nqnb.Client, "tasks", slow)
+    monkeypatch.setattr("nqnb.commands.task_commands.LISTING_SECONDS", 0.2)
+    answer = run("task", "show", task_id)
+    assert answer.code == 0
+    (told,) = answer.err.splitlines()
+    assert told.startswith("not looked up: whether the task was requeued")
+    assert re.search("^status +deleted$", answer.out, re.MULTILINE)
+    assert run("task", "show", task_id, "--json").json["status"] == "deleted"
+
+
 @pytest.mark.parametrize("command", [("cancel",), ("task", "cancel")], ids=" ".join)
 def test_a_cancel_can_name_the_queue_of_its_tasks(run: Run, many: Many, command: tuple[str, ...]) -> None:
     one, two, three = *many("here", 2), *many("there", 1)
