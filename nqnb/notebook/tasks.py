@@ -36,6 +36,7 @@ from nqnb.errors import (
     NqnbError,
     TaskError,
     Unconfirmed,
+    UnencodableValue,
     UnknownQueue,
     UnknownTask,
     WaitTimeout,
@@ -71,6 +72,10 @@ _ID_COLUMNS = ("id", "origin", "requeued_as", "task", "task_task")
 """The names of columns that contain task ids."""
 _JOINED_COLUMN = re.compile("(task_)*task")
 """The name of the column of task ids in a DataFrame from `TaskList.join`, which may have been joined several times."""
+_STORED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?([+-]\d\d:\d\d|Z)")
+"""The text of a stored label that is a time with a time zone."""
+_NO_LABEL = object()
+"""The key of a row whose label no task can have."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _LAST_READ_SECONDS = 1.0
@@ -642,7 +647,7 @@ class TaskList(list[SessionTask]):
         import pandas as pd
 
         if self._stored_labels is not None:
-            return self._stored_labels, [_label_of(encode_label(label)) for label in df.index]
+            return self._stored_labels, _stored_keys(df.index, self._stored_labels)
         rows = range(len(self._index))
         if self._index.is_unique:
             # Labels of different types are compared as Python objects, which never raises an error.
@@ -789,6 +794,33 @@ def _label_of(data: bytes) -> Any:
         hash(label)
     except (MalformedMessage, TypeError):
         return data.decode(errors="replace")
+    return label
+
+
+def _stored_keys(labels: Iterable[Any], stored: Sequence[object]) -> list[object]:
+    """Return each label as a group stores it. The same time in another time zone becomes the stored time."""
+    known = set(stored)
+    keys: list[object] = []
+    for label in labels:
+        try:
+            keys.append(_label_of(encode_label(label)))
+        except UnencodableValue:  # for example NaN, which no task of a group has as its label
+            keys.append(_NO_LABEL)
+    if all(key in known for key in keys):
+        return keys
+    in_utc = {_in_utc(label): label for label in stored}
+    return [key if key in known else in_utc.get(_in_utc(key), key) for key in keys]
+
+
+def _in_utc(label: object) -> object:
+    """Convert each time with a time zone in a stored label to UTC."""
+    if isinstance(label, tuple):
+        return tuple(map(_in_utc, label))
+    if isinstance(label, str) and _STORED_TIME.fullmatch(label):
+        import pandas as pd
+
+        with contextlib.suppress(ValueError, OverflowError):
+            return pd.Timestamp(label).tz_convert("UTC").isoformat()
     return label
 
 

@@ -580,6 +580,29 @@ class TestGroup:
         assert joined.index.equals(index)
         assert joined["→ bytes"].tolist() == [512, 1024, 1536]
 
+    def test_times_in_another_time_zone_are_the_same_labels(self, session: Session) -> None:
+        times = pd.date_range("2026-11-29", periods=3, freq="h", tz="UTC") + pd.Timedelta(1, "ns")
+        frame = images(3).set_axis(times)
+        tasks = session.map("resize", frame, group="times")
+        there = frame.tz_convert("Europe/Berlin").iloc[::-1]
+        assert session.group("times").join(there)["task"].tolist() == tasks.ids[::-1]
+        assert session.group("times").join(frame.set_axis(times + pd.Timedelta(1, "ns")))["task"].isna().all()
+        assert session.group("times").join(frame.tz_localize(None))["task"].isna().all()
+        levels = images(3).set_axis(pd.MultiIndex.from_arrays([[*"aab"], times]))
+        tasks = session.map("resize", levels, group="levels")
+        assert session.group("levels").join(levels.tz_convert("Asia/Tokyo", level=1))["task"].tolist() == tasks.ids
+
+    @pytest.mark.parametrize(
+        "added",
+        [pd.NaT, np.nan, pd.Period("2026-11"), pd.Interval(0, 1), object()],
+        ids=["NaT", "NaN", "period", "interval", "object"],
+    )
+    def test_a_row_whose_label_no_task_can_have_has_no_task(self, session: Session, added: Any) -> None:
+        frame = images(2)
+        tasks = session.map("resize", frame, group="sweep-7")
+        longer = pd.concat([frame, images(1).set_axis(pd.Index([added], dtype=object))])
+        assert session.group("sweep-7").join(longer)["task"].fillna("").tolist() == [*tasks.ids, ""]
+
     @pytest.mark.parametrize(
         ("indexes", "labels"),
         [
