@@ -783,6 +783,8 @@ class Backend:
             self._scheduling.add(queue)
 
     def _on_disconnect(self) -> None:
+        # The next server, or the next leader of JetStream, may have another version.
+        self._scheduling.clear()
         # The names of the streams are kept for a cluster: if it has lost one server, its streams still exist, but they
         # cannot be looked up until a leader has been elected.
         if not self.connection.clustered:

@@ -52,7 +52,8 @@ async def allow_schedules(connection: Connection, queue: str, stream: str) -> No
     """Update the configuration of a queue's stream, if necessary, so that the stream accepts schedules.
 
     Raises:
-        ServerRefused: the user has no permission to update the stream.
+        ServerRefused: the user has no permission to update the stream, or JetStream's leader does not support
+            schedules. During the upgrade of a cluster, the leader may be older than the server of this connection.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     config = info["config"]
@@ -61,7 +62,17 @@ async def allow_schedules(connection: Connection, queue: str, stream: str) -> No
         return
     config["subjects"] = [*config["subjects"], *({pattern} - set(config["subjects"]))]
     config["allow_msg_schedules"] = config["allow_msg_ttl"] = True
-    await connection.insist(lambda: connection.api(f"STREAM.UPDATE.{stream}", config))
+    updated = await connection.insist(lambda: connection.api(f"STREAM.UPDATE.{stream}", config))
+    # A server that does not know an option ignores it.
+    if not updated["config"].get("allow_msg_schedules"):
+        text = "JetStream's leader does not support schedules"
+        raise ServerRefused(
+            f"the stream {stream!r} cannot store schedules: {text}, because its version is below 2.12. Upgrade all "
+            "servers of the cluster.",
+            400,
+            0,
+            text,
+        )
 
 
 async def publish_schedule(
@@ -168,16 +179,30 @@ class OverdueSchedules:
         """Process the next schedules of the sweep, and return whether the end of the stream was reached."""
         stream = (await ensure_queue(self._connection, self._queue)).tasks
         until = self._read + _SCHEDULES_PER_LOOK
+        allowed = False
         async for schedule in self._schedules(stream):
             self._read += 1
             late = self._connection.clock.now() - schedule.due
             if schedule.due and late > LATE_SECONDS:
+                # Without this option, the stream has stored the schedule as a message that the server never publishes.
+                allowed = allowed or await self._allow_schedules(stream)
+                if not allowed:
+                    return True
                 await self._publish_again(schedule)
             elif schedule.due:
                 self._soonest = min(self._soonest, -late)
             self._next_sequence = schedule.sequence + 1
             if self._read >= until:
                 return False
+        return True
+
+    async def _allow_schedules(self, stream: str) -> bool:
+        """Return whether the stream fires schedules, after trying to enable them if necessary."""
+        try:
+            await allow_schedules(self._connection, self._queue, stream)
+        except ServerRefused as error:
+            log.info("overdue schedules of queue %s cannot be republished: %s", self._queue, error)
+            return False
         return True
 
     async def _schedules(self, stream: str) -> AsyncIterator[_Schedule]:

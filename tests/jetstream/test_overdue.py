@@ -7,6 +7,7 @@ import contextlib
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.waiting import until_async
@@ -104,3 +105,57 @@ async def test_a_schedule_that_cannot_be_published_again_does_not_delay_the_othe
     for task_id, why in (("large", "it is too large"), ("refused", "refused")):
         line = f"the overdue schedule on work.sched.{task_id} cannot be republished, and will be retried: {why}"
         assert [each.getMessage() for each in caplog.records].count(f"queue work: {line}") == 1
+
+
+async def test_a_leader_without_schedules_is_noticed_during_an_upgrade(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server before 2.12 ignores the option. This test removes it from the requests to a newer server."""
+    if not nq.backend.can_schedule:
+        pytest.skip("this server keeps no schedules")
+    api = Connection.api
+
+    async def old(connection: Connection, what: str, body: Any = None, **options: Any) -> Any:
+        if what.startswith("STREAM.UPDATE."):
+            body = {name: value for name, value in body.items() if name != "allow_msg_schedules"}
+        return await api(connection, what, body, **options)
+
+    monkeypatch.setattr(Connection, "api", old)
+    first = await nq.submit("work", 1, process_at=timedelta(seconds=120))
+    state = (await nq.backend.connection.api("STREAM.INFO.work", {"subjects_filter": ">"}))["state"]
+    assert state["subjects"] == {"work.task": 1}, "the task waits in the queue, and a worker will nak it"
+    monkeypatch.setattr(Connection, "api", api)
+    second = await nq.submit("work", 2, process_at=timedelta(seconds=1))
+    worker = nqnb.Worker(settings)
+    worker.handler("work")(lambda payload: payload)
+    async with worker:
+        assert await second.result(timeout=30) == 2
+        assert await first.status() is Status.PENDING
+
+
+async def test_schedules_are_enabled_before_an_overdue_schedule_is_published_again(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader before 2.12 stored the schedules as messages. This test reports a stream that does not fire them."""
+    if not nq.backend.can_schedule:
+        pytest.skip("this server keeps no schedules")
+    api, said = Connection.api, list[str]()
+
+    async def old(connection: Connection, what: str, body: Any = None, **options: Any) -> Any:
+        answer = await api(connection, what, body, **options)
+        if what == "STREAM.INFO.work":
+            answer["config"].pop("allow_msg_schedules")
+        if what == "STREAM.UPDATE.work":
+            said.append(what)
+        return answer
+
+    async def spy(connection: Connection, subject: str, *arguments: Any, **options: Any) -> PubAck:
+        said.append(subject)
+        return PubAck(1, False)
+
+    task = await nq.submit("work", 1, process_at=timedelta(hours=1))
+    monkeypatch.setattr(schedules, "LATE_SECONDS", -7_200.0)  # the schedule counts as overdue
+    monkeypatch.setattr(Connection, "api", old)
+    monkeypatch.setattr(Connection, "publish", spy)
+    await schedules.OverdueSchedules(nq.backend.connection, "work").look()
+    assert said == ["STREAM.UPDATE.work", f"work.sched.{task.id}"]
