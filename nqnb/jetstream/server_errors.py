@@ -25,6 +25,8 @@ STREAM_FULL = 10077
 """JetStream's code for "the stream cannot store the message", for example because of the stream's limits."""
 _NO_FILES = 10049
 """JetStream's code for "error creating store for stream", for example while a deleted stream's files are removed."""
+_TOO_MANY = 10167
+"""JetStream's code for "too many requests": more messages wait to be stored in a stream than the server buffers."""
 _NOT_NOW = {
     **dict.fromkeys((10007, 10008, 10009), "JetStream currently has no leader"),
     **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is currently off"),
@@ -37,6 +39,7 @@ _NOT_NOW = {
     10119: "the servers that have the consumer are offline",
     10158: "the server is still storing an earlier copy of the message",
     10163: "an earlier write to the same key is still in progress",
+    _TOO_MANY: "too many messages are waiting to be stored in the stream",
 }
 """JetStream's codes for temporary errors, with descriptions. The request was valid and can be retried."""
 _NO_PEERS = 10005
@@ -107,6 +110,11 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
         why = "JetStream is currently unavailable"
     if error.err_code == _NO_FILES:
         remedy = "Try again. If the error persists, the server's log shows why its storage directory cannot be used."
+    elif error.err_code == _TOO_MANY:
+        remedy = (
+            "Try again. If the error persists, use a faster disk, or raise max_buffered_msgs and max_buffered_size in "
+            "the server's JetStream configuration."
+        )
     else:
         remedy = (
             "Check that a majority of the cluster's servers are running (`nats server report jetstream`), then try "

@@ -7,14 +7,16 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 import nqnb
 from nqnb import Status
 from nqnb.jetstream.bucket import KeyValueStore
-from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.connection import Connection, PubAck
 from nqnb.jetstream.fast_client import FastClient
+from nqnb.jetstream.server_errors import ApiError, refused
 from nqnb.protocol import names
 from nqnb.server.cluster import Cluster
 
@@ -87,6 +89,26 @@ async def test_after_retry_for_the_error_says_that_there_is_no_leader(settings: 
                 await call()
             assert (caught.value.code, caught.value.err_code) == (503, 10008)
             assert caught.value.description == "JetStream system temporarily unavailable"
+
+
+async def test_a_message_is_stored_again_if_too_many_messages_were_waiting(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No stream of a test can be so slow that 10,000 messages wait to be stored."""
+    store, refusals = Connection.store, [ApiError(429, 10167, "too many requests")] * 2
+
+    async def busy(connection: Connection, *arguments: Any, **options: Any) -> PubAck:
+        if refusals:
+            raise refused(refusals.pop(), "storing a message on 'work.task'")
+        return await store(connection, *arguments, **options)
+
+    await nq.submit("work", 0)
+    monkeypatch.setattr(Connection, "store", busy)
+    assert await (await nq.submit("work", 1)).status() is nqnb.Status.PENDING
+    assert not refusals
+    text = str(refused(ApiError(429, 10167, "too many requests"), "storing a message on 'work.task'"))
+    assert "too many messages are waiting to be stored" in text
+    assert "max_buffered_msgs" in text
 
 
 async def test_a_write_that_is_still_in_progress_does_not_conflict(
