@@ -336,6 +336,39 @@ class TestQueues:
         )
         assert (await nq.doctor("go", ignore=OLD)).ok
 
+    async def test_with_options_that_lose_tasks(self, nq: nqnb.Client, shared: nqnb.DevServer) -> None:
+        tasks = await nq.submit_many("lossy", range(2))
+        await consumer(nq, "lossy")
+        ignored = (*OLD, "no-worker")
+        assert (await nq.doctor("lossy", ignore=ignored)).ok
+        config = (await api(nq, "STREAM.INFO.lossy"))["config"]
+        for option, value, text in (
+            ("max_age", int(86_400e9), "waiting for 1 d (max_age of stream lossy)"),
+            ("max_msgs_per_subject", 5, "a limit of 5 messages for each subject"),
+        ):
+            await api(nq, "STREAM.UPDATE.lossy", {**config, option: value})
+            found = one(await nq.doctor("lossy", ignore=ignored), "loses-tasks")
+            assert text in found.problem
+            assert "nats stream edit lossy --max-" in found.remedy
+        await api(nq, "STREAM.UPDATE.lossy", config)
+        limited = (await api(nq, "CONSUMER.INFO.lossy.MONITOR"))["config"] | {"max_deliver": 1}
+        await api(nq, "CONSUMER.DELETE.lossy.MONITOR")
+        await api(nq, "CONSUMER.DURABLE.CREATE.lossy.MONITOR", {"stream_name": "lossy", "config": limited})
+        found = one(await nq.doctor("lossy", ignore=ignored), "loses-tasks")
+        assert "at most 1 times (max_deliver of consumer MONITOR)" in found.problem
+        # Each task is delivered once, to a client that does not ack it.
+        js = nq.backend.connection.client.jetstream()
+        pulled = await js.pull_subscribe_bind("MONITOR", "lossy")
+        assert len(await pulled.fetch(2, timeout=10)) == 2
+        await pulled.unsubscribe()
+        await asyncio.sleep(1.2)
+        assert "nats consumer rm lossy MONITOR --force" in found.remedy
+        await api(nq, "CONSUMER.DELETE.lossy.MONITOR")
+        assert (await nq.doctor("lossy", fix=True, ignore=ignored)).ok
+        async with worker_for(shared, "lossy"):
+            for task in tasks:
+                assert await task.wait(30) is Status.COMPLETED
+
     async def test_near_a_limit(self, nq: nqnb.Client) -> None:
         tasks = await nq.submit_many("nearly", range(8))
         config = (await api(nq, "STREAM.INFO.nearly"))["config"]

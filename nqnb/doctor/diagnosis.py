@@ -26,6 +26,7 @@ CODES: dict[str, Severity] = {
     "no-consumer": "error",
     "no-cancel-stream": "error",
     "short-ack-wait": "warning",
+    "loses-tasks": "error",
     "one-replica": "warning",
     "near-limit": "warning",
     "clock-skew": "warning",

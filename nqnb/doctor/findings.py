@@ -186,6 +186,7 @@ def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]
         seen: the first look, which contains the workers.
         ahead: the least and greatest number of seconds by which this machine's clock may be ahead of the server's.
     """
+    yield from _losses(facts)
     yield from _replicas(facts)
     yield from _limits(facts)
     yield from _clocks(facts, seen, ahead)
@@ -196,6 +197,42 @@ def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]
             problem=f"The server lacks {'; '.join(lacks)}.",
             remedy=f"Upgrade nats-server to {'.'.join(map(str, max(GAPS)))} or later.",
         )
+
+
+def _losses(facts: ServerFacts) -> Iterator[Finding]:
+    """Yield a finding for each option of a queue's stream or consumer because of which tasks never run."""
+    for queue in facts.queues.values():
+        stream, consumer = queue.tasks, queue.consumer
+        if stream is None:
+            continue
+        edit = f"`nats stream edit {shlex.quote(stream.name)}"
+        if stream.max_age:
+            yield Finding(
+                code="loses-tasks",
+                queue=queue.name,
+                problem=f"The server deletes tasks that have been waiting for {duration(stream.max_age, gap=' ')} "
+                f"(max_age of stream {stream.name}), although their states stay pending.",
+                remedy=f"Run {edit} --max-age 0s --force`.",
+            )
+        if stream.max_per_subject:
+            yield Finding(
+                code="loses-tasks",
+                queue=queue.name,
+                problem=f"The stream {stream.name} has a limit of {stream.max_per_subject:,} messages for each subject "
+                "(max_msgs_per_subject), and all tasks have the same subject: more tasks "
+                f"{'replace the oldest, which never run' if stream.drops_oldest else 'are refused'}.",
+                remedy=f"Run {edit} --max-msgs-per-subject=-1 --force`.",
+            )
+        if consumer is not None and consumer.max_deliver:
+            yield Finding(
+                code="loses-tasks",
+                queue=queue.name,
+                problem=f"The server delivers each task at most {consumer.max_deliver:,} times (max_deliver of "
+                f"consumer {names.CONSUMER}). Each retry, each limit and each lost worker costs a delivery. After the "
+                "last one, a task stays pending but never runs.",
+                remedy=f"Run `nats consumer rm {shlex.quote(stream.name)} {names.CONSUMER} --force`, then "
+                f"`nqnb doctor {queue.name} --fix`, which creates the consumer again, so that all tasks are delivered.",
+            )
 
 
 def _replicas(facts: ServerFacts) -> Iterator[Finding]:

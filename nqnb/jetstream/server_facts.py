@@ -32,6 +32,10 @@ class StreamFacts:
     replicas: int
     drops_oldest: bool
     usages: list[Usage]
+    max_age: float = 0.0
+    """The number of seconds after which the server deletes a message, or 0 if it deletes none."""
+    max_per_subject: int = 0
+    """The maximum number of messages with the same subject, or 0 without a maximum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class ConsumerFacts:
     """The ack wait in seconds."""
     paused: bool
     unacked: Usage
+    max_deliver: int = 0
+    """The maximum number of deliveries of a message, or 0 without a maximum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +142,12 @@ async def _queue_facts(connection: Connection, queue: str, subjects: Mapping[str
     if info is not None:
         config = info["config"]
         unacked = Usage(int(info["num_ack_pending"]), int(config.get("max_ack_pending") or 0), "unacked messages")
-        consumer = ConsumerFacts(float(config["ack_wait"]) / 1e9, bool(info.get("paused")), unacked)
+        consumer = ConsumerFacts(
+            float(config["ack_wait"]) / 1e9,
+            bool(info.get("paused")),
+            unacked,
+            max(0, int(config.get("max_deliver") or 0)),
+        )
     return QueueFacts(queue, tasks, subjects.get(names.cancel_subject(queue)), consumer)
 
 
@@ -151,6 +162,8 @@ def _stream_facts(info: Mapping[str, Any]) -> StreamFacts:
         replicas=int(config.get("num_replicas") or 1),
         drops_oldest=config.get("discard") != "new",
         usages=[usage for usage in usages if usage.limit > 0],
+        max_age=float(config.get("max_age") or 0) / 1e9,
+        max_per_subject=max(0, int(config.get("max_msgs_per_subject") or 0)),
     )
 
 
