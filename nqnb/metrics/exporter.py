@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import TimeoutError as LateError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,8 +63,11 @@ class Exporter:
         self._watch: asyncio.Task[None] | None = None
         self._listed_at = 0.0
         self._live: set[str] = set()
-        """The workers that were alive at the last scrape."""
+        """The workers that were alive at the last scrape, or before an outage of the server."""
         self._lost_workers = 0
+        self._losses = nq.backend.connection.losses
+        self._answers_since = -math.inf
+        """The time on the `elapsed` clock of the first scrape after the latest outage."""
         self._scrapes: dict[str, asyncio.Future[list[Metric]]] = {}
 
     async def follow(self) -> None:
@@ -276,12 +280,33 @@ class Exporter:
         # The tally already has the tasks that are not due yet. To find these tasks in the queues, the backend would
         # have to read many messages.
         queues = [info async for info in backend.queues(early=False)]
-        alive, silent = set[str](), set[str]()
+        alive, silent = set[str](), dict[str, float]()
         for worker, age in await backend.presence.seen():
-            (alive if age < worker.ttl else silent).add(worker.id)
-        self._lost_workers += len(self._live & silent)
-        self._live = alive
+            if age < worker.ttl:
+                alive.add(worker.id)
+            else:
+                silent[worker.id] = worker.ttl
+        self._count_lost_workers(alive, silent)
         account: dict[str, Any] = {}
         with contextlib.suppress(NqnbError):  # the user may have no permission
             account = await backend.account_info()
         return _Reading(queues, len(alive), await backend.bucket_sizes(), account)
+
+    def _count_lost_workers(self, alive: set[str], silent: Mapping[str, float]) -> None:
+        """Count the workers that have become silent since the last scrape.
+
+        During an outage of the server, no worker can show that it is alive. After an outage, a silent worker is
+        therefore counted only if it stays silent for its TTL.
+
+        Args:
+            alive: the ids of the workers that are alive.
+            silent: the TTL of each silent worker in seconds, by the worker's id.
+        """
+        losses = self._nq.backend.connection.losses
+        if losses != self._losses:
+            self._losses, self._answers_since = losses, elapsed()
+        answered = elapsed() - self._answers_since
+        suspects = self._live & silent.keys()
+        lost = {worker for worker in suspects if answered > silent[worker]}
+        self._lost_workers += len(lost)
+        self._live = alive | (suspects - lost)

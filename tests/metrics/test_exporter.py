@@ -7,6 +7,7 @@ import signal
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, environment, run, start, until_said, url
 from helpers.history import keep_history
@@ -223,6 +224,32 @@ async def test_a_server_that_is_away_is_not_up_and_comes_back(server: nqnb.DevSe
         assert "nqnb_tasks" not in away.families, "numbers that may be old are not shown"
         server.restart()
         await scrape_until(port, "nqnb_tasks", 1, queue="q", state="pending")
+
+
+async def test_after_an_outage_workers_count_as_lost_only_if_they_stay_silent(
+    server: nqnb.DevServer, settings: nqnb.Settings, nq: nqnb.Client
+) -> None:
+    worker = nqnb.Worker(settings)
+    worker.handler("q")(lambda payload: None)
+    ttl = 2.0
+    back, dead = worker.info([], ttl), msgspec.structs.replace(worker.info([], ttl), id="w-dead")
+    async with exporting(nq) as port:
+        for info in (back, dead):
+            await nq.backend.presence.announce(info)
+        await scrape_until(port, "nqnb_workers", 2)
+        server.kill()
+        await scrape_until(port, "nqnb_up", 0)
+        await asyncio.sleep(ttl)
+        server.restart()
+        first = await scrape_until(port, "nqnb_up", 1)
+        assert (first.of("nqnb_workers"), first.of("nqnb_workers_lost_total")) == (0, 0)
+
+        async def one_is_lost() -> bool:
+            await nq.backend.presence.announce(back)
+            return (await scrape(port)).of("nqnb_workers_lost_total") == 1
+
+        await until_async(one_is_lost, pause=0.1)
+        assert (await scrape(port)).of("nqnb_workers") == 1
 
 
 async def test_a_scrape_does_not_list_the_tasks(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
