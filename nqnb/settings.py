@@ -42,6 +42,9 @@ SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
 ack waits."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
+_MAX_CONTEXT_CHARACTERS = 200
+"""The maximum length of a context's name, which is a part of a file name."""
+
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
 _TLS = ("tls_ca", "tls_cert", "tls_key", "tls_first")
 _VARIABLES = {
@@ -143,7 +146,8 @@ class Settings:
             ``NATS_URL`` is set. If ``url`` is passed, no context is read by default. After initialization, this
             attribute is the name of the context that was read.
         name: the name of this connection in the server's monitoring.
-        replicas: the number of replicas of each stream and bucket that nqnb creates, from 1 to 5.
+        replicas: the number of replicas of each stream and bucket that nqnb creates, from 1 to 5. If the state bucket
+            has more replicas, the new streams and buckets have as many as the state bucket.
         state_bucket: the key-value bucket for the states of tasks. All clients and workers of a queue must use the same
             bucket.
         cancel_bucket: the bucket for cancel requests.
@@ -433,10 +437,11 @@ def _read_context(name: str) -> _Source:
     Raises:
         BadInput: the context does not exist, cannot be read, or uses a field that nqnb does not support.
     """
-    if not isinstance(name, str) or not name or ".." in name or "/" in name or os.sep in name:
+    impossible = not isinstance(name, str) or not name or len(name) > _MAX_CONTEXT_CHARACTERS
+    if impossible or ".." in name or "/" in name or os.sep in name:
         raise BadInput(
-            f"NATS context name {name!r} is invalid: a name must not be empty or contain '/' or '..'. "
-            "List your contexts with `nats context ls`."
+            f"NATS context name {shown(name)} is invalid: a name must not be empty, contain '/' or '..', or have more "
+            f"than {_MAX_CONTEXT_CHARACTERS} characters. List your contexts with `nats context ls`."
         )
     path = _folder() / "context" / f"{name}.json"
     where = f"NATS context {name!r} ({path})"

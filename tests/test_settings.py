@@ -559,10 +559,11 @@ class TestContexts:
         with pytest.raises(BadInput, match=r"cannot read the name of the selected NATS context from .*context\.txt'"):
             Settings()
 
-    @pytest.mark.parametrize("name", ["../prod", "a/b", ".."])
+    @pytest.mark.parametrize("name", ["../prod", "a/b", "..", "x" * 5_000])
     def test_an_invalid_context_name_is_refused(self, name: str) -> None:
-        with pytest.raises(BadInput, match=r"NATS context name .* is invalid"):
+        with pytest.raises(BadInput, match=r"NATS context name .* is invalid") as caught:
             Settings(context=name)
+        assert len(str(caught.value)) < 500
 
     def test_one_that_replaces_an_address(self, home: Path, file: str) -> None:
         write_context(home, "prod", {"url": "nats://c:1", "token": "t0ken"})

@@ -96,10 +96,16 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
 async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
     """Create a stream. Do nothing if another client has already created the stream.
 
+    The stream has at least as many replicas as the state bucket, because not every client has the setting ``replicas``.
+
     Raises:
         ServerRefused: the user has no permission to create a stream.
         NoRoom: a storage limit has been reached.
     """
+    states = await connection.find(f"STREAM.INFO.{names.bucket_stream(connection.settings.state_bucket)}")
+    if states is not None:
+        replicas = int(states["config"].get("num_replicas") or 1)
+        config = {**config, "num_replicas": max(replicas, int(config["num_replicas"]))}
     try:
         await connection.insist(lambda: connection.api(f"STREAM.CREATE.{config['name']}", config), await_room=False)
     except ServerRefused as error:

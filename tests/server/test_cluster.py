@@ -26,6 +26,14 @@ async def test_a_cluster_survives_the_death_of_a_streams_leader() -> None:
             cluster.restart(killed)
             cluster.wait_ready()
             assert cluster.running == [0, 1, 2]
+            # A command has no option for the number of replicas, but its streams survive the loss of a server too.
+            async with nqnb.connect(nqnb.Settings(cluster.urls)) as other:
+                await other.pause("work")
+                await other.submit("other", 1)
+                assert other.settings.replicas == 1
+                for stream in (f"KV_{settings.queue_bucket}", "other", "other_cancel"):
+                    info = await other.backend.connection.api(f"STREAM.INFO.{stream}")
+                    assert info["config"]["num_replicas"] == 3
         pids = [server.pid for server in cluster.servers]
     assert not cluster.servers
     assert len(set(pids)) == 3
