@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from nqnb.error_text import kind_of, shown
+from nqnb.error_text import kind_of, said, shown
 from nqnb.errors import BadInput
 from nqnb.inputs import check_count
 from nqnb.protocol import names
@@ -39,20 +39,20 @@ def check_queues(queues: object) -> dict[str, int]:
         BadInput: ``queues`` has another type or is empty, a name occurs twice, or a weight is invalid.
         InvalidQueueName: a queue name is invalid.
     """
-    if isinstance(queues, Mapping):
-        what = "a weight"
-        weights = {
-            names.check_queue(queue): check_count(f"queues[{shown(queue)}]", weight, 1, MOST_WEIGHT, what)
-            for queue, weight in queues.items()
-        }
-    elif isinstance(queues, Sequence) and not isinstance(queues, (str, bytes)):
-        weights = {names.check_queue(queue): 0 for queue in queues}
-    else:
+    if not isinstance(queues, (Mapping, Sequence)) or isinstance(queues, (str, bytes)):
         raise BadInput(
             f"queues={shown(queues)} is invalid: expected a dict or a list, got {kind_of(queues)}. "
             "Pass a dict of weights, such as {'high': 6, 'low': 1}, or a list of names, the most urgent queue first."
         )
-    if not weights or len(weights) < len(queues):
+    try:
+        pairs = list(queues.items()) if isinstance(queues, Mapping) else [(queue, 0) for queue in queues]
+    except Exception as error:  # noqa: BLE001  a custom collection may raise anything
+        raise BadInput(f"queues={shown(queues)} cannot be read: {said(error)}. Pass a dict or a list.") from None
+    weights = {names.check_queue(queue): weight for queue, weight in pairs}
+    if isinstance(queues, Mapping):
+        for queue, weight in pairs:
+            weights[queue] = check_count(f"queues[{shown(queue)}]", weight, 1, MOST_WEIGHT, "a weight")
+    if not weights or len(weights) < len(pairs):
         why = "a name occurs twice" if weights else "it is empty"
         raise BadInput(f"queues={shown(queues)} is invalid: {why}. List at least one queue, and each queue only once.")
     return weights

@@ -181,6 +181,13 @@ def test_invalid_queues_are_refused(queues: object, error: str) -> None:
         nqnb.Worker(queues=queues)  # type: ignore[arg-type]  # the point of the test
 
 
+def test_queues_that_cannot_be_read_are_refused() -> None:
+    queues = memoryview(b"high")
+    queues.release()
+    with pytest.raises(nqnb.BadInput, match=r"cannot be read: .*released memoryview.* Pass a dict or a list"):
+        nqnb.Worker(queues=queues)  # type: ignore[arg-type]  # the point of the test
+
+
 async def test_queues_and_handlers_must_match(settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings, queues={"high": 2})
 
