@@ -16,7 +16,7 @@ from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.inputs import LONGEST_SECONDS, Duration, check_seconds
 from nqnb.protocol.wire import Progress
-from nqnb.worker.line_buffer import MAX_CHARACTERS, LineBuffer
+from nqnb.worker.line_buffer import MAX_CHARACTERS, MAX_LINES, LineBuffer
 
 LOG_LINES = 20
 LINE_CHARACTERS = 200
@@ -197,11 +197,12 @@ class Job:
     def log(self, text: str) -> None:
         """Add a line to the task's log, which keeps the last 20 lines. Each line is cut to 200 characters.
 
-        A worker with ``task_logs=True`` also stores the line, cut to 2,000 characters, in the full log on the server.
+        A worker with ``task_logs=True`` also stores each line of the text in the full log on the server, cut to 2,000
+        characters.
         """
         if self.state.lines is not None:
-            for each in plain_text(text, MAX_CHARACTERS).split("\n"):
-                self.state.lines.add(each)
+            for each in plain_text(text, MAX_LINES * MAX_CHARACTERS).split("\n"):
+                self.state.lines.add(each[:MAX_CHARACTERS])
         line = plain_text(f"{time.strftime('%H:%M:%S')} {plain_text(text, LINE_CHARACTERS)}", LINE_CHARACTERS)
         self.state.log = [*self.state.log, line][-LOG_LINES:]
         self.state.changed()

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-MAX_LINES = 200
+MAX_LINES = 1_000
 """The maximum number of lines that wait to be stored. If a task writes more lines, the oldest are dropped."""
 MAX_CHARACTERS = 2_000
 """The maximum length of a line."""

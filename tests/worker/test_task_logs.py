@@ -163,6 +163,29 @@ async def test_a_flood_is_limited_and_its_end_is_kept(nq: nqnb.Client, settings:
     assert len(info.log) == 20
 
 
+async def test_a_steady_log_is_complete_after_the_writes_have_become_slow(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_logs, "FAST_PARTS", 1)
+    worker = nqnb.Worker(settings, task_logs=True)
+
+    @worker.handler("resize")
+    async def resize(job: nqnb.Job) -> None:
+        print("the first part")
+        await asyncio.sleep(0.6)
+        for number in range(800):
+            print(number)
+        job.log("\n".join(["x" * 1_500] * 3))
+
+    async with worker:
+        task = await nq.submit("resize")
+        await task.wait(30)
+        lines = [line async for line in task.logs()]
+    assert sum(line.missing for line in lines) == 0
+    assert [len(line.text) for line in lines[-3:]] == [1_500] * 3
+    assert len(lines) == 804
+
+
 @pytest.mark.full
 async def test_long_lines_and_many_parts_are_limited(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
