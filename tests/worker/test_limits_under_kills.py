@@ -84,9 +84,10 @@ class Fleet:
                 while len(self._processes) < self._count:
                     self._processes.append(subprocess.Popen(self._command))
                 await asyncio.sleep(random.uniform(0.5, 1.5) * pause)
-                victim = self._processes.pop(random.randrange(self._count))
+                victim = random.choice(self._processes)
                 victim.send_signal(random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)))
                 await asyncio.to_thread(victim.wait)
+                self._processes.remove(victim)  # a cancelled attack waits for the victim, too
                 self.kills += 1
         finally:
             for process in self._processes:
