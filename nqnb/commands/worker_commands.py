@@ -137,8 +137,9 @@ def worker(
     processes. The exit code is the highest exit code of the processes.
 
     --health serves two pages for Kubernetes, Docker and load balancers. /healthz fails if the event loop is blocked for
-    longer than 60 seconds, or the connection is lost for longer than 5 minutes. /readyz fails until the worker can
-    receive cancels and tasks, during each reconnect, and from the moment when the worker begins to stop.
+    longer than 60 seconds, or the connection is lost for longer than 5 minutes and than the longest ack wait. /readyz
+    fails until the worker can receive cancels and tasks, during each reconnect, while the worker is paused (SIGTSTP),
+    and from the moment when the worker begins to stop.
 
     --reload requires nqnb[reload]. It watches the package of MODULE, or the folder of a module without a package.
     """

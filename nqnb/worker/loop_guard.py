@@ -39,9 +39,14 @@ from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 log = logging.getLogger("nqnb.worker")
 
 TICKS = 24
-"""The number of pulse ticks in one ack wait."""
+"""The minimum number of pulse ticks in one ack wait."""
+MAX_TICK_SECONDS = 5.0
+"""The longest time between two pulse ticks."""
 MOST_MISSED_TICKS = 3
-"""The number of ticks that a loop must miss to count as blocked. These ticks take an eighth of the ack wait."""
+"""The number of ticks that a loop must miss to count as blocked.
+
+These ticks take an eighth of the ack wait, but at most 15 seconds.
+"""
 _SHORTEST_LOGGED_SECONDS = 1.0
 """The minimum duration of a block that is logged as a warning."""
 _RETRY_SECONDS = 30.0
@@ -52,8 +57,8 @@ _READY_TIMEOUT_SECONDS = 2.0
 """How long a starting worker waits for its guard to connect."""
 _LOOKS_AT_ONCE = 250
 """The maximum number of cancel requests to read concurrently."""
-_ROUND_SHARE = 1 / 6
-"""The interval between renewal rounds, as a fraction of the ack wait."""
+_TICKS_PER_ROUND = 4
+"""The number of pulse ticks between renewal rounds, which together last at most a sixth of the ack wait."""
 _HURRIED_GRACE_SHARE = 1 / TICKS
 """The longest time between two attempts to stop a thread whose lease has run out, as a fraction of the ack wait."""
 
@@ -241,7 +246,7 @@ class Guard:
 
     @property
     def _round_seconds(self) -> float:
-        return self._pulse.interval * TICKS * _ROUND_SHARE
+        return self._pulse.interval * _TICKS_PER_ROUND
 
     async def _open(self) -> None:
         try:
@@ -410,7 +415,7 @@ class Pulse:
         """The time of the last tick, on the `elapsed` clock."""
         self.thread = 0
         """The identifier of the thread that ran the loop at the last tick, or 0 while the pulse is stopped."""
-        self.interval = ack_wait / TICKS
+        self.interval = min(MAX_TICK_SECONDS, ack_wait / TICKS)
         """Seconds between two ticks."""
         self._caught_up: Callable[[], Awaitable[None]] | None = None
         self._unblocked: Callable[[], None] | None = None
@@ -429,7 +434,7 @@ class Pulse:
                 been read.
             unblocked: a function that is called when the loop runs again after a block.
         """
-        self.interval = ack_wait / TICKS
+        self.interval = min(MAX_TICK_SECONDS, ack_wait / TICKS)
         self._caught_up, self._unblocked = caught_up, unblocked
         self.last = elapsed()
         self._tick()

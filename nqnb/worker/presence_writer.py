@@ -19,6 +19,8 @@ from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
 
+_MAX_INTERVAL_SECONDS = 3600.0
+"""The longest time between two heartbeats, in seconds."""
 _CHECK_SECONDS = 1.0
 """Seconds between two checks that the presence lists all running tasks."""
 
@@ -54,8 +56,11 @@ class PresenceWriter:
 
     @property
     def interval(self) -> float:
-        """The number of seconds between two heartbeats: a third of the shortest ack wait."""
-        return min(pull.ack_wait for pull in self._pulls) / 3
+        """The number of seconds between two heartbeats: a third of the shortest ack wait, but at most an hour.
+
+        The server deletes a presence entry that has not been written for a day.
+        """
+        return min(_MAX_INTERVAL_SECONDS, min(pull.ack_wait for pull in self._pulls) / 3)
 
     @property
     def server_is_away(self) -> bool:

@@ -52,7 +52,7 @@ During a block, the guard renews the worker's leases.
 MAX_OUTAGE_SECONDS = 300.0
 """The number of seconds for which the connection may be lost before the worker must be restarted.
 
-By then, the leases of the worker's tasks have run out.
+If a queue's ack wait is longer, the ack wait applies instead. By then, the leases of the worker's tasks have run out.
 """
 _GOODBYE_TIMEOUT_SECONDS = 2.0
 """The time limit for removing the presence. If the removal fails, other workers wait until the presence expires."""
@@ -166,7 +166,7 @@ class Runtime:
         blocked, lost = self._pulse.blocked_for(), self.backend.lost_for()
         if blocked > MAX_BLOCK_SECONDS:
             return f"the event loop has been blocked for {blocked:.0f} s"
-        if lost > MAX_OUTAGE_SECONDS:
+        if lost > max(MAX_OUTAGE_SECONDS, *(pull.ack_wait for pull in self._pulls.values())):
             return f"the connection has been lost for {lost:.0f} s"
         return ""
 
@@ -246,6 +246,13 @@ class Runtime:
 
     def pause(self) -> None:
         """Stop fetching tasks, but let the running tasks continue."""
+        if not self._paused:
+            log.warning(
+                "worker %s is paused: it starts no more tasks, but its %d running tasks continue. Restart the worker "
+                "to start tasks again",
+                self._worker_id,
+                len(self.runs),
+            )
         self._paused = True
         for pull in self._pulls.values():
             pull.withdraw()

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import nqnb
 from nqnb import http_endpoint
 from nqnb.commands.worker_commands import worker as worker_command
 from nqnb.listen_address import THIS_MACHINE, ListenAddress
+from nqnb.worker.loop_guard import MOST_MISSED_TICKS
 from nqnb.worker.runtime import MAX_BLOCK_SECONDS, MAX_OUTAGE_SECONDS
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +155,20 @@ async def test_a_worker_that_lost_its_server_is_not_ready_and_later_not_alive(
         await asyncio.to_thread(server.restart)
         await until_async(is_ready)
         assert await health(port) == OK
+
+
+async def test_with_a_long_ack_wait_an_outage_must_last_longer_and_blocks_are_still_found(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leases of an ack wait of ten minutes are still valid after an outage of five minutes."""
+    async with new_worker(replace(settings, ack_wait=600.0), free_port()) as worker:
+        runtime = worker._runtime
+        assert runtime is not None
+        monkeypatch.setattr("nqnb.jetstream.backend.Backend.lost_for", lambda backend: 400.0)
+        assert runtime.failure() == ""
+        monkeypatch.setattr("nqnb.jetstream.backend.Backend.lost_for", lambda backend: 700.0)
+        assert runtime.failure() == "the connection has been lost for 700 s"
+        assert runtime._pulse.interval * MOST_MISSED_TICKS < MAX_BLOCK_SECONDS / 2
 
 
 @pytest.mark.full

@@ -105,7 +105,9 @@ async def test_shutdown_on_disconnect_stops_at_once_and_says_so(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTSTP")
-async def test_sigtstp_stops_pulling_only(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_sigtstp_stops_pulling_only(
+    nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     worker, begun, go = nqnb.Worker(settings), asyncio.Event(), asyncio.Event()
 
     @worker.handler("work")
@@ -122,6 +124,7 @@ async def test_sigtstp_stops_pulling_only(nq: nqnb.Client, settings: nqnb.Settin
     await begun.wait()
     signal.raise_signal(signal.SIGTSTP)
     await until_async(pulls_nothing)
+    assert "is paused: it starts no more tasks, but its 1 running tasks continue. Restart the worker" in caplog.text
     waiting = await nq.submit("work")
     go.set()
     assert await running.result(timeout=30) == "done"
