@@ -197,6 +197,11 @@ class Backend:
         """Whether the connection is up now."""
         return self.connection.connected
 
+    @property
+    def losses(self) -> int:
+        """How often the connection has been lost."""
+        return self.connection.losses
+
     def lost_for(self) -> float:
         """Return how many seconds ago the connection was lost, or 0 if it is up or closed for good."""
         return self.connection.lost_for()

@@ -65,7 +65,7 @@ class Exporter:
         self._live: set[str] = set()
         """The workers that were alive at the last scrape, or before an outage of the server."""
         self._lost_workers = 0
-        self._losses = nq.backend.connection.losses
+        self._losses = nq.backend.losses
         self._answers_since = -math.inf
         """The time on the `elapsed` clock of the first scrape after the latest outage."""
         self._scrapes: dict[str, asyncio.Future[list[Metric]]] = {}
@@ -302,7 +302,7 @@ class Exporter:
             alive: the ids of the workers that are alive.
             silent: the TTL of each silent worker in seconds, by the worker's id.
         """
-        losses = self._nq.backend.connection.losses
+        losses = self._nq.backend.losses
         if losses != self._losses:
             self._losses, self._answers_since = losses, elapsed()
         answered = elapsed() - self._answers_since
