@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from browser import axe
 from browser.sheets import Sheet
 
@@ -20,6 +21,7 @@ table
 """
 
 
+@pytest.mark.full
 def test_keys_copies_and_exports_of_a_table_in_jupyterlab(
     sheet: Callable[..., Sheet], shot: Callable[[Any, str], Path]
 ) -> None:

@@ -39,7 +39,8 @@ NEST = (
 )
 
 
-@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("app", ["lab", "notebook"])
 def test_run_all_with_magics_and_again_after_a_restart(app: App, sheet: Callable[..., Sheet], look: Bucket) -> None:
     page = sheet(app, *MAGICS)
     page.run_all()

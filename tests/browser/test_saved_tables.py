@@ -55,7 +55,8 @@ def save_with(page: Sheet, path: Path, text: str) -> Any:
     return notebook if text in notebook.cells[2].outputs[0].data["text/html"] else None
 
 
-@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("app", ["lab", "notebook"])
 def test_the_table_of_a_queue_is_in_the_saved_notebook(
     app: App, sheet: Callable[..., Sheet], lab: Lab, look: Bucket, shot: Callable[[Any, str], Path]
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_short_attack_breaks_no_rule(seed: int, monkeypatch: pytest.MonkeyPatc
     assert report["submit_to_ack"]["count"] == report["acknowledged"]
 
 
+@pytest.mark.full
 def test_on_a_given_server_it_asks_and_leaves_nothing(server: nqnb.DevServer) -> None:
     refused = chaos("-u", server.url, "--tasks", "5")
     assert refused.returncode == 1

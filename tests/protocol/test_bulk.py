@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from helpers.waiting import until_async
 
 from nqnb.protocol.bulk import AT_ONCE, each_of
 
@@ -42,9 +43,10 @@ class Calls:
 async def test_a_cancel_ends_each_of_at_once(pause: float, seconds: float) -> None:
     calls = Calls(seconds)
     task = asyncio.create_task(each_of(numbers(1_000_000, pause), calls.call))
-    await asyncio.sleep(0.2)
+    await until_async(lambda: calls.started, pause=0.01)
+    await asyncio.sleep(0.1)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=5)
+    done, _ = await asyncio.wait({task}, timeout=30)
     assert done, "the cancelled call of each_of goes on"
     assert task.cancelled()
     started = calls.started

@@ -13,6 +13,7 @@ from nqnb.server.cluster import Cluster
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.full
 async def test_a_cluster_survives_the_death_of_a_streams_leader() -> None:
     async with Cluster() as cluster:
         settings = nqnb.Settings(cluster.urls, replicas=3)
