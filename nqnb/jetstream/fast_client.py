@@ -35,6 +35,11 @@ _PRIVATE = (
     *("_transport", "_pongs", "_sid", "_status", "_max_payload"),
 )
 _OVERRIDDEN = ("_process_msg", "_process_op_err", "_remove_sub", "_send_ping", "_process_pong", "_flush_pending")
+_LOGIN_ENDED = re.compile(
+    "'?(authorization violation|(user |account )?authentication (expired|revoked|timeout)|"
+    "maximum (account active )?connections exceeded)"
+)
+"""A pattern for the errors, in lower case, with which a server ends a connection that another login may renew."""
 _LONGEST_SUBJECT = 2000
 _SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
 """A pattern for valid subjects. The length is limited because a line may contain two subjects, and servers accept
@@ -87,6 +92,10 @@ class Message(msgspec.Struct, gc=False):
         if self.parsed is None:
             return self.raw is not None and _header_start(name) in self.raw
         return name in self.parsed
+
+
+class LoginEnded(nats.errors.Error):
+    """The server ended the connection, because its login is no longer valid or the server has too many connections."""
 
 
 OnMessage = Callable[[Message], None]
@@ -394,6 +403,17 @@ class FastClient(NatsClient):
         if self._flush_queue is None or self._flush_queue.empty():
             return await super()._flush_pending()
         return None
+
+    async def _process_err(self, err_msg: str) -> None:
+        # nats-py would close the connection for good, although the credentials may have been renewed.
+        if not (self.is_connected and _LOGIN_ENDED.match(err_msg.lower())):
+            await super()._process_err(err_msg)
+            return
+        error = LoginEnded(err_msg.strip("'"))
+        error_cb = getattr(self, "_error_cb", None)
+        if error_cb is not None:
+            await error_cb(error)
+        await self._process_op_err(error)
 
     async def _process_op_err(self, e: Exception) -> None:
         # nats-py does not reconnect until it has written the socket's buffer. On a dead link, that takes minutes.

@@ -430,3 +430,63 @@ async def test_tasks_run_and_are_cancelled_on_either_path(
         assert seen == {task.id for task in (*tasks, waiting)}
         server.restart()
         assert await (await nq.submit("double", 4)).result(30) == 8
+
+
+@pytest.mark.parametrize(
+    ("message", "again"),
+    [
+        ("User Authentication Expired", True),
+        ("Account Authentication Expired", True),
+        ("User Authentication Revoked", True),
+        ("Authorization Violation", True),
+        ("maximum connections exceeded", True),
+        ("maximum account active connections exceeded", True),
+        ("Stale Connection", True),
+        ("maximum subscriptions exceeded", False),
+        ("Invalid Subject", False),
+    ],
+)
+async def test_a_connection_whose_login_ended_is_opened_again(message: str, again: bool) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576,"headers":true}\r\n')
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    events: list[str] = []
+
+    async def lost() -> None:
+        events.append("lost")
+
+    async def reconnected() -> None:
+        events.append("reconnected")
+
+    async def closed() -> None:
+        events.append("closed")
+
+    async def told(error: Exception) -> None:
+        if not isinstance(error, nats.errors.UnexpectedEOF):
+            events.append(str(error))
+
+    there = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = FastClient()
+    await client.connect(
+        f"nats://127.0.0.1:{there.sockets[0].getsockname()[1]}",
+        error_cb=told,
+        disconnected_cb=lost,
+        reconnected_cb=reconnected,
+        closed_cb=closed,
+        reconnect_time_wait=0,
+    )
+    writers[0].write(f"-ERR '{message}'\r\n".encode())
+    last = "reconnected" if again else "closed"
+    await until_async(lambda: last in events)
+    known = [] if message == "Stale Connection" or not again else [message.lower()]
+    assert events == [*known, "lost", last]
+    assert client.is_closed is not again
+    await client.close()
+    there.close()
