@@ -124,6 +124,11 @@ def clock(moment: datetime | None) -> str:
     return local.strftime("%H:%M:%S" if near else "%Y-%m-%d %H:%M:%S")
 
 
+def in_parentheses(text: str) -> str:
+    """Return a string in parentheses, after a space, or "" if the string is empty."""
+    return f" ({text})" if text else ""
+
+
 def receipt_words(receipt: CancelReceipt) -> str:
     """Describe the outcome of a cancel in a few words."""
     if receipt.stopping:

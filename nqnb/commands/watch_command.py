@@ -20,6 +20,7 @@ from nqnb.commands.task_commands import fetch_all
 from nqnb.errors import ConnectionFailed, NoJetStream, NoResponders, NqnbError, Unconfirmed, UnknownTask
 from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
+from nqnb.text import in_parentheses
 
 _MIN_INTERVAL_SECONDS = 0.25
 _SLOW_SECONDS = 1.0
@@ -153,6 +154,8 @@ class _Watcher:
         self._seen: dict[str, tuple[int, bool]] = {}
         """The revision of each task, and whether its worker was silent, by task id."""
         self._pending: asyncio.Future[Snapshot] | None = None
+        self._refusals: set[str] = set()
+        """The reasons why a reconnect failed that were reported since the server last answered."""
 
     @property
     def ended(self) -> bool:
@@ -212,12 +215,15 @@ class _Watcher:
             await asyncio.wait({pending}, timeout=_SLOW_SECONDS)
             # The client retries the request, but the user learns immediately that the server is unreachable.
             if not pending.done() and not nq.backend.connected:
-                return self._unreachable(last, "the server has not answered")
+                return self._unreachable(last, "the server has not answered", nq.backend.refusal)
         self._pending = None
         try:
             found = self._last = pending.result()
         except (ConnectionFailed, Unconfirmed) as error:
-            return self._unreachable(last, _unanswered(error))
+            if nq.backend.closed:
+                raise
+            return self._unreachable(last, _unanswered(error), nq.backend.refusal)
+        self._refusals.clear()
         if last.trouble:
             return structs.replace(found, back=True)
         same = not found.changed and _counts(found) == _counts(last)
@@ -228,11 +234,13 @@ class _Watcher:
         if self._pending is not None:
             await _cancelled(self._pending)
 
-    def _unreachable(self, last: Snapshot, why: str) -> Snapshot | None:
-        if last.trouble:
+    def _unreachable(self, last: Snapshot, why: str, refusal: str) -> Snapshot | None:
+        """Return the last snapshot with the problem, or None if this problem has already been reported."""
+        if last.trouble and (not refusal or refusal in self._refusals):
             return None
+        self._refusals.add(refusal)
         since = last.at.astimezone().strftime("%H:%M:%S")
-        self._last = structs.replace(last, changed=[], trouble=f"{why} since {since}")
+        self._last = structs.replace(last, changed=[], trouble=f"{why} since {since}{in_parentheses(refusal)}")
         return self._last
 
 

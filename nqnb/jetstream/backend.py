@@ -207,6 +207,16 @@ class Backend:
         return self.connection.lost_for()
 
     @property
+    def loss_reason(self) -> str:
+        """The reason why the connection is down or closed, or ""; see `Connection.loss_reason`."""
+        return self.connection.loss_reason
+
+    @property
+    def refusal(self) -> str:
+        """The reason why the connection is down, if the user must act, or ""; see `Connection.refusal`."""
+        return self.connection.refusal
+
+    @property
     def closed(self) -> bool:
         """Whether the connection is closed for good."""
         return self.connection.closed.is_set()

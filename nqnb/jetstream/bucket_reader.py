@@ -31,6 +31,7 @@ from nqnb.jetstream.server_errors import NOT_FOUND, address
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, StateStore
+from nqnb.text import in_parentheses
 
 log = logging.getLogger("nqnb.feed")
 
@@ -274,7 +275,8 @@ async def poll_store(store: StateStore, connection: Connection, every: float = 1
                 yield Page(sorted(changed, key=lambda entry: entry.created), gone, True)
             seen, complete, lost = now, True, False
         await first_of(connection.closed, timeout=every)
-    raise ConnectionFailed(f"the connection to {address(connection.settings)} is closed. Connect again.")
+    closed = f"the connection to {address(connection.settings)} is closed{in_parentheses(connection.loss_reason)}"
+    raise ConnectionFailed(f"{closed}. Connect again.")
 
 
 async def make_consumer(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:

@@ -28,7 +28,7 @@ from nats.aio.transport import TcpTransport
 
 from nqnb.errors import BadInput
 from nqnb.jetstream.fast_client import FastClient
-from nqnb.jetstream.server_errors import CertificateRefused, Silent, no_server
+from nqnb.jetstream.server_errors import CertificateRefused, DetachedServerDown, Silent, no_server
 from nqnb.server import detached
 from nqnb.server.server_choice import uses_detached
 from nqnb.settings import Settings
@@ -55,7 +55,7 @@ class Listener(Protocol):
         ...
 
     async def when_refused(self, error: Exception) -> None:
-        """Handle an error that the server reports on an open connection."""
+        """Handle an error that the server reports on an open connection, or the error of a failed reconnect."""
         ...
 
 
@@ -86,7 +86,7 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
     for number, url in enumerate(urls):
         # This client tries one address, and uses the other addresses only for reconnects. Each attempt gets an equal
         # share of the remaining time, because a silent server must not use up all of it.
-        client = _FirstClient(require_tls=_requires_tls(settings, url), follows_detached=settings.detached)
+        client = _FirstClient(settings, require_tls=_requires_tls(settings, url))
         trouble: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         seconds = max(0.0, deadline - time.monotonic()) / (len(urls) - number)
         connected = listener(client)
@@ -141,10 +141,10 @@ class _Refused(Exception):
 
 
 class _FirstClient(FastClient):
-    def __init__(self, *, require_tls: bool, follows_detached: bool) -> None:
+    def __init__(self, settings: Settings, *, require_tls: bool) -> None:
         super().__init__()
+        self._settings = settings
         self._require_tls = require_tls
-        self._follows_detached = follows_detached
         self._needs_certificate = False
 
     def reason(self, error: Exception) -> Exception:
@@ -159,15 +159,21 @@ class _FirstClient(FastClient):
 
     async def _connect_to_server(self, s: Any) -> None:
         # nats-py calls this method for each attempt, with the server that it has chosen from its list.
-        if self._follows_detached and self.is_reconnecting:
+        if self._settings.detached and self.is_reconnecting:
             # A restart changes the token of the detached server, and may change its port. The token is sent only after
             # the server has been identified as the user's server.
             server = await _running_detached()
             if server is None:
-                raise ConnectionRefusedError("your detached server is not running")
+                raise DetachedServerDown
             s.uri = urlsplit(server.url)
             self.options["token"] = server.token
         await super()._connect_to_server(s)
+
+    async def _select_next_server(self) -> None:
+        # nats-py calls this method to open a socket. If the server refused the last attempt, its socket is still open.
+        _close_socket(self)
+        self._needs_certificate = False
+        await super()._select_next_server()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # nats-py calls this method with the server's first message, before it sends anything to the server.
@@ -191,7 +197,11 @@ class _FirstClient(FastClient):
 
 
 async def _connect(
-    client: FastClient, urls: list[str], listener: Listener, trouble: asyncio.Future[Exception], options: dict[str, Any]
+    client: _FirstClient,
+    urls: list[str],
+    listener: Listener,
+    trouble: asyncio.Future[Exception],
+    options: dict[str, Any],
 ) -> None:
     connecting = True
 
@@ -200,7 +210,7 @@ async def _connect(
             trouble.set_result(error)
         if connecting:
             raise _Refused
-        await listener.when_refused(error)
+        await listener.when_refused(client.reason(error))
 
     try:
         await client.connect(

@@ -35,20 +35,23 @@ from nqnb.errors import (
     Unconfirmed,
 )
 from nqnb.jetstream.connect import dial, leave
-from nqnb.jetstream.fast_client import FastClient, Message, OnMessage, header_block
+from nqnb.jetstream.fast_client import FastClient, LoginEnded, Message, OnMessage, header_block
 from nqnb.jetstream.server_errors import (
     NO_JETSTREAM_CODES,
     NOT_FOUND,
     ApiError,
     address,
     denied_subject,
+    is_unavailable,
     no_server,
     not_permitted,
     refused,
     translated,
+    why_lost,
 )
 from nqnb.protocol.wire import parse_time
 from nqnb.settings import Settings
+from nqnb.text import in_parentheses
 
 T = TypeVar("T")
 
@@ -111,7 +114,7 @@ class Connection:
         self.full_at = 0.0
         """The time on the `elapsed` clock at which a storage limit last caused a message to be refused, or 0."""
         self._timeout = settings.request_timeout
-        self._replies = _Replies(client.new_inbox(), self._resend)
+        self._replies = _Replies(client.new_inbox(), self._resend, self._while_down)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -142,6 +145,19 @@ class Connection:
         """Return how many seconds ago the connection was lost, or 0 if it is up or closed for good."""
         lost_at = self._lost_at
         return elapsed() - lost_at if lost_at and not self.closed.is_set() else 0.0
+
+    @property
+    def loss_reason(self) -> str:
+        """The reason why the connection is down or closed, and a remedy, or "" if the reason is not known.
+
+        After a failed reconnect, this is the reason of the failure. The text has no secrets.
+        """
+        return self.outage.reason
+
+    @property
+    def refusal(self) -> str:
+        """The same text as `loss_reason` if the user must act, or "" if the server is only unavailable."""
+        return self.outage.reason if self.outage.refused else ""
 
     @property
     def server_version(self) -> str:
@@ -393,7 +409,7 @@ class Connection:
         try:
             return await self.client.listen(subject, on_message)
         except nats.errors.Error as error:
-            raise translated(error, self.settings, subject) from None
+            raise translated(error, self.settings, subject, self.loss_reason) from None
 
     async def caught_up(self) -> None:
         """Wait until all messages that the server sent before this call have arrived, or the connection is lost."""
@@ -418,7 +434,9 @@ class Connection:
         """Fail the pending requests, and call the callbacks of `on_disconnect`."""
         self.losses += 1
         self._lost_at = self._lost_at or elapsed()
-        self._replies.fail_all("the connection was lost")
+        if self.client.is_closed and self.client.last_error is not None:
+            self._explain(self.client.last_error)
+        self._replies.fail_all(f"the connection was lost{in_parentheses(self.loss_reason)}")
         for callback in self._on_disconnect:
             callback()
 
@@ -426,18 +444,25 @@ class Connection:
         """Call the callbacks of `on_reconnect`."""
         self._note_server()
         self._lost_at = 0.0
+        self.outage.reconnected()
         for callback in self._on_reconnect:
             await callback()
 
     async def when_closed(self) -> None:
         """Fail the pending requests, because the connection is closed for good."""
-        self._replies.fail_all("the connection was closed")
+        self._replies.fail_all(f"the connection was closed{in_parentheses(self.loss_reason)}")
         self.closed.set()
 
     async def when_refused(self, error: Exception) -> None:
-        """Fail the pending requests on a denied subject, because the server does not reply to them."""
+        """Fail the pending requests on a denied subject, because the server does not reply to them.
+
+        The reason for the end of the login or for a failed reconnect is recorded.
+        """
         denied = denied_subject(error)
         if denied is None:
+            # An error of the open socket has no more information than the disconnect that follows.
+            if self._lost_at or isinstance(error, LoginEnded):
+                self._explain(error)
             return
         verb, subject = denied
         waited = verb == "publish" and self._replies.refuse(
@@ -445,6 +470,13 @@ class Connection:
         )
         if not waited:
             log.error("%s", not_permitted(self.settings, verb, subject))
+
+    def _explain(self, error: Exception) -> None:
+        self.outage.explain(why_lost(self.settings, error), refused=not is_unavailable(error))
+
+    def _while_down(self) -> str:
+        """Return the part of an error message that says why the connection is down, or "" if it is up."""
+        return "" if self.connected else f"; the connection is down{in_parentheses(self.loss_reason)}"
 
     def _block(self, subject: str, headers: Mapping[str, str] | None) -> bytes:
         try:
@@ -480,7 +512,7 @@ class Connection:
                 self.max_payload,
             ) from None
         except nats.errors.Error as error:
-            raise translated(error, self.settings, subject) from None
+            raise translated(error, self.settings, subject, self.loss_reason) from None
 
     def _note_server(self) -> None:
         self.clustered, self.max_payload = self.client.clustered, int(self.client.max_payload)
@@ -582,13 +614,15 @@ class _Replies:
         inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
         resend: a function that resends a request with the same reply subject, and returns whether this is possible now.
             The function must not raise exceptions.
+        while_down: a function that returns the part of an error message that says why the connection is down, or "".
     """
 
-    def __init__(self, inbox: str, resend: Callable[[Pending[Any]], bool]) -> None:
+    def __init__(self, inbox: str, resend: Callable[[Pending[Any]], bool], while_down: Callable[[], str]) -> None:
         self.subject = f"{inbox}.*"
         self._inbox = inbox
         self._loop = asyncio.get_running_loop()
         self._resend = resend
+        self._while_down = while_down
         self._count = 0
         self._pending: dict[str, Pending[Any]] = {}
         """The pending requests, by reply subject."""
@@ -673,8 +707,8 @@ class _Replies:
                     self.forget(pending)
                 elif now - pending.asked > pending.timeout:
                     error = (
-                        f"request on {pending.subject!r} is unconfirmed: no reply arrived within {pending.timeout:g} s."
-                        " Try again."
+                        f"request on {pending.subject!r} is unconfirmed: no reply arrived within {pending.timeout:g} s"
+                        f"{self._while_down()}. Try again."
                     )
                     _fail(pending, Unconfirmed(error))
                     self.forget(pending)
@@ -711,6 +745,12 @@ class Outage:
         self._logged = 0.0
         self._notes: Counter[str] = Counter()
         self._closed = False
+        self.reason = ""
+        """The reason why the connection is down or closed, or "" if the reason is not known."""
+        self.refused = False
+        """Whether the user must act on the reason. Otherwise the server is only unavailable."""
+        self._logged_reasons: set[str] = set()
+        """The reasons that were logged since the connection was lost."""
 
     @property
     def active(self) -> bool:
@@ -724,10 +764,16 @@ class Outage:
             return
         if not self.active:
             self._since = self._logged = now
-            log.warning("%s; still trying", why)
+            log.warning("%s; still trying%s", why, self._because(why))
         elif now - self._logged >= OUTAGE_LOG_SECONDS:
             self._logged = now
-            log.warning("%s; the outage began %.0f s ago; still trying%s", why, now - self._since, self._noted())
+            log.warning(
+                "%s; the outage began %.0f s ago; still trying%s%s",
+                why,
+                now - self._since,
+                self._because(why),
+                self._noted(),
+            )
 
     def took(self, error: BaseException, note: str = "") -> bool:
         """Report an error, and return whether it was caused by an outage. If so, the caller need not log the error.
@@ -747,6 +793,20 @@ class Outage:
         self._closed = True
         self._since = 0.0
 
+    def explain(self, reason: str, *, refused: bool) -> None:
+        """Set `reason` and `refused`. If an outage is active, log each reason on which the user must act once."""
+        if self._closed:
+            return
+        self.reason, self.refused = reason, refused
+        if refused and self.active and reason not in self._logged_reasons:
+            self._logged_reasons.add(reason)
+            log.warning("reconnecting failed: %s; still trying", reason)
+
+    def reconnected(self) -> None:
+        """Forget the reasons, because the connection is up again."""
+        self.reason, self.refused = "", False
+        self._logged_reasons.clear()
+
     def note(self, note: str) -> None:
         """Count a consequence of the outage for a task. The counts are logged with the outage."""
         if note:
@@ -757,7 +817,12 @@ class Outage:
         now = time.monotonic()
         if self.active and now - self._logged >= OUTAGE_LOG_SECONDS:
             self._logged = now
-            log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
+            log.warning(
+                "the server has been unavailable for %.0f s; still trying%s%s",
+                now - self._since,
+                self._because(),
+                self._noted(),
+            )
 
     def over(self, quiet_for: float = 0.0) -> bool:
         """End the outage if no error was reported in the last ``quiet_for`` seconds.
@@ -771,6 +836,11 @@ class Outage:
         self._since = 0.0
         self._notes.clear()
         return True
+
+    def _because(self, why: str = "") -> str:
+        """Return the reason in parentheses, or "" if it is not known or ``why`` already contains it."""
+        self._logged_reasons.add(self.reason)
+        return "" if self.reason in why else in_parentheses(self.reason)
 
     def _noted(self) -> str:
         return "".join(f"; {count:,} {note}" for note, count in self._notes.items())

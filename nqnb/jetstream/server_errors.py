@@ -13,6 +13,7 @@ import nats.errors
 
 from nqnb.errors import ConnectionFailed, NoResponders, NoRoom, NoServer, ServerRefused, Unavailable
 from nqnb.settings import Settings
+from nqnb.text import in_parentheses
 
 NOT_FOUND = (10059, 10014)
 """JetStream's codes for "stream not found" and "consumer not found"."""
@@ -72,17 +73,22 @@ class ApiError(msgspec.Struct):
     description: str = ""
 
 
-def translated(error: nats.errors.Error, settings: Settings, subject: str) -> ConnectionFailed:
-    """Convert a nats-py error that occurred while sending to ``subject`` to an nqnb error."""
+def translated(error: nats.errors.Error, settings: Settings, subject: str, reason: str = "") -> ConnectionFailed:
+    """Convert a nats-py error that occurred while sending to ``subject`` to an nqnb error.
+
+    ``reason`` is the reason why the connection is down, or "" if the reason is not known or the connection is up.
+    """
+    because = in_parentheses(reason)
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
             f"sending to {subject!r} failed: the send buffer is full, because the connection to {address(settings)} is "
-            "down or too slow. Try again once the server is available.",
+            f"down or too slow{because}. Try again once the server is available.",
             subject,
         )
     if isinstance(error, nats.errors.ConnectionClosedError):
         return ConnectionFailed(
-            f"sending to {subject!r} failed: the connection to {address(settings)} is closed. Open a new connection."
+            f"sending to {subject!r} failed: the connection to {address(settings)} is closed{because}. "
+            "Open a new connection."
         )
     return ConnectionFailed(
         f"sending to {subject!r} failed: the connection to {address(settings)} reported an error ({error}). Try again."
@@ -150,6 +156,27 @@ class CertificateRefused(ConnectionError):
     """The server closed the connection because the client certificate was missing or refused."""
 
 
+class DetachedServerDown(ConnectionRefusedError):
+    """The user's detached server is not running."""
+
+
+def why_lost(settings: Settings, error: BaseException) -> str:
+    """Return the reason why a connection was lost or a reconnect failed, and a remedy, without secrets.
+
+    If the server is only unavailable, the text has no remedy, because the client reconnects on its own.
+    """
+    why, remedy = _reason(settings, error, "check the server's limits and its log")
+    return _without_secrets(why if is_unavailable(error) else f"{why}; {remedy}", settings)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether an attempt to connect failed only because the server is down or cannot be reached."""
+    if isinstance(error, (ssl.SSLError, socket.gaierror, CertificateRefused)):
+        return False
+    unavailable = (OSError, asyncio.TimeoutError, nats.errors.UnexpectedEOF)
+    return isinstance(error, unavailable) or "expecting INFO" in str(error)
+
+
 def no_server(
     settings: Settings, reasons: Mapping[str, BaseException], detached: str = "", *, stopped: bool = False
 ) -> NoServer:
@@ -203,6 +230,8 @@ def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[st
         )
     if isinstance(reason, socket.gaierror):
         return "the host name is unknown", "check its spelling"
+    if isinstance(reason, DetachedServerDown):
+        return "your detached server is not running", another
     if isinstance(reason, ConnectionRefusedError) or re.search("refused|connect call failed", text, re.IGNORECASE):
         return "the connection was refused", another
     if isinstance(reason, Silent):

@@ -19,6 +19,7 @@ from nqnb.metrics.histogram import Histogram, QueueLabels
 from nqnb.metrics.task_tally import TaskTally, WaitingTasks
 from nqnb.protocol.status import Status
 from nqnb.records import QueueInfo
+from nqnb.text import in_parentheses
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -257,6 +258,10 @@ class Exporter:
         """Read the server's statistics, or return None if the server is not connected or does not answer in time."""
         backend = self._nq.backend
         if not backend.connected:
+            log.warning(
+                "the server's state cannot be read at the moment: the connection is down%s",
+                in_parentheses(backend.loss_reason),
+            )
             return None
         try:
             reading = await asyncio.wait_for(self._ask(), _SCRAPE_SECONDS)

@@ -53,6 +53,7 @@ from nqnb.records import CancelReceipt, LogLine, PruneReceipt, PurgeReceipt, Que
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore
+from nqnb.text import in_parentheses
 from nqnb.worker.handlers import check_decorated
 
 if TYPE_CHECKING:
@@ -1347,8 +1348,12 @@ class Session:
         try:
             return LOOP.call(asyncio.wait_for(coroutine, seconds))
         except asyncio.TimeoutError:
+            reason = ""
+            with contextlib.suppress(ConnectionFailed):  # raised if the client is not open
+                reason = self.client.backend.loss_reason
             raise ConnectionFailed(
-                f"{', '.join(self.settings.urls)} did not answer within {seconds:g} s. Try again in a moment."
+                f"{', '.join(self.settings.urls)} did not answer within {seconds:g} s{in_parentheses(reason)}. "
+                "Try again in a moment."
             ) from None
 
     def wait_for_tasks(

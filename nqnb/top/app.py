@@ -210,7 +210,8 @@ class TopApp(App[None]):
             return
         began = time.monotonic()
         self._tasks.changed = False
-        self._connection.update(self._text([self._tasks.connection(self._where)]), layout=False)
+        connection = self._tasks.connection(self._where, closed=self._client.backend.closed)
+        self._connection.update(self._text([connection]), layout=False)
         self._counts.update(self._text(self._tasks.counts()), layout=False)
         self._message.update(self._text(self._words()), layout=False)
         self._view.redraw()
@@ -231,7 +232,13 @@ class TopApp(App[None]):
         return text
 
     def _words(self) -> list[Cell]:
-        """Return the line above the key bindings, which shows the marks, the filter and the last message."""
+        """Return the line above the key bindings, which shows the marks, the filter and the last message.
+
+        If the server refuses to let the client reconnect, the line shows the reason instead.
+        """
+        backend = self._client.backend
+        if not backend.connected and (reason := backend.loss_reason if backend.closed else backend.refusal):
+            return [Cell(reason, "bad")]
         cells = self._last_note()
         board = self._boards.get(self._tab)
         if board is not None:

@@ -255,12 +255,12 @@ class TaskLines:
 
     # The lines above the table
 
-    def connection(self, where: str) -> Cell:
-        """Return the state of the connection to the server at ``where``."""
+    def connection(self, where: str, *, closed: bool = False) -> Cell:
+        """Return the state of the connection to the server at ``where``; ``closed``: whether it is closed for good."""
         total = f"{len(self.rows):,} task{'s' * (len(self.rows) != 1)}"
         if self.state == "lost":
             at = clock(datetime.fromtimestamp(self.since, timezone.utc))
-            return Cell(f"{where}: connection lost at {at}, reconnecting", "bad")
+            return Cell(f"{where}: connection lost at {at}, {'closed' if closed else 'reconnecting'}", "bad")
         if self.state == "loading":
             return Cell(f"{where}: loading, {total} so far", "warn")
         return Cell(f"{where}: live, {total}", "good")

@@ -27,6 +27,7 @@ from nqnb.protocol.lifecycle import Ended, Stop
 from nqnb.protocol.status import Status
 from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
 from nqnb.records import WorkerInfo
+from nqnb.text import in_parentheses
 from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
@@ -162,25 +163,25 @@ class Runtime:
     def failure(self) -> str:
         """Return the reason why the worker must be restarted, or "". This method may be called in any thread."""
         if self._broken.is_set() or self.backend.closed:
-            return "the worker has failed, or its connection is closed"
+            return f"the worker has failed, or its connection is closed{in_parentheses(self.backend.loss_reason)}"
         blocked, lost = self._pulse.blocked_for(), self.backend.lost_for()
         if blocked > MAX_BLOCK_SECONDS:
             return f"the event loop has been blocked for {blocked:.0f} s"
         if lost > max(MAX_OUTAGE_SECONDS, *(pull.ack_wait for pull in self._pulls.values())):
-            return f"the connection has been lost for {lost:.0f} s"
+            return f"the connection has been lost for {lost:.0f} s{in_parentheses(self.backend.loss_reason)}"
         return ""
 
     def not_ready(self) -> str:
         """Return the reason why the worker cannot receive cancels and tasks, or "". Any thread may call this method."""
         if self._broken.is_set() or self.backend.closed:
-            return "the worker has failed, or its connection is closed"
+            return f"the worker has failed, or its connection is closed{in_parentheses(self.backend.loss_reason)}"
         blocked = self._pulse.blocked_for()
         if blocked:
             return f"the event loop has been blocked for {blocked:.1f} s"
         if self._paused:
             return "the worker is paused, and pulls no more tasks"
         if not self.backend.connected:
-            return "the connection to the server is lost"
+            return f"the connection to the server is lost{in_parentheses(self.backend.loss_reason)}"
         if self._recovery.active:
             return "the worker is reconnecting"
         return ""
@@ -221,8 +222,8 @@ class Runtime:
         """
         if self._broken.is_set() or self.backend.closed:
             raise ConnectionFailed(
-                "the worker cannot run more tasks: the worker has failed, or its connection is closed. "
-                "Check the worker's log."
+                f"the worker cannot run more tasks: the worker has failed, or its connection is closed"
+                f"{in_parentheses(self.backend.loss_reason)}. Check the worker's log."
             )
         if self.runs:
             return False
@@ -483,7 +484,7 @@ class Runtime:
 
     def _give_up(self) -> None:
         """Stop all tasks and the worker, because the connection was lost."""
-        log.error("the worker is stopping because the connection was lost")
+        log.error("the worker is stopping because the connection was lost%s", in_parentheses(self.backend.loss_reason))
         for run in self.runs.values():
             run.stop(Stop.LEASE)
         self._hurry.set()

@@ -28,6 +28,7 @@ from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
+from nqnb.text import in_parentheses
 from nqnb.version import __version__
 from nqnb.worker.fetch_policy import check_queues
 from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_decorated, make_handler
@@ -462,6 +463,10 @@ class Worker:
             runtime.malformed,
         )
 
+    @property
+    def _loss_reason(self) -> str:
+        return "" if self._runtime is None else self._runtime.backend.loss_reason
+
     def _failure(self) -> str:
         """Return the reason why the worker must be restarted, or "". Other threads call this method."""
         return "" if self._runtime is None else self._runtime.failure()
@@ -555,8 +560,8 @@ class Worker:
             )
         if failed:
             raise ConnectionFailed(
-                f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "
-                "Check the server, and then start the worker again."
+                f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost"
+                f"{in_parentheses(self._loss_reason)}. Check the server, and then start the worker again."
             )
 
     async def run_until_idle(self) -> None:

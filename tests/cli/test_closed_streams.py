@@ -253,3 +253,22 @@ def test_watch_in_a_pipe_says_when_the_server_is_lost_and_back(start: Start) -> 
         assert process.stdout.readline() == "the server is answering again\n"
         process.send_signal(signal.SIGTERM)
         assert ended(process) == Answer(0, "", "")
+
+
+def test_watch_in_a_pipe_says_why_the_server_refuses_a_reconnect(start: Start) -> None:
+    with nqnb.DevServer() as server:
+        process = start("-u", server.url, "watch", "--interval", "0.25")
+        assert process.stdout is not None
+        while process.stdout.readline() != "no tasks\n":
+            assert process.poll() is None
+        port = int(server.url.rpartition(":")[2])
+        server.stop()
+        assert process.stdout.readline().startswith("the server has not answered since ")
+        with nqnb.DevServer(port, config="authorization { token: s3cret }"):
+            line = process.stdout.readline()
+            assert line.startswith("the server has not answered since ")
+            assert line.endswith(
+                " (the server refused the login; check user, password or token (none is set); the address is correct)\n"
+            )
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == Answer(0, "", "")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from helpers.certificates import Operator, new_key, write_certificates
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb.errors import BadInput, NoJetStream, NoResponders, NoServer, ServerRefused
@@ -116,6 +117,17 @@ async def connects(url: str | list[str], **options: Any) -> None:
     async with nqnb.connect(url, connect_timeout=CONNECT_TIMEOUT, **options) as nq:
         task = await nq.submit("q", {"n": 1})
         assert await task.status() is nqnb.Status.PENDING
+
+
+async def may_ask(nq: nqnb.Client) -> bool:
+    """Return whether the user may publish to the subject ``unserved``."""
+    try:
+        await nq.backend.connection.request("unserved")
+    except ServerRefused:
+        return False
+    except NoResponders:
+        return True
+    raise AssertionError("a request that nothing serves was answered")
 
 
 async def is_refused(url: str | list[str], *parts: str, kind: type[Exception] = NoServer, **options: Any) -> str:
@@ -225,15 +237,6 @@ class TestCredentials:
         await connects(jwt_server.url)
 
     async def test_the_file_is_read_again_at_a_reconnect(self, operator: Operator, path: Path) -> None:
-        async def may_ask(nq: nqnb.Client) -> bool:
-            try:
-                await nq.backend.connection.request("unserved")
-            except ServerRefused:
-                return False
-            except NoResponders:
-                return True
-            raise AssertionError("a request that nothing serves was answered")
-
         write(path, operator.credentials()[0])
         with nqnb.DevServer(config=operator.config) as server:
             async with nqnb.connect(server.url, creds=path, retry_for=10) as nq:
@@ -246,6 +249,37 @@ class TestCredentials:
                 server.restart()
                 await nq.submit("q")
                 assert not await may_ask(nq)
+
+    async def test_a_login_that_expires_is_replaced_by_the_renewed_file_and_no_task_is_stopped(
+        self, jwt_server: nqnb.DevServer, operator: Operator, path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write(path, operator.credentials(expires=5)[0])
+        settings = nqnb.Settings(jwt_server.url, creds=path, retry_for=10)
+        worker = nqnb.Worker(settings)
+        runs, go = 0, asyncio.Event()
+
+        @worker.handler("expiry")
+        async def work(job: nqnb.Job) -> None:
+            nonlocal runs
+            runs += 1
+            await go.wait()
+
+        async with nqnb.connect(settings) as nq, worker:
+            task = await nq.submit("expiry")
+            await until_async(lambda: runs)
+            write(path, operator.credentials()[0])
+            assert worker._runtime is not None
+            ours, theirs = nq.backend, worker._runtime.backend
+            await until_async(lambda: ours.connection.losses and theirs.connection.losses, what="the login expires")
+            await until_async(lambda: ours.loss_reason == theirs.loss_reason == "", what="both have reconnected")
+            assert (ours.connected, theirs.connected) == (True, True)
+            go.set()
+            assert await task.wait(timeout=20) is nqnb.Status.COMPLETED
+        assert runs == 1
+        (line,) = [line for line in caplog.messages if "was lost" in line]
+        assert line.endswith(
+            "still trying (the credentials have expired; request new credentials; the address is correct)"
+        )
 
     async def test_credentials_of_another_operator_or_time_are_refused(
         self, jwt_server: nqnb.DevServer, operator: Operator, path: Path

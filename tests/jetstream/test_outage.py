@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from helpers.waiting import until_async
@@ -17,6 +18,7 @@ import nqnb
 from nqnb.errors import ConnectionFailed, ServerRefused, Unconfirmed
 from nqnb.jetstream import connection
 from nqnb.jetstream.connection import Outage
+from nqnb.worker.worker import State
 
 pytestmark = pytest.mark.anyio
 
@@ -171,3 +173,77 @@ def test_only_errors_of_an_outage_are_taken(caplog: pytest.LogCaptureFixture) ->
     found.close()
     assert found.took(ConnectionFailed("the connection is closed"))
     assert len(warnings(caplog)) == 2
+
+
+async def test_the_reason_why_the_server_refuses_a_reconnect_is_logged_once_and_shown_and_has_no_secret(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("nqnb.worker.runtime.MAX_OUTAGE_SECONDS", 0.1)
+
+    def server(password: str, port: int = 0) -> nqnb.DevServer:
+        return nqnb.DevServer(port, tmp_path, config=f"authorization {{ user: ann, password: {password} }}")
+
+    def secrets() -> bool:
+        return "s3cret" in caplog.text
+
+    reason = "the server refused the login; check user, password or token; the address is correct"
+    with server("s3cret") as right:
+        port = int(right.url.rpartition(":")[2])
+        settings = nqnb.Settings(right.url, user="ann", password="s3cret", ack_wait=1.0)
+        hasty = nqnb.Settings.of(settings, request_timeout=0.5, retry_for=0.5)
+        worker = nqnb.Worker(settings)
+        worker.handler("work")(lambda job: None)
+        async with nqnb.connect(settings) as nq, worker, nqnb.connect(hasty) as late:
+            await (await nq.submit("work")).wait(timeout=20)
+            runtime = worker._runtime
+            assert runtime is not None
+            before = len(warnings(caplog))
+            await asyncio.to_thread(right.stop)
+            with server("an0ther", port):
+                await until_async(lambda: reason in caplog.text)
+                await until_async(lambda: late.backend.refusal == reason)
+                assert runtime.not_ready() == f"the connection to the server is lost ({reason})"
+                assert (await until_async(runtime.failure)).endswith(f" s ({reason})")
+                with pytest.raises(Unconfirmed, match=re.escape(f"the connection is down ({reason})")):
+                    await late.submit("work")
+                await asyncio.sleep(2.5)  # two more attempts
+            with server("s3cret", port):
+                await until_async(lambda: "the server is available again" in caplog.text)
+                assert runtime.failure() == runtime.backend.loss_reason == ""
+    lines = warnings(caplog)[before:]
+    assert [line for line in lines if reason in line] == [f"reconnecting failed: {reason}; still trying"]
+    assert not secrets()
+
+
+async def test_a_connection_that_is_closed_for_good_is_explained(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+    worker.handler("work")(lambda job: None)
+    reason = "maximum subscriptions exceeded; check the server's limits and its log"
+    async with nqnb.connect(settings) as nq:
+        serving = asyncio.ensure_future(worker.serve())
+        await until_async(lambda: worker.state is State.RUNNING)
+        assert worker._runtime is not None
+        for backend in (nq.backend, worker._runtime.backend):
+            await backend.connection.client._process_err("'maximum subscriptions exceeded'")
+        with pytest.raises(ConnectionFailed, match=re.escape(f"was lost ({reason}). Check the server")):
+            await serving
+        with pytest.raises(ConnectionFailed, match=re.escape(f"is closed ({reason}). Open a new connection.")):
+            await nq.submit("work")
+
+
+def test_each_reason_is_logged_once_in_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    outage = Outage()
+    outage.explain("before", refused=True)
+    outage.began("the connection was lost")
+    for reason, refused in (("before", True), ("refused", False), ("login", True), ("login", True), ("before", True)):
+        outage.explain(reason, refused=refused)
+    outage.reconnected()
+    outage.began("the connection was lost")
+    outage.explain("login", refused=True)
+    assert warnings(caplog) == [
+        "the connection was lost; still trying (before)",
+        "reconnecting failed: login; still trying",
+        "reconnecting failed: login; still trying",
+    ]

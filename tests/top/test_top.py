@@ -388,6 +388,21 @@ async def test_a_lost_connection_is_shown_until_it_is_back(server: nqnb.DevServe
         await view.until("deleted", task.id)
 
 
+async def test_the_reason_why_the_server_refuses_a_reconnect_is_shown() -> None:
+    with nqnb.DevServer() as server:
+        port = int(server.url.rpartition(":")[2])
+        async with nqnb.connect(server.url) as nq, top(nq, width=140) as view:
+            await view.until("live, 0 tasks")
+            await asyncio.to_thread(server.stop)
+            await view.until("connection lost at", "reconnecting", without="refused")
+            with nqnb.DevServer(port, config="authorization { token: s3cret }"):
+                await view.until("the server refused the login; check user, password or token")
+                await view.until("connection lost at", "reconnecting")
+                await nq.backend.connection.close()
+                await view.until("connection lost at", "closed")
+                await view.until("the server refused the login; check user, password or token")
+
+
 @pytest.mark.full
 async def test_a_cancel_is_sent_and_a_log_continues_after_a_long_outage(
     server: nqnb.DevServer, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
