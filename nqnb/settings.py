@@ -136,10 +136,12 @@ class Settings:
         token: token; default ``NATS_TOKEN``.
         creds: path of a credentials file, with a JWT and a seed; default ``NATS_CREDS``. The file is read again
             for each connection.
-        nkey: path of a file with the seed of an nkey, or the seed itself; default ``NATS_NKEY``.
+        nkey: path of a file with the seed of an nkey, or the seed itself; default ``NATS_NKEY``. The file is read again
+            for each connection.
         tls_ca: path of a PEM file with the trusted certificate authorities; default ``NATS_CA``, or else the system's
             authorities. If any TLS setting is set, TLS is required: no credentials are sent to a server without TLS.
-        tls_cert: path of the client certificate, a PEM file; default ``NATS_CERT``.
+        tls_cert: path of the client certificate, a PEM file; default ``NATS_CERT``. The files of all TLS settings are
+            read again for each connection.
         tls_key: path of the certificate's private key, a PEM file without a passphrase; default ``NATS_KEY``.
         tls_first: whether the TLS handshake takes place before the server sends its first message.
         context: name of the NATS CLI context to read. Default: ``NATS_CONTEXT``, or else the selected context unless

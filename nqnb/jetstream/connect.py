@@ -146,6 +146,17 @@ class _FirstClient(FastClient):
         self._settings = settings
         self._require_tls = require_tls
         self._needs_certificate = False
+        self.was_connected = False
+        """Whether the client has connected before, so that further attempts to connect are reconnects."""
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        """The TLS settings. nats-py reads this property before each TLS handshake."""
+        if self.was_connected and "tls" in self.options:
+            # The files may have been renewed. If they are currently being replaced, their previous content is used.
+            with contextlib.suppress(BadInput):
+                self.options["tls"] = _tls(self._settings)
+        return super().ssl_context
 
     def reason(self, error: Exception) -> Exception:
         """Return the error of a failed attempt, or a more specific error if one is known."""
@@ -192,8 +203,18 @@ class _FirstClient(FastClient):
             protocol = writer.transport.get_protocol()
             if protocol is not None:  # None: the server has already ended the connection
                 setattr(protocol, "_over_ssl", True)  # noqa: B010  it has no public name
+        if self.was_connected:
+            self._read_nkey_again()
         command: bytes = super()._connect_command()
         return command
+
+    def _read_nkey_again(self) -> None:
+        """Use the current content of the nkey file. If the file is invalid, its previous content is used."""
+        members = ("_nkeys_seed_str", "_setup_nkeys_connect")
+        if self._settings.nkey is not None and all(hasattr(self, name) for name in members):
+            with contextlib.suppress(BadInput):
+                self._nkeys_seed_str = read_seed(str(self._settings.nkey))
+                self._setup_nkeys_connect()
 
 
 async def _connect(
@@ -231,6 +252,7 @@ async def _connect(
         if not client.is_connected:
             trouble.set_result(nats.errors.UnexpectedEOF())
             raise _Refused
+        client.was_connected = True
     except (nats.errors.Error, OSError, ValueError) as error:
         if not trouble.done():
             trouble.set_result(error)

@@ -202,6 +202,22 @@ class TestNkeys:
         monkeypatch.setenv("NATS_NKEY", str(path))
         await connects(nkey_server.url)
 
+    async def test_the_file_is_read_again_at_a_reconnect(self, key: tuple[str, str], tmp_path: Path) -> None:
+        path, (seed, renewed) = tmp_path / "user.nk", new_key("user")
+        users = f"{{ nkey: {key[1]} }}, {{ nkey: {renewed}, permissions: {{ publish: {{ deny: unserved }} }} }}"
+        write(path, key[0])
+        with nqnb.DevServer(config=f"authorization {{ users: [{users}] }}") as server:
+            async with nqnb.connect(server.url, nkey=path, retry_for=10) as nq:
+                assert await may_ask(nq)
+                write(path, "half a seed")
+                server.restart()
+                await nq.submit("q")
+                assert await may_ask(nq)
+                write(path, seed)
+                server.restart()
+                await nq.submit("q")
+                assert not await may_ask(nq)
+
     async def test_an_unknown_seed_is_refused_and_not_shown(self, nkey_server: nqnb.DevServer) -> None:
         seed, _ = new_key("user")
         text = await is_refused(nkey_server.url, "the server refused the nkey", nkey=seed)
@@ -410,6 +426,36 @@ class TestMutualTLS:
 
     async def test_an_untrusted_client_certificate_is_refused(self, mutual_server: nqnb.DevServer, files: Path) -> None:
         await is_refused(mutual_server.url, "the server refused the client certificate", **self.ours(files, "intruder"))
+
+    async def test_renewed_files_are_read_again_at_a_reconnect(self, tmp_path: Path) -> None:
+        write_certificates(tmp_path)
+        verify = (f'ca_file: "{tmp_path / "ca.pem"}"', "verify: true")
+        with nqnb.DevServer(config=tls(tmp_path, "server", *verify)) as server:
+            async with nqnb.connect(server.url, retry_for=10, **self.ours(tmp_path, "client")) as nq:
+                await nq.submit("q")
+                server.kill()
+                write_certificates(tmp_path)  # of another authority
+                server.restart()
+                await nq.submit("q")
+                server.kill()
+                write(tmp_path / "client.pem", "half a file")
+                server.restart()
+                await nq.submit("q")
+
+    async def test_a_reconnect_without_a_valid_certificate_is_explained(self, files: Path, tmp_path: Path) -> None:
+        for name in ("client.pem", "client.key"):
+            write(tmp_path / name, (files / name).read_text())
+        login = {**self.ours(tmp_path, "client"), "tls_ca": files / "ca.pem"}
+        verify = (f'ca_file: "{files / "ca.pem"}"', "verify: true")
+        with nqnb.DevServer(config=tls(files, "server", *verify)) as server:
+            async with nqnb.connect(server.url, **login) as nq:
+                server.kill()
+                await until_async(lambda: nq.backend.loss_reason == "the connection was refused")
+                assert nq.backend.refusal == ""
+                for suffix in ("pem", "key"):
+                    write(tmp_path / f"client.{suffix}", (files / f"intruder.{suffix}").read_text())
+                server.restart()
+                await until_async(lambda: "the server refused the client certificate" in nq.backend.refusal)
 
     async def test_a_client_certificate_can_replace_a_login(self, files: Path) -> None:
         verify = (f'ca_file: "{files / "ca.pem"}"', "verify_and_map: true")
