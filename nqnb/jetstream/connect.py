@@ -194,6 +194,21 @@ class _FirstClient(FastClient):
             info["tls_required"] = True
         self._needs_certificate = bool(info.get("tls_verify"))
         await super()._process_info(info, initial_connection)
+        self._forget_servers(info)
+
+    def _forget_servers(self, info: dict[str, Any]) -> None:
+        """Remove the addresses that an earlier message of a server listed and the current one does not list.
+
+        Otherwise, nats-py would try the addresses of former servers at each reconnect, one after another.
+        """
+        listed, current = info.get("connect_urls"), getattr(self, "_current_server", None)
+        pool = getattr(self, "_server_pool", None)
+        if listed and pool:
+            pool[:] = [
+                server
+                for server in pool
+                if not getattr(server, "discovered", False) or server is current or server.uri.netloc in listed
+            ]
 
     def _connect_command(self) -> bytes:
         # nats-py calls this method after the TLS handshake. asyncio logs a warning at the end of a TLS connection whose

@@ -20,6 +20,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb.errors import BadInput, NoJetStream, NoResponders, NoServer, ServerRefused
+from nqnb.server.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
 
@@ -516,6 +517,24 @@ class TestAddresses:
                 "127.0.0.1:1: the connection",
                 **login,
             )
+
+    async def test_the_address_of_a_server_that_has_left_the_cluster_is_forgotten(self) -> None:
+        async with Cluster(3) as cluster:
+            first, second, third = (url.removeprefix("nats://") for url in cluster.urls)
+
+            async with nqnb.connect(first) as nq:
+                client = nq.backend.connection.client
+
+                def others() -> set[str]:
+                    return {url.netloc for url in client.discovered_servers}
+
+                await until_async(lambda: others() == {second, third})
+                await asyncio.to_thread(cluster.kill, 2)
+                await until_async(lambda: others() == {second})
+                await asyncio.to_thread(cluster.kill, 0)
+                await until_async(lambda: nq.backend.connected and nq.backend.connection.losses)
+                # The address from the settings is kept, although its server is down.
+                assert {url.netloc for url in client.servers} == {first, second}
 
     async def test_a_reconnect_tries_the_other_addresses(self, server: nqnb.DevServer) -> None:
         async with nqnb.connect(["nats://127.0.0.1:1", server.url], retry_for=10) as nq:
