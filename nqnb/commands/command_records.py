@@ -370,10 +370,11 @@ class Value(Struct, frozen=True):
 
 
 class RefusedLine(NqnbError):
-    """A line of the input whose task was not submitted."""
+    """A line of the input whose task was not submitted. ``error_type`` is the name of the error's class."""
 
     def __init__(self, number: int, error: NqnbError) -> None:
-        super().__init__(f"line {number:,}: {error}")
+        super().__init__(f"line {number}: {error}")
+        self.error_type = type(error).__name__
 
 
 class Submitted(Struct, frozen=True):
@@ -409,7 +410,7 @@ class Submitted(Struct, frozen=True):
         if self.rest is not None:
             errors.append(
                 NqnbError(
-                    f"the server no longer accepts tasks: lines from {self.rest:,} on were not sent. "
+                    f"the server no longer accepts tasks: lines from {self.rest} on were not sent. "
                     f"Check the server, and continue from line {self.rest}."
                 )
             )

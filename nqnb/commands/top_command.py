@@ -55,4 +55,4 @@ def top(ctx: click.Context, queue: str | None, theme: str | None) -> None:
 
     left = ask(ctx, show)
     if left:
-        front.say(f"not confirmed by the server: {left}. They may be lost. Run `nqnb top` again to see the tasks.")
+        front.say(f"not confirmed by the server, and perhaps lost: {left}. Run `nqnb top` again to see the tasks.")

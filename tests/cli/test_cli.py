@@ -254,7 +254,7 @@ def test_a_refused_line_is_named(run: Run) -> None:
     assert (answer.json["submitted"], answer.json["refused"], len(answer.json["ids"])) == (2, 1, 2)
     (error,) = answer.json["errors"]
     assert error["line"] == 3
-    assert error["type"] == "PayloadTooLarge"
+    assert error["type"] == json.loads(answer.err)["error_type"] == "PayloadTooLarge"
     answer = run("submit", "large", "--lines", "-", "--raw", stdin=lines)
     assert answer.code == 1
     assert len(answer.out.split()) == 2
