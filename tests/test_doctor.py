@@ -25,6 +25,7 @@ from nqnb.doctor.treatment import treat
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.log_stream import LogPart, ensure_log_stream, store_log
 from nqnb.jetstream.messages import StreamMessage, scan_messages
 from nqnb.jetstream.queue_streams import ensure_consumer
 from nqnb.protocol.repair import end_task_without_message, write_missing_entry
@@ -381,6 +382,22 @@ class TestQueues:
         await tasks[0].cancel()
         assert (await nq.doctor("nearly", ignore=("old-server", "no-worker"))).ok
 
+    async def test_whose_task_logs_are_near_a_limit(self, nq: nqnb.Client) -> None:
+        await ensure_log_stream(nq.backend.connection)
+        config = (await api(nq, "STREAM.INFO.nq-logs"))["config"]
+        await api(nq, "STREAM.UPDATE.nq-logs", {**config, "max_msgs": 10})
+        for number in range(8):
+            await store_log(nq.backend.connection, f"chatty{number}", LogPart())
+        try:
+            near = one(await nq.doctor(ignore=OLD), "near-limit")
+        finally:
+            await api(nq, "STREAM.DELETE.nq-logs")
+        assert near.problem == (
+            "Stream nq-logs contains 8 of at most 10 messages: "
+            "when the stream is full, the oldest lines of task logs are dropped."
+        )
+        assert near.remedy == "Run `nats stream edit nq-logs --max-msgs 20 --force`."
+
     async def test_that_do_not_exist(self, nq: nqnb.Client) -> None:
         with pytest.raises(nqnb.UnknownQueue):
             await nq.doctor("no-such-queue")
@@ -433,10 +450,11 @@ class TestServers:
         with Cluster() as cluster:
             async with nqnb.connect(cluster.urls) as nq:
                 await (await nq.submit("alone")).cancel()
+                await ensure_log_stream(nq.backend.connection)
                 found = await nq.doctor(ignore=OLD)
                 assert codes(found) == ["one-replica"]
                 streams = one(found, "one-replica").ids
-                assert {"alone", "alone_cancel", "KV_nq-store"} <= set(streams)
+                assert {"alone", "alone_cancel", "KV_nq-store", "nq-logs"} <= set(streams)
                 for stream in streams:
                     config = (await api(nq, f"STREAM.INFO.{stream}"))["config"]
                     await api(nq, f"STREAM.UPDATE.{stream}", {**config, "num_replicas": 3})

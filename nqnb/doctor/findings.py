@@ -274,13 +274,15 @@ def _limits(facts: ServerFacts) -> Iterator[Finding]:
 
 def _near_stream_limit(stream: StreamFacts, usage: Usage) -> Finding:
     full = "the oldest tasks are dropped without running" if stream.drops_oldest else "new tasks and states are refused"
+    free = ", or free space with `nqnb prune --older-than 1d`"
+    if stream.name == names.LOG_STREAM:
+        full, free = f"{'the oldest' if stream.drops_oldest else 'new'} lines of task logs are dropped", ""
     option = "--max-bytes" if usage.unit == "bytes" else "--max-msgs"
     return Finding(
         code="near-limit",
         ids=[stream.name],
         problem=f"Stream {stream.name} contains {_used(usage)}: when the stream is full, {full}.",
-        remedy=f"Run `nats stream edit {shlex.quote(stream.name)} {option} {2 * usage.limit} --force`, or free space "
-        "with `nqnb prune --older-than 1d`.",
+        remedy=f"Run `nats stream edit {shlex.quote(stream.name)} {option} {2 * usage.limit} --force`{free}.",
     )
 
 

@@ -290,18 +290,18 @@ class Backend:
         return int(info["state"]["messages"])
 
     async def bucket_sizes(self) -> dict[str, BucketSize]:
-        """Return the size of each bucket that exists, by bucket name.
+        """Return the size of each bucket that exists, and of the stream of task logs, by name.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for the request.
         """
-        own = self.settings
+        buckets: list[str] = [getattr(self.settings, name) for name in BUCKETS]
+        streams = {names.LOG_STREAM: names.LOG_STREAM, **{bucket: names.bucket_stream(bucket) for bucket in buckets}}
         sizes: dict[str, BucketSize] = {}
-        for name in BUCKETS:
-            bucket: str = getattr(own, name)
-            info = await self.connection.find(f"STREAM.INFO.{names.bucket_stream(bucket)}")
+        for name, stream in streams.items():
+            info = await self.connection.find(f"STREAM.INFO.{stream}")
             if info is not None:
-                sizes[bucket] = BucketSize.of(info["state"])
+                sizes[name] = BucketSize.of(info["state"])
         return sizes
 
     # Time.

@@ -69,6 +69,7 @@ class ServerFacts:
         servers: the number of servers in the cluster, or 1 without a cluster. A server with several IPv4 addresses is
             counted several times.
         buckets: the streams of nqnb's buckets.
+        logs: the stream of task logs, or None if it does not exist.
         queues: the queues by name.
         account: the limits of the account.
         clocks: a dict that maps the name of each server to a lower and an upper bound on the number of seconds by which
@@ -80,13 +81,15 @@ class ServerFacts:
     buckets: list[StreamFacts]
     queues: dict[str, QueueFacts]
     account: list[Usage]
+    logs: StreamFacts | None = None
     clocks: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def streams(self) -> Iterator[StreamFacts]:
-        """The streams of all buckets and queues. A stream that several queues share is included only once."""
+        """The streams of all buckets, task logs and queues. A stream that queues share is included only once."""
         of_queues = (stream for queue in self.queues.values() for stream in (queue.tasks, queue.cancels) if stream)
-        yield from {stream.name: stream for stream in (*self.buckets, *of_queues)}.values()
+        logs = [] if self.logs is None else [self.logs]
+        yield from {stream.name: stream for stream in (*self.buckets, *logs, *of_queues)}.values()
 
 
 async def read_facts(connection: Connection, queue: str | None = None) -> ServerFacts:
@@ -131,6 +134,7 @@ async def read_facts(connection: Connection, queue: str | None = None) -> Server
             name: await _queue_facts(connection, name, subjects) for name in sorted(known) if queue in (None, name)
         },
         account=list(_account_usages(await connection.api("INFO"))),
+        logs=subjects.get(names.log_subject(">")),
         clocks=clocks,
     )
 

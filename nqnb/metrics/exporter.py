@@ -161,13 +161,13 @@ class Exporter:
             gauge("nqnb_workers", "The number of live nqnb workers.", one(reading.workers)),
             gauge(
                 "nqnb_bucket_bytes",
-                "The size of a bucket.",
+                "The size of a bucket, or of the stream of task logs (nq-logs).",
                 {(bucket,): size.bytes for bucket, size in reading.buckets.items()},
                 "bucket",
             ),
             gauge(
                 "nqnb_bucket_messages",
-                "The number of messages in a bucket: entries and delete markers.",
+                "The number of messages in a bucket (entries and delete markers), or in the stream nq-logs.",
                 {(bucket,): size.messages for bucket, size in reading.buckets.items()},
                 "bucket",
             ),

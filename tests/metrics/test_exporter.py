@@ -17,6 +17,7 @@ from helpers.waiting import until, until_async
 import nqnb
 from nqnb.jetstream import bucket_reader
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.log_stream import LogPart, ensure_log_stream, store_log
 from nqnb.metrics import exporter as exporter_module
 from nqnb.metrics.task_tally import TaskTally
 from nqnb.records import TaskBatch
@@ -110,6 +111,16 @@ async def test_a_worker_that_dies_is_lost_and_one_that_stops_is_not(settings: nq
         again = await scrape(port)
     assert lost.of("nqnb_workers_lost_total") == 1
     assert again.of("nqnb_workers_lost_total") == 1
+
+
+async def test_the_size_of_the_task_logs_is_shown_once_they_exist(nq: nqnb.Client) -> None:
+    async with exporting(nq) as port:
+        before = await scrape(port)
+        await ensure_log_stream(nq.backend.connection)
+        await store_log(nq.backend.connection, "chatty", LogPart())
+        after = await scrape_until(port, "nqnb_bucket_messages", 1, bucket="nq-logs")
+    assert before.of("nqnb_bucket_messages", bucket="nq-logs") is None
+    assert (after.of("nqnb_bucket_bytes", bucket="nq-logs") or 0) > 0
 
 
 async def test_queues_beyond_the_limit_are_counted_as_other(nq: nqnb.Client) -> None:
