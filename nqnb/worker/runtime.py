@@ -215,7 +215,9 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def is_idle(self) -> bool:
-        """Return True if no task is running in this worker and the worker's queues are empty.
+        """Return True if no task is running in this worker, and the worker's queues are empty or paused.
+
+        If the result is True, log which queues are paused and have tasks.
 
         Raises:
             ConnectionFailed: the connection is closed permanently, or the worker has failed.
@@ -228,10 +230,20 @@ class Runtime:
         if self.runs:
             return False
         try:
-            waiting = [await self.backend.has_messages(queue) for queue in self._handlers]
+            waiting = [queue for queue in self._handlers if await self.backend.has_messages(queue)]
+            # The pull loop may not have noticed yet that a queue was paused or resumed.
+            paused = [queue for queue in waiting if await self.backend.pauses.get(queue) is not None]
         except (ConnectionFailed, Unconfirmed, NoResponders):
             return False
-        return not self.runs and not any(waiting)
+        if self.runs or waiting != paused:
+            return False
+        for queue in paused:
+            text = (
+                "queue %s is paused: its tasks remain in the queue. "
+                "Resume the queue with `nqnb queue resume %s`, and run the worker again."
+            )
+            log.warning(text, queue, queue, extra={"queue": queue})
+        return True
 
     async def gone(self) -> None:
         """Wait until the connection is closed permanently, or the worker has failed."""

@@ -569,7 +569,8 @@ class Worker:
 
         A queue counts as empty once every task in it has ended, including tasks that other workers are running. If the
         server supports schedules (nats-server 2.12 and later), tasks whose start time or retry is a minute or more away
-        do not count, and remain in the queue.
+        do not count, and remain in the queue. With an older server, this method waits for them. The tasks of a paused
+        queue do not count either, and a warning is logged.
 
         If the worker is not running, this method starts it, and stops it at the end. If another call is starting the
         worker, this method waits until the worker has started. If `stop` or `request_stop` is called, this method

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import re
 import threading
 import time
@@ -717,6 +718,37 @@ async def test_run_until_idle_ends_if_the_worker_fails(
     with pytest.raises(nqnb.ConnectionFailed, match="the worker has failed"):
         await asyncio.wait_for(worker.run_until_idle(), 30)
     assert "stopped" in repr(worker)
+
+
+async def test_run_until_idle_leaves_the_tasks_of_a_paused_queue(
+    nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, held = nqnb.Worker(settings), list[nqnb.Task]()
+
+    @worker.handler("first", backoff=nqnb.Backoff(0.2, 0.4))
+    async def first(job: nqnb.Job) -> None:
+        if job.attempt == 1:
+            await nq.pause("second")
+            held.append(await nq.submit("second"))
+            raise OSError("a retry is due soon")
+
+    @worker.handler("second")
+    async def second(job: nqnb.Job) -> None: ...
+
+    retried = await nq.submit("first", retry=1)
+    await asyncio.wait_for(worker.run_until_idle(), 30)
+    assert await retried.status() is Status.COMPLETED, "it returned before the other queue was empty"
+    assert await held[0].status() is Status.PENDING
+    (record,) = (each for each in caplog.records if each.levelno >= logging.WARNING)
+    assert record.getMessage() == (
+        "queue second is paused: its tasks remain in the queue. Resume the queue with `nqnb queue resume second`, and "
+        "run the worker again."
+    )
+    async with worker:
+        await nq.resume("second")
+        # The worker may not have noticed yet that the queue is no longer paused.
+        await asyncio.wait_for(worker.run_until_idle(), 30)
+    assert await held[0].status() is Status.COMPLETED
 
 
 async def test_run_until_idle_ends_at_a_request_to_stop(nq: nqnb.Client, settings: nqnb.Settings) -> None:
