@@ -142,6 +142,7 @@ def worker(
     and from the moment when the worker begins to stop.
 
     --reload requires nqnb[reload]. It watches the package of MODULE, or the folder of a module without a package.
+    --reload and --processes are not available on Windows.
     """
     front = front_of(ctx)
     front.start_logging(json=log_format == "json")
