@@ -36,7 +36,7 @@ Run a first task, with the worker of `nqnb worker -h` in a second terminal:
 
 \b
 Exit codes: 0 done, 1 failed, 2 usage error, 3 no connection, 130 interrupted
-Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
+Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"; zsh: zsh_source; fish: fish_source
 """
 
 
