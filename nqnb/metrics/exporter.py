@@ -145,7 +145,8 @@ class Exporter:
             ),
             durations(
                 "nqnb_task_wait_seconds",
-                "The time from a task's submission, or its start time, to the start of its first attempt.",
+                "The time from a task's submission, or its start time, to its start. Only tasks that completed or "
+                "failed in their first attempt are counted.",
                 self._tally.waits,
             ),
             durations("nqnb_task_run_seconds", "The duration of a task's last attempt.", self._tally.runs),
