@@ -273,7 +273,8 @@ def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, d
 
     The command first shows a preview and asks for confirmation. Tasks that reach the age after the preview are kept.
     The state of a task that has not ended is never removed. Without --queue, results and cancel requests that do not
-    belong to any task are also removed.
+    belong to any task are also removed. Records of serial keys that were released more than an hour ago are removed
+    too, without a preview.
     """
     preview, seen_at = ask(ctx, lambda nq: _preview_of_prune(nq, older_than, queue))
     if dry_run:
