@@ -1,4 +1,4 @@
-# The public names of nqnb: the one list of them. `__init__.py` reads it at run time.
+# The public names of nqnb. `__init__.py` reads this file at run time.
 
 from nqnb.client import Client as Client
 from nqnb.client import Task as Task

@@ -1,4 +1,4 @@
-"""Submit payloads with the same options: the items of an iterable, or the rows of a DataFrame.
+"""Submit the items of an iterable, or the rows of a DataFrame, as tasks with the same options.
 
 Each task of a named group stores the group's name, the task's position and the label of the task's row, so that the
 tasks of the group can be found later and matched with their rows.
@@ -56,7 +56,7 @@ class Batch:
         payloads: the payloads, or a DataFrame.
         id: the task id, or None to generate one. An id is allowed only if there is a single payload.
         group: the name of the group of tasks, or None.
-        key: a function that returns the key of a payload, or None.
+        key: a function that returns the key of a payload. If None, the tasks have no keys.
         if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or ``"error"``.
         serial: the serial key of all tasks, or a function that returns the serial key of a payload. In both cases, None
             means that there is no serial key.
@@ -65,7 +65,7 @@ class Batch:
 
     Attributes:
         queue: the name of the queue.
-        payloads: the payloads, with the error that the iterable raised, if any.
+        payloads: the payloads. ``payloads.error`` is the error that the iterable or a key function raised, or None.
         index: the index of the DataFrame, or None.
 
     Raises:
@@ -125,7 +125,7 @@ class Batch:
         return drawn if self._key is None and self._serial_of is None else self._with_keys(drawn)
 
     def only(self) -> Item:
-        """Return the single item of the batch. Raise `BadInput` if its key is invalid."""
+        """Return the single item of the batch. Raise `BadInput` if the batch is empty or the item's key is invalid."""
         item = next(iter(self), None)
         if item is None:
             raise self.payloads.error or BadInput(
@@ -134,12 +134,15 @@ class Batch:
         return item
 
     async def submit(self, backend: Backend, client: str, item: Item) -> Keyed:
-        """Submit an item, and return the id of its task. See `nqnb.Client.submit` for the errors.
+        """Submit an item. See `nqnb.Client.submit` for the errors.
 
         Args:
             backend: the backend to use.
             client: the name of the client, which is stored in the task's entry.
             item: the item to submit.
+
+        Returns:
+            The id of the task, and whether a task with the same key already existed.
         """
         message = await self._message(backend, item)
         if self._serial or item.serial:

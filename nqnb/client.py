@@ -132,11 +132,11 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self._opening: asyncio.Task[Backend] | None = None
-        """The task that connects, or None. `close` and the first caller that receives the outcome set this to None."""
+        """The asyncio task that connects, or None. `close`, or the first caller to get the outcome, resets this."""
         self._callers = 0
         """The number of calls of `open` that wait for `_opening`."""
         self._abandoned: set[asyncio.Task[None]] = set()
-        """The tasks that end an opening that nobody waits for."""
+        """The asyncio tasks that end connection attempts for which no caller is waiting."""
         self.serving = Serving(lambda: self.backend)
         """A background check that detects queues without workers among the queues that this client uses."""
         self.name = _user_and_host()
@@ -197,11 +197,11 @@ class Client:
     async def close(self) -> None:
         """Disconnect. Running tasks continue. Closing is idempotent."""
         self.serving.close()
-        # If `open` is called before this call returns, it connects again.
+        # If `open` is called before this call returns, `open` connects again.
         opening, self._opening = self._opening, None
         backend, self._backend = self._backend, None
         if opening is not None:
-            # The opening is ended in a task, which also continues if this call is cancelled.
+            # Another asyncio task ends the connection attempt, even if this call is cancelled.
             abandoned = spawn(_abandon(opening))
             self._abandoned.add(abandoned)
             abandoned.add_done_callback(self._abandoned.discard)
@@ -635,7 +635,7 @@ class Client:
     ) -> list[TaskInfo]:
         """Return all tasks in the state bucket, least recently changed first.
 
-        Invalid entries are skipped, and logged on one line.
+        Entries that cannot be decoded are skipped, and a single log line reports them.
 
         Args:
             queue: return only tasks of this queue. If None, return the tasks of all queues.
@@ -671,7 +671,7 @@ class Client:
         The largest group comes first. To run the tasks of a group again, pass each id in ``ids`` to `requeue`.
 
         Args:
-            queue: return only failures in this queue.
+            queue: return only failures in this queue. If None, return the failures in all queues.
             since: return only failures of tasks that were submitted after this time. Pass a datetime (a naive datetime
                 is local time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
 
@@ -896,7 +896,7 @@ class Client:
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta.
             serial: a serial key, such as the name of the schedule. At most one task of the queue with this serial key
-                runs at a time, so that the next task waits if a task takes longer than the interval.
+                runs at a time. The next task therefore waits if a task takes longer than the interval.
             replace: whether to replace an existing schedule that has the same name but another definition. A paused
                 schedule stays paused.
 
@@ -922,7 +922,7 @@ class Client:
         return (await add_schedule(self.backend, wanted, replace=replace)).info
 
     async def schedules(self) -> list[ScheduleInfo]:
-        """Return all schedules of recurring tasks, sorted by name. Invalid entries are skipped, and logged."""
+        """Return all schedules, sorted by name. Entries that cannot be decoded are skipped and logged."""
         found: list[ScheduleInfo] = []
         skipped: dict[str, str] = {}
         async for entry in self.backend.recurring.entries():
@@ -948,7 +948,7 @@ class Client:
         return (await change_schedule(self.backend, name, ScheduleEntry.stopped)).info
 
     async def resume_schedule(self, name: str) -> ScheduleInfo:
-        """Resume a paused schedule. The scheduled times that passed in the meantime are skipped.
+        """Resume a paused schedule. The scheduled times that passed during the pause are skipped.
 
         Args:
             name: the name of the schedule.
@@ -994,9 +994,12 @@ class Client:
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.
-            queue: the queue whose tasks are removed. If None, the tasks of all queues are removed, and also results
-                and cancel requests that belong to no task.
+            queue: remove only the data of tasks in this queue. If None, remove the data of tasks in all queues, and
+                also results and cancel requests that belong to no task.
             dry_run: whether to count the items that would be removed, without removing them.
+
+        Returns:
+            The receipt, with the numbers of items that were removed or, with ``dry_run=True``, would be removed.
 
         Raises:
             BadInput: ``older_than`` or the queue name is invalid.
@@ -1213,7 +1216,7 @@ def is_after(start: float, info: TaskInfo) -> bool:
 
 
 async def _abandon(opening: asyncio.Task[Backend]) -> None:
-    """Cancel a task that connects. If the task has connected already or ignores the cancel, close the connection."""
+    """Cancel an attempt to connect. If the attempt succeeds nevertheless, close the connection."""
     opening.cancel()
     await asyncio.wait({opening})
     if not opening.cancelled() and opening.exception() is None:

@@ -28,7 +28,11 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 @contextlib.contextmanager
 def handled_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[None]:
-    """Call the handler of each signal on the running loop until the block ends. POSIX only."""
+    """Handle signals on the running event loop until the block ends. POSIX only.
+
+    ``handlers`` maps the number of each signal to the function to call. If the loop does not run in the main thread,
+    the signals are not handled.
+    """
     loop = asyncio.get_running_loop()
     caught = []
     for number, handler in handlers.items():
@@ -53,7 +57,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
     """Await ``call()``, or join a running call with the same key. All callers get the same result or error.
 
     Args:
-        running: the running calls, by key.
+        running: a dict that maps each key to its running call.
         key: the key that identifies the call.
         call: a function that returns the coroutine to await. The call continues even if a caller is cancelled.
     """
@@ -72,7 +76,7 @@ async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], 
 
 
 async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]], limit: int) -> None:
-    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. No call may raise an exception."""
+    """Await ``work(item)`` for each item, with at most ``limit`` calls at a time. ``work`` must not raise errors."""
     left = iter(items)
 
     async def work_through() -> None:
@@ -132,8 +136,8 @@ class Together(Generic[T]):
 async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
     """Wait until one of the events is set, or ``timeout`` seconds have passed.
 
-    Before Python 3.12, `asyncio.wait_for` can swallow a cancellation that coincides with an event (CPython issue
-    86296). A loop that calls `asyncio.wait_for` would then ignore the cancellation and never end.
+    Use this function in place of `asyncio.wait_for`. Before Python 3.12, `asyncio.wait_for` can swallow a cancellation
+    that coincides with an event (CPython issue 86296). A loop that calls `asyncio.wait_for` would then never end.
     """
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
@@ -155,4 +159,4 @@ def log_aside(logger: logging.Logger, level: int, text: str, *values: object) ->
 def _ended(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
     if not task.cancelled() and task.exception() is not None:
-        log.error("unexpected error in nqnb", exc_info=task.exception())
+        log.error("a background operation failed: unexpected error in nqnb", exc_info=task.exception())

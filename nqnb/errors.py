@@ -596,7 +596,8 @@ class HealthUnavailable(NqnbError):
         >>> await worker.start()
         Traceback (most recent call last):
             ...
-        nqnb.errors.HealthUnavailable: health cannot be served on 192.0.2.1:8080: ... Choose another port or host.
+        nqnb.errors.HealthUnavailable: health checks cannot be served on 192.0.2.1:8080: ... Choose another port or
+        host.
     """
 
 

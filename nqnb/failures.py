@@ -111,7 +111,7 @@ class FailureReason(NamedTuple):
             return cls(task.queue, "", "", "")
         trace = error.traceback.rstrip()
         if "\n" not in error.message:
-            trace = trace.removesuffix(error.message)  # the rest is often the same for many tasks
+            trace = trace.removesuffix(error.message)  # the rest is often the same, so the cache is effective
         return cls(task.queue, error.type, message_pattern(error.message), handler_line(trace))
 
     @property

@@ -104,7 +104,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
 
 
 def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace the columns ``payload`` and ``result`` with a column for each field."""
+    """Return a copy of a DataFrame with a column for each field of the columns ``payload`` and ``result``."""
     columns: dict[str, Any] = {}
     taken = set(frame.columns)
 
@@ -269,7 +269,7 @@ def _refusal(error: NqnbError | None) -> str:
 
 
 class OutcomesFrame(pd.DataFrame):
-    """A DataFrame of cancel outcomes. ``await`` returns it unchanged, so ``await tasks.cancel()`` also works."""
+    """A DataFrame of cancel outcomes. Awaiting the DataFrame returns it, so ``await tasks.cancel()`` also works."""
 
     @property
     def _constructor(self) -> Any:

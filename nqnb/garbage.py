@@ -1,4 +1,4 @@
-"""Fewer garbage collections, while nqnb handles many tasks.
+"""Reduce the number of garbage collections while nqnb handles many tasks.
 
 nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's threshold of 700 new
 objects, the collector visits the objects of hundreds of running tasks or requests again and again.
@@ -16,14 +16,14 @@ THRESHOLD = 10_000
 
 _lock = threading.Lock()
 _replaced: list[tuple[int, int, int]] = []
-"""The thresholds before the first of the current blocks of `rare_collections`, once for each block."""
+"""One item for each active block of `rare_collections`: the thresholds from before the first of these blocks."""
 
 
 @contextlib.contextmanager
 def rare_collections() -> Iterator[None]:
     """Collect garbage less often until the block ends. Do nothing if the program has disabled collections.
 
-    Blocks may overlap, also in several threads. The last one to end restores the thresholds.
+    Blocks may overlap, even in different threads. The last block to end restores the thresholds.
     """
     with _lock:
         thresholds = gc.get_threshold()

@@ -84,7 +84,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         """Bind the socket, but do not look up the host's name as `WSGIServer` does, because this can take seconds."""
-        # On Windows, this option would allow a port that another process uses, and requests would reach either of them.
+        # On Windows, this option would allow a port that another process uses. Either process could get a request.
         self.allow_reuse_address = os.name == "posix"
         self.allow_reuse_port = False
         socketserver.TCPServer.server_bind(self)

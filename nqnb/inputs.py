@@ -110,6 +110,12 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
 
     A function whose signature cannot be inspected, such as some C functions, passes the check.
 
+    Args:
+        name: the name of the argument.
+        value: the function to check, or None.
+        what: a description of the expected function for the error message.
+        arguments: the number of positional arguments.
+
     Raises:
         BadInput: the value is not callable, or cannot be called with this number of arguments.
     """
@@ -133,13 +139,13 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a function, although its annotations may name types that are not defined.
+    """Return the signature of a function, even if its annotations name types that are not defined.
 
     Raises:
         Exception: the signature cannot be inspected. The object may raise anything.
     """
     if sys.version_info >= (3, 14):
-        # By default, this version evaluates the annotations now.
+        # From Python 3.14 on, `inspect.signature` evaluates the annotations by default.
         import annotationlib
 
         return inspect.signature(function, annotation_format=annotationlib.Format.STRING)

@@ -136,7 +136,7 @@ def _beyond_json(value: Any) -> Any:
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}
-"""Functions that convert an instance of a subclass to the base type. msgspec encodes only the base types."""
+"""A map from base types to functions that convert an instance of a subclass. msgspec encodes only the base types."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
@@ -238,7 +238,7 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
 
 
 def _field_names(value: object) -> Iterable[str]:
-    """Return the names of the encoded fields of a Struct, a dataclass or an attrs object; of other values, none."""
+    """Return the names of the encoded fields of a Struct, dataclass or attrs object, or nothing for another value."""
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
     if dataclasses.is_dataclass(value):
@@ -246,7 +246,7 @@ def _field_names(value: object) -> Iterable[str]:
         return [field.name for field in dataclasses.fields(value)]
     if not hasattr(type(value), "__attrs_attrs__"):
         return ()
-    # Of an attrs object, msgspec encodes all public attributes, even if they are not fields.
+    # msgspec encodes all public attributes of an attrs object, even those that are not fields.
     slots = (name for base in type(value).__mro__ for name in getattr(base, "__slots__", ()))
     return [name for name in dict.fromkeys([*getattr(value, "__dict__", ()), *slots]) if not name.startswith("_")]
 

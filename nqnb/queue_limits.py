@@ -20,10 +20,10 @@ from nqnb.protocol.wire import LONGEST_NAME
 from nqnb.store import Entry
 
 MOST_CONCURRENCY = 1000
-"""The maximum concurrency limit of a queue. A single record names all running tasks."""
+"""The maximum concurrency limit of a queue. This number bounds the size of the record that lists the running tasks."""
 MOST_RATE = 1_000_000.0
 LEAST_RATE = 1 / 86_400
-"""The maximum and the minimum of a rate, in tasks per second."""
+"""The highest and the lowest valid rate, in tasks per second."""
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h|d)")
 _WHAT = "the limits of a queue"
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -33,8 +33,8 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The limits of a queue across all of its nqnb workers.
 
     Attributes:
-        rate: the number of tasks that may start per second, or 0 for no limit.
-        concurrency: the number of tasks that may run at the same time, or 0 for no limit.
+        rate: the maximum number of tasks that start per second, or 0 for no limit.
+        concurrency: the maximum number of tasks that run at the same time, or 0 for no limit.
     """
 
     rate: float = 0.0
@@ -46,7 +46,7 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return ", ".join(filter(None, (rate, concurrency))) or "no limits"
 
     def encode(self) -> bytes:
-        """Return the record as JSON."""
+        """Return the limits as JSON."""
         return msgspec.json.encode(self)
 
     @classmethod
@@ -61,7 +61,7 @@ class QueueLimits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         found = decode(entry.value, _limits_decoder, _WHAT)
         rate_is_valid = not found.rate or LEAST_RATE <= found.rate <= MOST_RATE
         if not rate_is_valid or not 0 <= found.concurrency <= MOST_CONCURRENCY:
-            raise malformed(_WHAT, "its concurrency or rate is out of range", entry.value)
+            raise malformed(_WHAT, "the concurrency or the rate is out of range", entry.value)
         return found if found.rate or found.concurrency else None
 
 

@@ -123,8 +123,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
     error: ErrorInfo | None
     cancel: CancelReceipt | None
     result: bytes
-    """The result as JSON, or the bytes that the handler returned. It is empty if there is no result, or if the result
-    is too large for the task's entry."""
+    """The result as JSON, or the bytes that the handler returned. This attribute is empty if there is no result, or if
+    the result is too large for the task's entry."""
     result_key: str
     """The key of the result in the result bucket, if the result does not fit into the task's entry."""
     sequence: int
@@ -147,7 +147,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
     """The label of the task's row in the group's DataFrame, as JSON. Empty bytes mean that the label is the
     position."""
     requeued_as: str = ""
-    """The id of the latest requeue of this task. Only listings (`nqnb.Client.tasks`) set this attribute."""
+    """The id of the task that the latest requeue of this task created, or an empty string. Only listings
+    (`nqnb.Client.tasks`) set this attribute."""
     result_is_bytes: bool = False
     """Whether the handler returned bytes."""
     not_before: datetime | None = None
@@ -233,10 +234,10 @@ class LogLine(Struct, frozen=True, kw_only=True):
     Attributes:
         number: the number of the line in its attempt, counted from 1. Lines that were not stored leave gaps in the
             numbers.
-        at: the time of the line, by the worker's clock.
-        text: the text.
+        at: the time at which the line was written, by the worker's clock, or None if the time is unknown.
+        text: the text of the line.
         attempt: the number of the attempt, counted from 1.
-        worker: the id of the worker.
+        worker: the id of the worker that ran the attempt.
         missing: the number of lines immediately before this line that were not stored, for example because the
             task wrote lines too quickly.
 
@@ -464,13 +465,13 @@ class PresenceSight(NamedTuple):
     """A snapshot of a worker's presence entry."""
 
     revision: int
-    """The revision of the entry, or 0 if the worker has none."""
+    """The revision of the entry, or 0 if the worker has no entry."""
     ttl: float
     """The number of seconds without a write after which the worker counts as dead, or 0 if unknown."""
     withdrawn: bool
     """Whether the worker itself has removed its entry, because it has stopped and runs no task."""
     lists: Callable[[str], bool]
-    """A function that returns whether the worker may be running a task, according to the entry."""
+    """A function that returns whether the worker may be running the task with a given id, according to the entry."""
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):

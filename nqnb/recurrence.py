@@ -36,7 +36,7 @@ _MACROS = {
 }
 _UNIT_SECONDS = {"days": 86_400, "hours": 3_600, "minutes": 60, "seconds": 1}
 _SPANS = (60, 3_600, 86_400, 31 * 86_400, 366 * 86_400)
-"""The spans before a moment, in seconds, that `Recurrence.due` searches one after another."""
+"""How many seconds `Recurrence.due` looks back in each search, until a search finds enough times."""
 
 
 class Recurrence(Struct, frozen=True, omit_defaults=True):
@@ -61,7 +61,8 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         Args:
             cron: a cron expression, or None.
             timezone: the name of a time zone or a `zoneinfo.ZoneInfo`, or None for UTC.
-            units: the numbers of days, hours, minutes and seconds between two times; all are 0 with ``cron``.
+            units: a dict with the numbers of days, hours, minutes and seconds between two times. If ``cron`` is set,
+                all of these numbers must be 0.
 
         Raises:
             BadInput: an argument is invalid, or the expression never matches.
@@ -144,7 +145,7 @@ class Recurrence(Struct, frozen=True, omit_defaults=True):
         now, zone = datetime.fromtimestamp(moment, timezone.utc), _zone(self.timezone)
         start, before = now.astimezone(zone), (now - timedelta(days=1)).astimezone(zone)
         if start.utcoffset() != before.utcoffset():
-            # After a change of the clocks, the times that cronsim finds depend on its start.
+            # In the day after a clock change, the times that cronsim finds depend on where its search starts.
             start = before
         for found in _times(self.cron, start):
             # Within an hour that occurs twice, cronsim repeats the times of the first occurrence.
@@ -194,7 +195,7 @@ def _zone_name(zone: object) -> str:
 
 
 def _check_interval(units: dict[str, object]) -> int:
-    """Return the sum of the units in seconds, or raise `BadInput` unless it is a whole number."""
+    """Return the sum of the units in seconds. Raise `BadInput` if a unit or the sum is invalid."""
     total = 0.0
     for unit, count in units.items():
         number = math.nan

@@ -65,7 +65,7 @@ _WEB_PORTS = {"ws": 80, "wss": 443}
 _SEED = re.compile(r"S[A-Z2-7]{57}")
 _LONGEST_SHOWN_PATH = 300
 _FILE_CONTENTS = re.compile(r"[\r\n]|-----BEGIN|[A-Za-z0-9]{50,}|^eyJ|^LS0t")
-"""Text that a path does not contain: more than one line, a PEM header, a seed or a JWT, also in Base64."""
+"""A pattern for text that cannot be a path: several lines, a PEM header, a seed or a JWT, also if encoded in Base64."""
 
 LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
 """The settings for each kind of login, in the NATS CLI's order of precedence. Only one kind is used."""
@@ -244,7 +244,7 @@ class Settings:
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
         environment = _read_environment(variables)
         if self.context:
-            # A context that was passed is a choice of the server, so neither its address nor its login is NATS_URL's.
+            # Ignore NATS_URL and the login in it. The caller chose the context's server, and NATS_URL may name another.
             context: str | None = self.context
             environment.values.pop("url", None)
             sources = [arguments, _read_context(self.context), environment]
@@ -335,7 +335,7 @@ class Settings:
         if not isinstance(settings, cls):
             return cls(**{**({} if settings is None else {"url": settings}), **options})
         if not options:
-            return settings  # the environment and the context may have changed since
+            return settings  # new settings could differ, because the environment or the context may have changed
         given = {name: getattr(settings, name) for name in known}
         logins = [name for kind in LOGINS for name in kind]
         replaced: Iterable[str] = ()
@@ -356,7 +356,7 @@ class Settings:
     def local(cls, url: str | Sequence[str], **options: Any) -> Settings:
         """Create settings for a server that nqnb started, or settings that another process has resolved.
 
-        No environment variable or context is read, because the user's variables belong to another server.
+        No environment variable or context is read, because the user's variables may belong to another server.
 
         Args:
             url: the address of the server, or several addresses of one cluster.
@@ -549,7 +549,7 @@ def _split(text: str) -> tuple[SplitResult | None, str]:
     except ValueError:
         return None, "it has no host"
     rest = f"{parts.path.rstrip('/')}{parts.query}{parts.fragment}"
-    # For urllib, an unescaped slash in a password ends the host.
+    # In urllib, an unescaped slash ends the host, even if the slash is part of a password.
     if "@" in rest:
         return None, "the characters / ? # in a password must be written as %2F %3F %23"
     if parts.scheme not in _SCHEMES:

@@ -173,7 +173,8 @@ def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) 
         log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 2)
         while detached or os.getppid() == parent:
-            # The count shows the parent which command the status answers. The server may also exit between commands.
+            # The count shows the parent which command the status answers. The status may also change without a command,
+            # because the server may exit at any time.
             if (status := f"{commands} {state}") != reported:
                 _write_status(folder, status)
                 reported = status
@@ -242,7 +243,7 @@ def _write_status(folder: str, status: str) -> None:
 
 
 def _remove_folder(folder: str) -> None:
-    import shutil  # imported late, because it takes as long to import as all other modules here together
+    import shutil  # imported late, because it takes as long to import as all other modules of this file together
 
     for _ in range(20):  # Windows releases the files of a dead process with a delay
         shutil.rmtree(folder, ignore_errors=True)
@@ -437,7 +438,7 @@ def _kill_runner(runner: int) -> int | None:
 
 
 def _wait_for_next(worker: int) -> bool:
-    """Return whether NEXT is received. Return False after any other command, or when the worker has died."""
+    """Wait for a command, and return whether it is NEXT. Return False if the worker dies first."""
     while (command := next_command()) is None:
         if os.getppid() != worker:
             return False
@@ -490,7 +491,7 @@ def _children() -> list[int]:
     try:
         with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
             return [int(word) for word in file.read().split()]
-    except OSError:  # not Linux, or a kernel that was built without it
+    except OSError:  # not Linux, or a kernel that was built without this file
         return []
 
 

@@ -145,11 +145,13 @@ class TaskFrame(pd.DataFrame):
 
 
 def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], str]) -> dict[str, Any]:
-    """Return a column for each field that occurs in the JSON objects in ``values``, in the order of first appearance.
+    """Return a dict that maps names to columns: one for each field of the JSON objects in ``values``.
+
+    The columns are in the order in which the fields first appear.
 
     Args:
-        name: the name of an additional column. This column contains the values that are not objects, and the fields
-            beyond the maximum number of columns. The column is omitted if it would be empty.
+        name: the name of an additional column, which comes first. This column contains the values that are not objects,
+            and the fields beyond the maximum number of columns. The column is omitted if it would be empty.
         values: payloads or results.
         column_of: a function that returns the name of the column for a field.
     """

@@ -23,8 +23,8 @@ from nqnb.protocol.status import Waiting
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, ScheduleInfo, TaskInfo
 
-# The control characters, and the characters that reverse the direction of text, because they can disguise one line as
-# another.
+# The characters to escape: control characters, surrogates, line separators, and characters that change the direction of
+# text. Text with these characters could be displayed as something else, or could not be encoded.
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE = re.compile(f"[{_CONTROL}]")
 _HEX_BYTES = 1000
@@ -59,7 +59,7 @@ def payload_text(payload: bytes, *, pretty: bool = False) -> str:
         try:
             return json.dumps(decode_value(payload), ensure_ascii=False, indent=2)
         except MalformedMessage:
-            pass  # not JSON, or nested too deeply or with too long numbers for Python
+            pass  # not JSON, nested too deeply, or with numbers that are too long for Python
     return text
 
 
@@ -108,7 +108,7 @@ def age(moment: datetime | None) -> str:
 
 
 def seconds_since(moment: datetime) -> float:
-    """Return the number of seconds since a moment, as a negative number if the moment is in the future."""
+    """Return the number of seconds since a moment. The number is negative if the moment is in the future."""
     return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
@@ -153,7 +153,10 @@ def absent_worker(task: TaskInfo) -> str:
 
 
 def to_json(value: Any, *, indent: int | None = None, only_ascii: bool = False) -> str:
-    """Return a record as JSON that is safe to print to a terminal. ``only_ascii`` escapes all other characters."""
+    """Return a record as JSON that is safe to print to a terminal.
+
+    If ``only_ascii`` is true, all characters outside ASCII are escaped.
+    """
     text = json.dumps(plain(value), ensure_ascii=only_ascii, indent=indent)
     return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 

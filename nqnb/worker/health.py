@@ -26,7 +26,7 @@ class HealthEndpoint(HttpEndpoint):
 
     def __init__(self, address: ListenAddress, failure: Callable[[], str], not_ready: Callable[[], str]) -> None:
         self._checks = {"/healthz": failure, "/readyz": not_ready}
-        super().__init__(address, self._answer, "health", HealthUnavailable)
+        super().__init__(address, self._answer, "health checks", HealthUnavailable)
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         check = self._checks.get(str(environ.get("PATH_INFO")))

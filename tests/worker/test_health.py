@@ -203,7 +203,8 @@ async def test_a_worker_whose_event_loop_is_blocked_is_not_ready_and_later_not_a
 async def test_a_port_that_is_taken_stops_the_start(settings: nqnb.Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = int(taken.getsockname()[1])
-        with pytest.raises(nqnb.HealthUnavailable, match=rf"health cannot be served on 127.0.0.1:{port}: .*in use"):
+        expected = rf"health checks cannot be served on 127.0.0.1:{port}: .*in use"
+        with pytest.raises(nqnb.HealthUnavailable, match=expected):
             await new_worker(settings, port).start()
 
 

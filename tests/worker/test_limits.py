@@ -741,7 +741,7 @@ class TestInput:
             assert {queue.name: queue.concurrency_limit for queue in await nq.queues()} == {"other": 0, "work": 0}
         (told,) = [record.message for record in caplog.records if "limits" in record.message]
         assert "skipped 2 entries with invalid data: 'other.limits' (" in told
-        assert "its concurrency or rate is out of range" in told
+        assert "the concurrency or the rate is out of range" in told
 
     async def test_invalid_serial_keys_are_refused(self, nq: nqnb.Client) -> None:
         serials: list[Any] = ["", "x" * 201, "a\nb", "\ud800", 7, b"a"]
