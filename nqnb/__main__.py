@@ -8,7 +8,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     if not __package__:
-        # Python has put the folder of this file on the path, but only the folder above contains the package.
+        # Python has added the folder of this file to `sys.path`, but only the folder above contains the package.
         folder = Path(__file__).parent
         own = folder.resolve()  # as Python does
         sys.path[:] = [each for each in sys.path if Path(each) != own] + [str(folder.parent)]

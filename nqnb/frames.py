@@ -49,9 +49,10 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
         flat: whether to create a column for each field of the payloads and results that are JSON objects.
             For example, the payload field ``path`` becomes the column ``path``, and the result field ``bytes`` becomes
             the column ``→ bytes``. If another column already has the name of a payload field, such as ``status``, or
-            the name begins with ``→ ``, the new column begins with ``payload.``, as in ``payload.status``. Only the 50
-            most common payload fields and the 50 most common result fields become columns. The columns ``payload`` and
-            ``result`` then contain only the remaining values, and are omitted if they would be empty.
+            if that name begins with ``→ ``, the name of the new column begins with ``payload.``, as in
+            ``payload.status``. Only the 50 most common payload fields and the 50 most common result fields become
+            columns. The columns ``payload`` and ``result`` then contain only the remaining values, and are omitted if
+            they would be empty.
     """
     tasks, flat = _listed("infos", infos, TaskInfo), check_flag("flat", flat)
     if now is None:
@@ -335,7 +336,7 @@ def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any], note_if_em
 
 
 def _of_columns(columns: Mapping[str, Any], index: pd.Index) -> pd.DataFrame:
-    """Make a DataFrame whose object columns stay as they are. pandas 3 would convert text and None to text and NaN."""
+    """Return a DataFrame with unchanged object columns. In columns of strings, pandas 3 would replace None with NaN."""
     made: pd.DataFrame = pd.DataFrame(
         {
             name: pd.Series(column, index=index, dtype=object) if column.dtype == object else column

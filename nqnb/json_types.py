@@ -1,4 +1,4 @@
-"""Convert JSON to the types that nqnb encodes and msgspec cannot decode: paths, and types of numpy and pandas.
+"""Convert JSON to types that nqnb can encode but msgspec cannot decode: paths, and types of numpy and pandas.
 
 This module imports neither numpy nor pandas.
 """
@@ -32,7 +32,7 @@ _PLAIN_TYPES: dict[str, Any] = {
     "numpy.timedelta64": timedelta,
     "numpy.ndarray": list,
 }
-"""The types from which instances of these classes, and of their subclasses, are created."""
+"""A map from the full name of a class to the type from which instances of the class and its subclasses are created."""
 
 
 def from_json(kind: Any, value: Any) -> Any:
@@ -56,20 +56,20 @@ def from_json(kind: Any, value: Any) -> Any:
     try:
         return _created(own, kind, value, msgspec.convert(value, plain))
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None  # msgspec adds the part of the value only to a ValueError
+        raise ValueError(str(error)) from None  # msgspec names the invalid part only for a ValueError
     except Exception as error:  # noqa: BLE001  a constructor may raise anything
         raise ValueError(f"{own.__qualname__} cannot be created from {shown(value)}: {said(error)}") from None
 
 
 def undecodable(kind: Any) -> type | None:
-    """Return a class in an annotated type because of which no JSON value matches the type, or None.
+    """Return a class that makes an annotated type impossible to decode from JSON, or None if the type can be decoded.
 
     Args:
         kind: the type, for which msgspec can create a decoder.
     """
     try:
         info = msgspec.inspect.type_info(kind)
-    except Exception:  # noqa: BLE001  the decoder is what counts
+    except Exception:  # noqa: BLE001  msgspec can create a decoder, so accept the type
         return None
     return _undecodable(info, set())
 
@@ -113,7 +113,7 @@ def _plain_type(kind: type) -> Any:
 
 
 def _created(own: Any, kind: Any, value: Any, plain: Any) -> Any:
-    """Create an instance of the class ``own`` from a value, and from the value of the plain type."""
+    """Create an instance of the class ``own`` from a JSON value or from ``plain``, the value as its plain type."""
     library = own.__module__.partition(".")[0]
     if isinstance(plain, list):
         types = get_args(get_args(kind)[1]) if get_args(kind) else ()

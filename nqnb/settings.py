@@ -43,7 +43,7 @@ ack waits."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 _MAX_CONTEXT_CHARACTERS = 200
-"""The maximum length of a context's name, which is a part of a file name."""
+"""The maximum length of the name of a context. The name is part of a file name."""
 
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
 _TLS = ("tls_ca", "tls_cert", "tls_key", "tls_first")

@@ -168,7 +168,10 @@ def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], s
 
 
 def objects(values: Iterable[Any]) -> Any:
-    """Return the values as an object column. pandas 3 converts the column unless it becomes a Series of objects."""
+    """Return the values as a NumPy array of objects.
+
+    In a DataFrame, pandas 3 converts such an array unless a Series with the dtype ``object`` contains the array.
+    """
     plain = list(values)
     column = np.empty(len(plain), dtype=object)
     for position, value in enumerate(plain):

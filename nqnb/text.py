@@ -125,7 +125,7 @@ def clock(moment: datetime | None) -> str:
 
 
 def in_parentheses(text: str) -> str:
-    """Return a string in parentheses, after a space, or "" if the string is empty."""
+    """Return a space and the string in parentheses, or "" if the string is empty."""
     return f" ({text})" if text else ""
 
 
