@@ -163,25 +163,22 @@ import nqnb
 
 worker = nqnb.Worker()
 LOCK = threading.Lock()
-calls = 0
-
-
-def count() -> int:
-    global calls
-    with LOCK:
-        calls += 1
-    return calls
+calls = []
 
 
 @worker.task("one", isolation="process", reuse=10)
 def one(payload: None) -> int:
-    return count()
+    with LOCK:
+        calls.append(payload)
+    return len(calls)
 
 
 @worker.task("high", isolation="process", reuse=10)
 @worker.task("low", isolation="process", reuse=10)
 def stacked(job: nqnb.Job, payload: None) -> int:
-    return count()
+    with LOCK:
+        calls.append(payload)
+    return len(calls)
 """
 
 
