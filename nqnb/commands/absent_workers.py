@@ -1,4 +1,4 @@
-"""Add information to tasks and receipts about workers that are silent or gone."""
+"""Add information about silent and missing workers to tasks and receipts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nqnb.text import duration
 
 
 async def with_silence(nq: Client, tasks: list[TaskInfo]) -> list[TaskInfo]:
-    """Return the tasks, with `TaskInfo.worker_silent_since` set for those whose worker has missed a heartbeat.
+    """Return the tasks, with `TaskInfo.worker_silent_since` set on each running task whose worker is silent.
 
     If the workers cannot be read, the tasks are returned unchanged.
     """
@@ -39,9 +39,10 @@ async def with_silence(nq: Client, tasks: list[TaskInfo]) -> list[TaskInfo]:
 
 
 async def with_absence(nq: Client, receipts: Iterable[CancelReceipt]) -> dict[str, CancelReceipt]:
-    """Return receipts for the tasks that no live worker is stopping, by task id. The field ``how`` says why.
+    """Return a dict that maps task ids to new receipts, for the tasks that no live worker is stopping.
 
-    If the presence entries of the workers cannot be read, the result is empty.
+    The field ``how`` of each new receipt says why no worker is stopping the task. If the presence entries of the
+    workers cannot be read, the dict is empty.
     """
     open_receipts = {each.task_id: each for each in receipts if each.stopping}
     found: dict[str, CancelReceipt] = {}
@@ -74,7 +75,7 @@ async def _reasons(nq: Client, ids: list[str]) -> dict[str, str]:
         elif each.worker in ages:
             silent = duration(ages[each.worker], gap=" ")
             reasons[each.id] = (
-                f"its worker has been silent for {silent}; if the worker is gone, another will cancel the task"
+                f"its worker has been silent for {silent}; if it is gone, another worker will cancel the task"
             )
     return reasons
 

@@ -181,7 +181,7 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
         otherwise: the start of the error message if the user declines, such as "nothing was cancelled".
 
     Raises:
-        NqnbError: the user declined, or there is no terminal on which to ask (`NeedsYes`).
+        NqnbError: the user declined, or the front end cannot ask the user (`NeedsYes`).
     """
     front = front_of(ctx)
     if not front.json:

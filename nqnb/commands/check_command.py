@@ -41,7 +41,7 @@ class Health(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The error to print, or an empty list if all conditions hold."""
+        """A list that contains the error to print, or is empty if all conditions hold."""
         broken = [each for each in self.checks if not each.ok]
         if not broken:
             return []
@@ -136,14 +136,17 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
 
 
 async def _idle_queues(nq: Client, queue: str | None) -> dict[str, QueueService]:
-    """Return the queues that have tasks, but no nqnb worker and no other client that is requesting tasks."""
+    """Return the queues that have tasks, but no nqnb worker and no other client that is requesting tasks.
+
+    The result maps the name of each of these queues to its `QueueService`.
+    """
     names = [each.name for each in await nq.queues() if not each.workers] if queue is None else [queue]
     services = {name: await nq.backend.service_of(name) for name in names}
     return {name: each for name, each in services.items() if each.waiting and not (each.workers or each.pulls)}
 
 
 def _served(idle: Mapping[str, QueueService], tasks: Sequence[TaskInfo], now: datetime) -> Check:
-    """Check that no queue has tasks that are waiting for a worker.
+    """Return the check that no task is waiting in a queue without a worker.
 
     Args:
         idle: the queues for which no worker is registered or requesting tasks.
@@ -154,7 +157,7 @@ def _served(idle: Mapping[str, QueueService], tasks: Sequence[TaskInfo], now: da
     for name, service in idle.items():
         own = [each for each in tasks if each.queue == name]
         running = [each for each in own if each.status is Status.PROCESSING]
-        # A Go worker writes no worker id. A busy one sends no pull requests, but has leased its tasks.
+        # A Go worker writes no worker id. A busy Go worker sends no pull requests, but has leased its tasks.
         if service.leased and any(not each.worker for each in running):
             continue
         # No nqnb worker is alive, so the workers of the running tasks are dead.

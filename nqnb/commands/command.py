@@ -35,7 +35,7 @@ NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 class NeedsYes(NqnbError):
-    """A command cannot ask for confirmation because there is no terminal."""
+    """A command cannot ask for confirmation, for example because there is no terminal."""
 
 
 class Front(Protocol):
@@ -66,8 +66,8 @@ class Front(Protocol):
         """Return the contents of stdin.
 
         Args:
-            what: what the command reads from stdin, for the error if stdin is closed.
-            instead: how to pass ``what`` without stdin.
+            what: the name of the input in the error message if stdin is unavailable, such as "the payload".
+            instead: a sentence that tells the user how to pass the input without stdin.
         """
         ...
 
@@ -85,7 +85,7 @@ class Front(Protocol):
         This method blocks, so it must be called outside `run`.
 
         Raises:
-            NeedsYes: there is no terminal.
+            NeedsYes: the user cannot be asked, for example because there is no terminal.
         """
         ...
 

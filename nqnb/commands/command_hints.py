@@ -66,9 +66,10 @@ OTHER_WORDS: dict[str, dict[str, str]] = {
         "schedule run": "fire now trigger",
     },
 }
-"""For each group, nqnb's command lines, each with the words of other programs for the command.
+"""For each group of commands ("" is the top level), a dict that maps nqnb's command lines to other programs' words.
 
-Only notebooks have the command ``down``.
+The words are separated by spaces. Each word is a name that another program uses for the same command. The command
+``down`` exists only in notebooks.
 """
 
 
@@ -105,7 +106,7 @@ def _nested(root: click.Group) -> Iterator[str]:
 
 
 def is_command_line(line: str, command: click.Command) -> bool:
-    """Return whether a command line is valid here. Notebooks do not have all commands and options."""
+    """Return whether ``command`` has the subcommand or option that ``line`` names. A notebook lacks some of them."""
     *path, last = line.split()
     for word in [*path, *([] if last.startswith("--") else [last])]:
         found = command.commands.get(word) if isinstance(command, click.Group) else None

@@ -74,7 +74,7 @@ class Workers(list[WorkerInfo]):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The error to print, or an empty list if there are enough workers."""
+        """A list that contains the error to print, or is empty if there are enough workers."""
         if self.ok:
             return []
         return [
@@ -265,7 +265,7 @@ class Preview(Struct, frozen=True):
 
     @classmethod
     def of(cls, tasks: Iterable[TaskInfo]) -> Preview:
-        """Create a preview of tasks, grouped by queue and state. Scheduled tasks are a group of their own."""
+        """Create a preview of tasks, grouped by queue and state. Scheduled tasks form separate groups."""
         groups: dict[tuple[str, Status, bool], list[TaskInfo]] = {}
         for each in tasks:
             groups.setdefault((each.queue, each.status, displayed_state(each) is Waiting.SCHEDULED), []).append(each)
@@ -401,7 +401,7 @@ class Submitted(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: at most the first ten, and what else was not submitted."""
+        """The errors to print: at most the first ten, and errors that summarize the lines that were not submitted."""
         errors: list[NqnbError] = [RefusedLine(number, error) for number, error in self.refused.items()]
         more = list(self.refused)[_PRINTED_ERRORS:]
         if more:

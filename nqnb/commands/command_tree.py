@@ -26,7 +26,7 @@ Try it without a server:
   nqnb demo
 
 \b
-Run a first task, with the worker of `nqnb worker -h` in a second terminal:
+Run a first task. Start the worker from `nqnb worker -h` in a second terminal:
   nqnb up --detach
   nqnb worker jobs:worker
   nqnb submit count 60

@@ -59,7 +59,7 @@ def _faults(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         raise click.BadParameter(
-            f"fault {unknown[0]!r} is unknown: the faults are {', '.join(FAULTS)}. Separate several faults with commas"
+            f"fault {unknown[0]!r} is unknown. Use one or more of these, separated by commas: {', '.join(FAULTS)}"
         )
     return names
 

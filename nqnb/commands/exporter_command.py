@@ -48,11 +48,11 @@ Examples:
 def exporter(ctx: click.Context, metrics: ListenAddress, max_queues: int, log_format: str) -> None:
     """Serve metrics of the whole server to Prometheus until Ctrl-C.
 
-    The metrics include the tasks in each state and queue, how long they wait and run, cancels, redeliveries, workers
-    and storage. Tasks of Go clients and workers are included. One exporter is enough for a server or a cluster. To get
-    the metrics of a single worker, use `nqnb worker --metrics`. Requires nqnb[metrics].
+    The metrics cover the number of tasks in each state and queue, waiting times, run times, cancels, redeliveries,
+    workers and storage. Tasks of Go clients and workers are included. One exporter is enough for a server or a cluster.
+    To get the metrics of a single worker, use `nqnb worker --metrics`. Requires nqnb[metrics].
     """
-    from nqnb.metrics.endpoint import MetricsEndpoint  # an HTTP server takes milliseconds to import
+    from nqnb.metrics.endpoint import MetricsEndpoint  # not at the top: the HTTP server takes milliseconds to import
 
     front = front_of(ctx)
     front.start_logging(json=log_format == "json")

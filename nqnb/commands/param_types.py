@@ -38,7 +38,8 @@ class FilePath(click.Path):
             return super().convert(value, param, ctx)
         except ValueError:
             self.fail(
-                f"path {shown(value)} is invalid: it contains a null character or a lone surrogate. Remove it.",
+                f"path {shown(value)} is invalid: it contains a null character or a lone surrogate. "
+                "Remove that character.",
                 param,
                 ctx,
             )
@@ -144,7 +145,7 @@ def queue_weights(value: str | Mapping[str, int]) -> Mapping[str, int]:
     if any(sign for _, sign, _ in pairs) and not all(re.fullmatch("[0-9]{1,9}", weight) for _, _, weight in pairs):
         raise click.BadParameter(
             f"expected a whole number as the weight of each queue, got {value!r}. Use weights such as high=6,low=1, or "
-            "names such as high,low, the most urgent queue first"
+            "names such as high,low with the most urgent queue first"
         )
     given = [queue for queue, _, _ in pairs]
     try:

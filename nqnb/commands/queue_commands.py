@@ -165,10 +165,10 @@ Examples:
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
     """Delete a queue from the server, after a preview.
 
-    Without --force, the queue must be empty and no worker may be serving it. With --force, the
-    queue's unfinished tasks are first deleted or cancelled, including those that are submitted after the preview. The
-    states of the queue's tasks are kept until they expire. The queue is recreated if a task is submitted to it or a
-    worker is still serving it.
+    Without --force, the queue must be empty and no worker may be serving it. With --force, the queue's unfinished tasks
+    are first deleted or cancelled, including those that are submitted after the preview. The states of the queue's
+    tasks are kept until they expire. The queue is recreated if a task is submitted to it or a worker is still serving
+    it.
     """
     if wait is not None and not force:
         raise click.UsageError(

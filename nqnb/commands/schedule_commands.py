@@ -105,8 +105,8 @@ def schedule_add(
         made = await nq.every(queue=queue, payload=value, name=named, seconds=every or 0, **options)
         if not front_of(ctx).json and await nq.serving.is_missing(queue):
             front_of(ctx).say(
-                f"no worker is serving queue {queue!r}: the schedule submits no tasks until an nqnb worker does. "
-                "Start a worker, or check the queue name."
+                f"no worker is serving queue {queue!r}: the schedule submits no tasks until an nqnb worker serves the "
+                "queue. Start a worker, or check the queue name."
             )
         return made
 

@@ -84,8 +84,9 @@ def up(
     server, which requires a token that only this user can read. Commands and notebooks use this server unless an
     option, NATS_URL or a NATS CLI context names another server.
 
-    The tasks are kept when the server stops. To start with an empty server, stop it, and then delete the store folder,
-    which `nqnb up --status` shows while the server is running, and `nqnb up --stop` when it has stopped.
+    The tasks are kept when the server stops. To start with an empty server, stop the server, and then delete the store
+    folder. `nqnb up --status` shows this folder while the server is running, and `nqnb up --stop` shows the folder when
+    the server has stopped.
     """
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
@@ -189,7 +190,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
         before: a function to call after the confirmation, just before the server is stopped.
 
     Raises:
-        NqnbError: the user declined, or there is no terminal on which to ask (`NeedsYes`).
+        NqnbError: the user declined, or the front end cannot ask the user (`NeedsYes`).
     """
     front = front_of(ctx)
     found = detached.look()

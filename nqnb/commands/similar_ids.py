@@ -14,21 +14,21 @@ T = TypeVar("T")
 
 _MAX_SUGGESTIONS = 3
 _MAX_UNKNOWN_IDS = 10
-"""If more ids are unknown, nothing is suggested, because all tasks are compared with each unknown id."""
+"""If more ids than this are unknown, nothing is suggested, because each unknown id is compared with all tasks."""
 LISTING_SECONDS = 2.0
-"""The time limit for a listing of all tasks that only adds details, such as the suggestions."""
+"""The time limit for a listing of all tasks that only provides additional information, such as suggestions."""
 _ADVICE = "Check the id and the server"
 """The start of the advice in the message of an `UnknownTask` error. The suggestion is inserted before the advice."""
 
 
 async def suggest_id(nq: Client, error: UnknownTask) -> UnknownTask:
-    """Return the error with a suggestion if the id is the beginning of an id, or differs from an id only in case."""
+    """Return the error, with a suggestion if the ids of some tasks begin with the unknown id, ignoring case."""
     (suggested,) = await _with_suggestions(nq, [error])
     return suggested
 
 
 async def suggest_ids(nq: Client, outcomes: MutableMapping[str, T | NqnbError]) -> None:
-    """Add suggestions to the `UnknownTask` errors among the outcomes, which are stored by task id."""
+    """Add suggestions to the `UnknownTask` errors in ``outcomes``, which maps task ids to outcomes."""
     unknown = {name: error for name, error in outcomes.items() if isinstance(error, UnknownTask)}
     if 0 < len(unknown) <= _MAX_UNKNOWN_IDS:
         outcomes.update(zip(unknown, await _with_suggestions(nq, unknown.values()), strict=True))
@@ -50,7 +50,7 @@ def _with_suggestion(error: UnknownTask, ids: list[str]) -> UnknownTask:
         return error
     if len(near) > _MAX_SUGGESTIONS:
         shown = ", ".join(map(repr, near[:_MAX_SUGGESTIONS]))
-        suggestion = f"The ids of {len(near):,} tasks begin like this: {shown} and others. "
+        suggestion = f"The id is the beginning of {len(near):,} task ids: {shown} and others. "
     else:
         suggestion = f"Did you mean {' or '.join(map(repr, near))}? "
     return UnknownTask(text[:advice] + suggestion + text[advice:], error.task_id, error.status)

@@ -30,9 +30,9 @@ _PROGRESS_TASKS = 100
 _SETTLE_SECONDS = 2.0
 """How long an interrupted command waits for the server to answer the requests in flight."""
 _SLOW_SECONDS = 1.0
-"""The time between two looks at the connection while many tasks are submitted."""
+"""The interval between two checks of the connection while lines are submitted."""
 _MAX_UNANSWERED = 2
-"""How often as many tasks as are sent at once may fail in a row, because the server accepts none, before the end."""
+"""A factor: the command stops after this many times as many consecutive unanswered requests as are sent at once."""
 _FOREVER = "forever"
 _QUOTE_HINT = "Quote the JSON for the shell, as in '{\"a\": 1}', or use "
 
@@ -228,7 +228,10 @@ async def _submit_all(
 
 
 async def _with_word_of_outage(ctx: click.Context, nq: Client, sending: asyncio.Future[Any]) -> None:
-    """Wait for a future, and tell the user once if the connection is lost. A cancel does not reach the future."""
+    """Wait for a future, and tell the user once if the connection is lost.
+
+    If this coroutine is cancelled, the future continues.
+    """
     while not sending.done():
         await asyncio.wait({sending}, timeout=_SLOW_SECONDS)
         if not sending.done() and not nq.backend.connected:
@@ -238,14 +241,17 @@ async def _with_word_of_outage(ctx: click.Context, nq: Client, sending: asyncio.
 
 
 def _submitted(queue: str, numbers: list[int], outcomes: list[Task | NqnbError | None]) -> Submitted:
-    """Return the record of the outcomes. ``numbers`` are the numbers of the lines with a payload."""
+    """Return a record of the outcomes. ``numbers`` contains the line numbers of the payloads."""
     ids = [each.id for each in outcomes if isinstance(each, Task)]
     refused = {number: each for number, each in zip(numbers, outcomes, strict=False) if isinstance(each, NqnbError)}
     return Submitted(queue, ids, many=True, refused=refused)
 
 
 def _interrupted(numbers: list[int], outcomes: list[Task | NqnbError | None]) -> str:
-    """Report what was submitted before an interrupt. ``numbers`` are the numbers of the lines with a payload."""
+    """Return a message that says which lines were submitted before an interrupt.
+
+    ``numbers`` contains the line numbers of the payloads, and ``outcomes`` one item for each payload that was sent.
+    """
     known = sum(isinstance(each, Task) for each in outcomes)
     unsure = sum(each is None or isinstance(each, Unconfirmed) for each in outcomes)
     refused = [
@@ -278,7 +284,17 @@ def read_payload(ctx: click.Context, payload: str | None, file: IO[bytes] | None
 
 
 def encode_payload(data: bytes | None, form: PayloadForm, what: str, *, quoted: bool = False) -> bytes:
-    """Encode the payload as bytes. ``quoted`` is True if a shell may have removed quotes from the payload."""
+    """Return the payload as the bytes to send.
+
+    Args:
+        data: the payload that the user passed, or None to send null.
+        form: the form in which the payload is sent.
+        what: the name of the payload in error messages, such as "line 3".
+        quoted: whether a shell may have removed quotes from the payload.
+
+    Raises:
+        UsageError: the payload is not JSON or, with the form ``text``, is not UTF-8.
+    """
     if data is None:
         return b"null"
     if form == "raw":

@@ -79,7 +79,7 @@ class Filter(Struct, frozen=True):
 
     Ages are in seconds since the task was submitted. A task of unknown age does not match any age limit. ``error`` is
     text to search for in the task's error message, ignoring case. ``not_requeued`` excludes tasks that were requeued.
-    ``failures`` contains the ids of failure groups. If it is not empty, only tasks in these groups match.
+    ``failures`` contains the ids of failure groups. Unless ``failures`` is empty, only tasks in these groups match.
     """
 
     queue: str | None = None
@@ -222,8 +222,8 @@ def cancel(
     Tasks selected by id are cancelled immediately. With a filter, the command shows a preview and asks for
     confirmation. Only the tasks in the preview are cancelled. Tasks that are submitted later are not affected.
 
-    When the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
-    still be stopping. With --wait, exit code 0 means that the code has stopped.
+    When the command returns, the cancel requests are stored, and no further runs of these tasks will start. Running
+    code may still be stopping. With --wait, exit code 0 means that the code has stopped.
 
     A task that never started is marked as deleted. A task that had started is marked as cancelled once its code has
     stopped.
@@ -486,8 +486,8 @@ def task_cancel(
 ) -> CancelReceipt | Receipts:
     """Cancel tasks by their ids, and show the receipts.
 
-    When the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
-    still be stopping. With --wait, exit code 0 means that the code has stopped.
+    When the command returns, the cancel requests are stored, and no further runs of these tasks will start. Running
+    code may still be stopping. With --wait, exit code 0 means that the code has stopped.
 
     A task that never started is marked as deleted. A task that had started is marked as cancelled once its code has
     stopped.
@@ -566,7 +566,7 @@ def task_requeue(
 
 def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
     """Return the task ids without duplicates. If ``-`` was given, include the ids from stdin."""
-    # `--id -` is the task with the id "-".
+    # In `--id -`, the dash is a task id.
     given = [*(each for each in ids if each != _STDIN), *named]
     if _STDIN in ids:
         try:
@@ -597,7 +597,7 @@ def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None])
     except KeyboardInterrupt as interrupt:
         done = sum(isinstance(each, RequeuedTask) for each in outcomes.values())
         interrupt.args = (
-            f"interrupted; {done:,} of {count_tasks(len(ids))} are known to be requeued. Run `nqnb tasks` to check",
+            f"interrupted; at least {done:,} of {count_tasks(len(ids))} were requeued. Run `nqnb tasks` to check",
         )
         raise
 
@@ -639,7 +639,7 @@ def _cancel(
 def _interrupted(ids: Sequence[str], outcomes: Mapping[str, CancelReceipt | NqnbError]) -> str:
     stored = [each for each in outcomes.values() if isinstance(each, CancelReceipt)]
     if not stored:
-        return "interrupted before the server confirmed any cancel. Cancel again"
+        return "interrupted before the server confirmed any cancel request. Run the command again"
     stopping = sum(each.stopping for each in stored)
     if len(ids) == 1:
         return "interrupted; the cancel is stored" + (", but the task was still stopping" if stopping else "")
@@ -706,10 +706,11 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_in_full(ctx: click.Context, nq: Client, id: str) -> TaskInfo:
-    """Return a task with information that is stored separately.
+    """Return a task, including information that is stored outside its entry.
 
-    The cancel request is added to an unfinished task. The id of the latest requeue is added to a task that ended
-    without a result, unless finding the id takes too long, because it is stored only in the new task.
+    For an unfinished task, this information is the cancel request, and whether the worker is silent. For a task that
+    ended without a result, the information is the id of the new task if the task was requeued. Only the new task stores
+    this id, and the id is left out if it cannot be found in time.
     """
     task = await nq.fetch(id)
     if not task.status.terminal:
@@ -724,8 +725,8 @@ async def _fetch_in_full(ctx: click.Context, nq: Client, id: str) -> TaskInfo:
             listed = await asyncio.wait_for(nq.tasks(task.queue, task.status), LISTING_SECONDS)
         except (NqnbError, asyncio.TimeoutError):
             front_of(ctx).say(
-                "not looked up: whether the task was requeued, because all tasks cannot be read quickly. "
-                f"`nqnb tasks {task.queue}` shows it"
+                "not looked up: whether the task was requeued, because the queue's tasks could not be read in time. "
+                f"Run `nqnb tasks {task.queue}` to find out"
             )
         else:
             return next((each for each in listed if each.id == id), task)
@@ -733,7 +734,7 @@ async def _fetch_in_full(ctx: click.Context, nq: Client, id: str) -> TaskInfo:
 
 
 async def _last_tasks(nq: Client, which: Filter, limit: int | None) -> Tasks:
-    """Return the most recently changed tasks that match, at most ``limit``."""
+    """Return the ``limit`` matching tasks that changed most recently, or all matching tasks if ``limit`` is None."""
     found = await which.tasks(nq)
     return Tasks(await with_silence(nq, found if limit is None else found[-limit:]), len(found))
 

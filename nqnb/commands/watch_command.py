@@ -155,7 +155,7 @@ class _Watcher:
         """The revision of each task, and whether its worker was silent, by task id."""
         self._pending: asyncio.Future[Snapshot] | None = None
         self._refusals: set[str] = set()
-        """The reasons why a reconnect failed that were reported since the server last answered."""
+        """The reasons for failed reconnects that have been reported since the server last answered."""
 
     @property
     def ended(self) -> bool:

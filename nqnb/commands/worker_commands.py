@@ -90,7 +90,7 @@ Examples:
     type=click.Choice(("auto", "asyncio", "uvloop")),
     default="auto",
     show_default=True,
-    help="The event loop to use; auto selects uvloop if nqnb[fast] has installed it",
+    help="The event loop to use; auto selects uvloop if nqnb[fast] installed it",
 )
 @click.option(
     "--metrics",
@@ -137,9 +137,9 @@ def worker(
     processes. The exit code is the highest exit code of the processes.
 
     --health serves two pages for Kubernetes, Docker and load balancers. /healthz fails if the event loop is blocked for
-    longer than 60 seconds, or the connection is lost for longer than 5 minutes and than the longest ack wait. /readyz
-    fails until the worker can receive cancels and tasks, during each reconnect, while the worker is paused (SIGTSTP),
-    and from the moment when the worker begins to stop.
+    longer than 60 seconds, or the connection is lost for longer than 5 minutes and also longer than the longest ack
+    wait. /readyz fails until the worker can receive cancels and tasks, during each reconnect, while the worker is
+    paused (SIGTSTP), and from the moment when the worker begins to stop.
 
     --reload requires nqnb[reload]. It watches the package of MODULE, or the folder of a module without a package.
     --reload and --processes are not available on Windows.
@@ -177,7 +177,7 @@ def new_loop_of(choice: str) -> NewLoop | None:
         UsageError: uvloop was chosen, but cannot be imported.
     """
     if choice == "asyncio" or (choice == "auto" and sys.version_info >= (3, 14)):
-        # nqnb[fast] does not install uvloop on Python 3.14 and later, so nqnb is not tested with uvloop on them.
+        # nqnb[fast] does not install uvloop on Python 3.14 and later, so nqnb is not tested with uvloop there.
         return None
     try:
         uvloop: Any = importlib.import_module("uvloop")
@@ -238,7 +238,9 @@ def _reloader(ctx: click.Context, options: dict[str, Any]) -> Reloader:
     if sys.platform == "win32":
         raise click.UsageError("--reload is not available: Windows has no POSIX signals. Restart the worker yourself")
     if ctx.params["processes"] is not None:
-        raise click.UsageError("--reload and --processes cannot be combined: --reload runs one process. Use only one")
+        raise click.UsageError(
+            "--reload and --processes cannot be combined: --reload runs a single process. Use only one of the options"
+        )
     module, _ = _split_target(ctx.params["target"])
     endpoints = {f"--{name}": ctx.params[name] for name in ("metrics", "health")}
     given = [part for option, address in endpoints.items() if address is not None for part in (option, f"{address}")]

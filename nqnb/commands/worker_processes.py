@@ -42,7 +42,7 @@ _PROGRAM = str(Path(nqnb.__file__).with_name("__main__.py"))
 """The program of a worker process.
 
 As with the command ``nqnb``, the current folder is not on the path until the user's module is imported. With
-``python -m nqnb``, a module such as email.py in the folder would hide Python's module of this name.
+``python -m nqnb``, a module such as email.py in the folder would hide Python's module of the same name.
 """
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
@@ -127,7 +127,8 @@ class WorkerProcesses:
                 break
             quick = time.monotonic() - since < _QUICK_CRASH_SECONDS
             attempts = attempts + 1 if quick else 1
-            # While the server is away, the serving processes reconnect on their own, so they are not stopped.
+            # If the server is unreachable, a replacement cannot connect, but the processes that have served reconnect.
+            # These processes must not be stopped, so the crash of the replacement is not counted.
             if served or code != _NO_CONNECTION or not any(each.has_served for each in self._processes):
                 quick_crashes = quick_crashes + 1 if quick else 1
             what = process.end_text()
@@ -181,7 +182,7 @@ def exit_code(code: int) -> int:
 
 
 def forwarded_signals(forward: Callable[[signal.Signals], None]) -> contextlib.AbstractContextManager[None]:
-    """Call ``forward`` for each signal that a parent forwards to its processes, until the block ends."""
+    """Return a context manager that calls ``forward`` for each signal that a parent forwards to its processes."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT)
     return handled_signals({number: functools.partial(forward, number) for number in numbers})
 
@@ -297,7 +298,7 @@ class ParentLink:
             reporting.cancel()
 
     async def _report(self, worker: Worker) -> None:
-        while worker.state in (State.NEW, State.STARTING):  # noqa: ASYNC110  a worker has no event for it
+        while worker.state in (State.NEW, State.STARTING):  # noqa: ASYNC110  a worker has no event for its state
             await asyncio.sleep(0.02)
         with contextlib.suppress(OSError):
             self._socket.send(b"!")

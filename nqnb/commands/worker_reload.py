@@ -156,7 +156,7 @@ def watched_folders(module: str) -> list[str]:
     try:
         spec = importlib.util.find_spec(top) if top.isidentifier() else None
     except ValueError:
-        spec = None  # a module of this process, such as __main__
+        spec = None  # the module is loaded, but has no spec, such as __main__
     if spec is None:
         raise click.UsageError(
             f"module {top!r} cannot be watched: it is not in {os.getcwd()!r}, and is not installed. "

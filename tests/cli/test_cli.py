@@ -747,7 +747,7 @@ def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
 
 def test_the_help_of_servers_and_workers_says_how_to_start_empty_and_how_long_a_stop_takes(run: Run) -> None:
     said = {name: " ".join(run(name, "-h").out.split()) for name in ("up", "worker")}
-    assert "To start with an empty server, stop it, and then delete the store folder" in said["up"]
+    assert "To start with an empty server, stop the server, and then delete the store folder" in said["up"]
     assert f"{nqnb.Worker().shutdown_timeout:g} seconds by default" in said["worker"]
 
 
@@ -790,7 +790,7 @@ def test_the_beginning_of_an_id_gets_a_suggestion(run: Run) -> None:
     for number in range(3, 6):
         run("submit", "named", "1", "--id", f"mic-{number}")
     answer = run("task", "show", "mic")
-    assert "The ids of 5 tasks begin like this: 'mic-5', 'mic-4', 'mic-3' and others. Check the id" in answer.err
+    assert "The id is the beginning of 5 task ids: 'mic-5', 'mic-4', 'mic-3' and others. Check the id" in answer.err
     assert {run("task", "status", name).out for name in ("Mic-1", "mic-2")} == {"pending\n"}, "nothing was cancelled"
 
 
