@@ -273,7 +273,7 @@ class StoreContract:
                 await asyncio.gather(store.create("g", b"z"), store.create("h", b"z"))
             found.append(entry)
         missing = set("adef") - {entry.key for entry in found}
-        same(missing, set(), "keys that were not written while it ran were missing from entries():")
+        same(missing, set(), "keys that were not written during the iteration were missing from entries():")
 
     # -- subscribers
 
@@ -458,7 +458,7 @@ async def refused(write: Awaitable[int], what: str, key: str) -> None:
     try:
         revision = await write
     except RevisionConflict as error:
-        same(error.key, key, f"{what} raised RevisionConflict, whose .key")
+        same(error.key, key, f"{what} raised RevisionConflict, whose .key is")
     except Exception as error:  # noqa: BLE001  the failure reports any exception
         fail(f"{what} raised {error!r}, expected RevisionConflict({key!r})")
     else:

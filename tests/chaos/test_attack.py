@@ -110,7 +110,7 @@ def test_on_a_given_server_it_asks_and_leaves_nothing(server: nqnb.DevServer) ->
     assert "Add --yes" in refused.stderr
     wrong = chaos("-u", server.url, "--faults", "server", "--yes")
     assert wrong.returncode == 2
-    assert "only into servers that the run starts" in wrong.stderr
+    assert "only into servers that the attack starts" in wrong.stderr
     answer = chaos("-u", server.url, "--tasks", "25", "--seed", "3", "--yes", "--faults", "worker")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "Every rule held." in answer.stdout

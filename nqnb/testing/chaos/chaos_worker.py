@@ -31,7 +31,7 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Longer delays use server-side schedules. The limit, in seconds, is low so that attacks cover schedules."""
+"""Delays of more than this many seconds use server-side schedules. The value is low so that attacks cover schedules."""
 
 _WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3}
 """The weights of the queues. The other queues have the weight 1."""
@@ -144,9 +144,10 @@ async def _watch_loop(diary: str, worker: str) -> None:
 
 
 def note_acknowledged_writes(diary: str) -> None:
-    """Write to the worker process's diary which revisions of entries the server has acknowledged.
+    """Patch `KeyValueStore.update` so that the diary records each revision that the server acknowledges.
 
-    Only the state bucket has updates whose keys are task ids. `Evidence.lost_writes` ignores all other keys.
+    The updates of every bucket are recorded, but only the keys of the state bucket are task ids. `Evidence.lost_writes`
+    ignores all other keys.
     """
     update = KeyValueStore.update
 

@@ -279,8 +279,9 @@ class Line:
 
     A handler writes the word ``start`` when it begins, and ``return``, ``raise`` or ``stop`` when it ends. The worker
     process writes ``hello`` when it starts, ``stall`` after it has been suspended, and ``lag`` after its event loop has
-    been blocked. After ``stall`` or ``lag``, ``seconds`` is the length of the pause, which ended at ``at``. It writes
-    ``stored`` when the server has acknowledged a write to an entry; ``attempt`` is then the revision.
+    been blocked. For ``stall`` and ``lag``, ``seconds`` is the length of the pause, which ended at ``at``. The
+    worker process writes ``stored`` when the server has acknowledged a write to an entry; ``attempt`` is then the
+    revision.
     """
 
     at: float
@@ -296,7 +297,7 @@ class Line:
 
 
 def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: str, kind: str) -> None:
-    """Append a line to the diary with a single ``write`` call, so that lines of several processes are not mixed."""
+    """Append a line to a diary with a single ``write``, so that lines from different processes are not interleaved."""
     text = f"{time.monotonic():.6f} {task} {attempt} {word} {run} {worker} {kind}\n"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -53,7 +53,7 @@ class Faults:
         }
         self._kinds = {kind: inject for kind, inject in kinds.items() if kind in options.faults}
         if testbed.cluster is not None:
-            # The faults of a cluster kill its servers.
+            # In a cluster, the fault `cluster` kills the servers, and the store has no size limit.
             self._kinds.pop("server", None)
             self._kinds.pop("full", None)
 

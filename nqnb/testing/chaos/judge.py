@@ -20,9 +20,9 @@ _STOP_WINDOW_SECONDS = 1.0
 _MAKE_ROOM_SECONDS = 5.0
 """Once the store is no longer full, the end of a cancelled task must be written within this many seconds."""
 _BURST_SECONDS = 0.75
-"""In any period, the tasks of this many additional seconds may take the starts that a rate limit allows."""
+"""The burst that a rate limit allows: a period may have as many starts as a period that is this many seconds longer."""
 _CLAIM_SECONDS = 1.25
-"""The maximum time between the start that a task takes and the run, if nothing disturbs the worker.
+"""The maximum time between a start that a worker reserved and the handler run, if nothing disturbs the worker.
 
 The claim takes up to six round trips of the slowest link.
 """
@@ -41,7 +41,7 @@ class Rule(enum.Enum):
     COUNTED_BACK = "had its retry count decreased"
     DELETED_RAN = "is deleted but ran"
     CANCELLED_RETURNED = "is cancelled but returned"
-    UNASKED = "is cancelled without a cancel"
+    UNASKED = "is cancelled without a cancel request"
     LIED = "did not end as its cancel reported"
     CLAIMED_LATE = "was claimed and run after its cancel had returned"
     UNHEARD = "kept running after its cancel although its worker was reachable"
@@ -49,7 +49,7 @@ class Rule(enum.Enum):
     NO_RAISE = "is failed, but no handler raised or retries were left"
     AGAIN = "ran again after it had returned"
     OVERLAP = "ran twice at the same time"
-    SERIAL = "ran at the same time as another task of its serial key"
+    SERIAL = "ran at the same time as another task with the same serial key"
     CROWDED = "ran although the concurrency limit of its queue was reached"
     HASTY = "started although the rate limit of its queue was reached"
     ENDLESS = "has a handler that never ended"
@@ -84,7 +84,7 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _crowded(evidence: Evidence) -> Iterator[Breach]:
-    """Check that no task of a queue with a concurrency limit started while that many tasks of the queue ran."""
+    """Yield a breach for each task that started although the concurrency limit of its queue was reached."""
     for kind, limits in LIMITS.items():
         running: list[RunSeen] = []
         for run in evidence.runs_of_kind.get(kind.value, ()) if limits.concurrency else ():
@@ -97,18 +97,18 @@ def _crowded(evidence: Evidence) -> Iterator[Breach]:
                 others = ", ".join(f"{each.task} in worker process {each.number}" for each in running)
                 yield Breach(
                     Rule.CROWDED,
-                    f"worker process {run.number} ran it from {run.begun - evidence.begun:.3f} s, while the tasks of "
-                    f"its queue with the limit of {limits.concurrency} were running: {others}",
+                    f"worker process {run.number} started it at {run.begun - evidence.begun:.3f} s, although the limit "
+                    f"of its queue is {limits.concurrency} and these tasks of the queue were running: {others}",
                     run.task,
                 )
             running.append(run)
 
 
 def _hasty(evidence: Evidence) -> Iterator[Breach]:
-    """Check that no more tasks of a queue with a rate limit started in any period than the rate and a burst allow.
+    """Yield a breach for each task that started sooner than the rate limit of its queue and a burst allow.
 
-    A fault can delay the claims of several tasks, so that their runs start together, but by no more than the ack wait,
-    when their leases end. Among the runs that no fault has delayed, fewer may start together.
+    A fault can delay the claims of several tasks, so that their runs start together. The delay is at most the ack wait,
+    because the leases then expire. The runs that no fault has delayed must also meet a stricter bound.
     """
     for kind, limits in LIMITS.items():
         if limits.rate:
@@ -154,9 +154,9 @@ def _misfired(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _among_too_many(evidence: Evidence, number: int) -> bool:
-    """Return whether a scheduled time was dropped because more than `MOST_MISSED` of them had been missed.
+    """Return whether a scheduled time was dropped because more than `MOST_MISSED` scheduled times had been missed.
 
-    Then the first of the tasks that were submitted afterwards is nearly `MOST_MISSED` periods late.
+    If so, the first task that was submitted for a later time is nearly `MOST_MISSED` periods late.
     """
     for task in evidence.firings[number + 1 :]:
         if task in evidence.revisions:
@@ -190,6 +190,8 @@ def _judge_task(evidence: Evidence, task: str) -> Iterator[Breach]:
 
 
 class _Task:
+    """The evidence about one task."""
+
     def __init__(self, evidence: Evidence, task: str, revisions: list[Revision]) -> None:
         self.evidence = evidence
         self.id = task
@@ -380,8 +382,9 @@ def _again(task: _Task) -> Iterator[str]:
 def _cannot_stop(evidence: Evidence, run: RunSeen, at: float) -> bool:
     """Return whether a worker process was unable to stop a run before another run took over at the time ``at``.
 
-    A suspended process cannot stop its handlers. Neither can a process whose event loop is blocked by another handler.
-    Then the guard renews the leases, but only if no fault disturbs its connection. The guard itself stops threads.
+    A suspended process cannot stop its handlers. A process whose event loop is blocked by another handler can stop only
+    threads, with the help of the loop guard. The loop guard also renews the leases meanwhile, so that no other run
+    takes over, unless a fault disturbs the guard's connection.
     """
     begin = at - evidence.ack_wait
     if overlaps(evidence.stalls.get(run.number, ()), begin, run.ended):

@@ -62,7 +62,7 @@ class Kind(enum.Enum):
 
 
 LIMITS = {Kind.NARROW: QueueLimits(concurrency=3), Kind.PACED: QueueLimits(rate=3)}
-"""The limits of the queues that have limits."""
+"""The limits of the queues, by kind of handler. The queues of the other kinds have no limits."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ class ChaosOptions:
         if self.settings is not None and not isinstance(self.settings, Settings):
             raise BadInput(
                 f"settings={shown(self.settings)} is invalid: expected a Settings, got {kind_of(self.settings)}. "
-                "Pass Settings(url), or None for servers that the run starts."
+                "Pass Settings(url), or None for servers that the attack starts."
             )
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
             raise BadInput(
-                f"faults are invalid: {elsewhere[0]!r} can be injected only into servers that the run starts. "
+                f"faults are invalid: {elsewhere[0]!r} can be injected only into servers that the attack starts. "
                 f"For your own server, use only the faults {' and '.join(map(repr, FOREIGN_FAULTS))}."
             )
 
@@ -192,9 +192,9 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _LIMITED_EVERY, _LIMITED_IN_A_ROW, _LIMITED_FROM = 200, 20, {Kind.PACED: 25, Kind.NARROW: 55}
-"""Of each 200 tasks, 20 in a row are of each kind with limits, so that they have to wait for the limits."""
+"""Of every 200 tasks, 20 consecutive tasks are of each kind with limits, so that the limits are reached."""
 _SERIAL_ONE_IN, _SERIAL_KEYS = 8, 3
-"""One task in this many has a serial key, and this many different serial keys are used."""
+"""One task in `_SERIAL_ONE_IN` has a serial key, and `_SERIAL_KEYS` different serial keys are used."""
 _BLOCKS_ONE_IN = 400
 """One task in this many blocks the event loop. At least two tasks per attack do so."""
 

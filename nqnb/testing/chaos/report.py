@@ -19,11 +19,11 @@ from nqnb.testing.chaos.plan import Moment
 SHOWN_BREACHES = 5
 """The maximum number of breaches that are reported with a timeline."""
 _CLAIM_SECONDS = 0.01
-"""If a cancel call begins at most this many seconds before a claim, it is reported under the claim."""
+"""A cancel call that begins at most this many seconds before a claim is reported under `Moment.CLAIM`."""
 _STARTED_SECONDS = 0.05
-"""If a cancel call begins at most this many seconds after the handler starts, it is reported under the start."""
+"""A cancel call that begins at most this many seconds after the handler starts is reported under `Moment.STARTED`."""
 _FINISH_SECONDS = 0.02
-"""If a cancel call begins at most this many seconds before the handler ends, it is reported under the finish."""
+"""A cancel call that begins at most this many seconds before the handler ends is reported under `Moment.FINISH`."""
 
 
 @dataclass
@@ -70,7 +70,7 @@ class ChaosReport:
     told: list[ToldBreach]
     revisions: int
     lost_writes: dict[str, int] = field(default_factory=dict)
-    """The tasks of which the server has lost an acknowledged revision; see `Evidence.lost_writes`."""
+    """The first acknowledged revision that the server lost for each task, by task id; see `Evidence.lost_writes`."""
 
     @property
     def ok(self) -> bool:

@@ -33,7 +33,7 @@ _SIGN_TIMEOUT_SECONDS = 15.0
 _END_TIMEOUT_SECONDS = 8.0
 """Seconds after which an unfinished task no longer counts towards the limit of open tasks."""
 _LIMITED_END_TIMEOUT_SECONDS = 60.0
-"""The same for tasks of queues with limits. Otherwise, many more tasks than the limits allow would wait in the end."""
+"""The same, for a task in a queue with limits. A shorter time would leave too many tasks waiting at the end."""
 _HELD_BACK_PART = 5
 """One task in this many is submitted only after every kind of fault has been injected."""
 
