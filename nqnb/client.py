@@ -828,8 +828,8 @@ class Client:
         Args:
             queue: the queue.
             rate: the maximum number of tasks that start in a period, such as ``"100/s"``, ``"30/m"`` or ``"500/h"``, or
-                a number of tasks per second.
-            concurrency: the maximum number of tasks that run at the same time.
+                a number of tasks per second. The limit can be from ``"1/d"`` to 1,000,000 tasks per second.
+            concurrency: the maximum number of tasks that run at the same time, from 1 to 1,000.
 
         Returns:
             The queue, with `QueueInfo.rate_limit` and `QueueInfo.concurrency_limit`.

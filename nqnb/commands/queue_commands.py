@@ -17,6 +17,7 @@ from nqnb.errors import QueueInUse
 from nqnb.protocol.bulk import unknown_queue
 from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.wire import Status
+from nqnb.queue_limits import MOST_CONCURRENCY
 from nqnb.records import PurgeReceipt, QueueInfo
 
 _DEFAULT_WAIT_SECONDS = 30.0
@@ -112,8 +113,10 @@ Examples:
 """,
 )
 @queue_argument
-@click.option("--rate", type=rate, metavar="RATE", help="Start at most RATE tasks (100/s, 30/m, 500/h)")
-@click.option("--concurrency", type=AtLeast(1), metavar="N", help="Run at most N tasks at once")
+@click.option("--rate", type=rate, metavar="RATE", help="Start at most RATE tasks (100/s, 30/m, 500/h, 10/d)")
+@click.option(
+    "--concurrency", type=AtLeast(1), metavar="N", help=f"Run at most N tasks at once (1 to {MOST_CONCURRENCY})"
+)
 @click.option("--remove", is_flag=True, help="Remove the limits")
 @click.pass_context
 def queue_limit(ctx: click.Context, queue: str, rate: float | None, concurrency: int | None, remove: bool) -> QueueInfo:
