@@ -35,7 +35,8 @@ Run a first task. Start the worker from `nqnb worker -h` in a second terminal:
   nqnb up --stop
 
 \b
-Exit codes: 0 done, 1 failed, 2 usage error, 3 no connection, 130 interrupted
+Exit codes: 0 done, 1 failed, 2 usage error, 3 no connection, 130 interrupted,
+  141 the reader of the output exited
 Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"; zsh: zsh_source; fish: fish_source
 """
 
