@@ -96,7 +96,8 @@ Examples:
     "--metrics",
     type=metrics_address,
     metavar="[HOST:]PORT",
-    help="Serve metrics for Prometheus; with --processes, each process uses the next port",
+    help="Serve metrics for Prometheus; without HOST, on all interfaces; with --processes, each process uses the next "
+    "port",
 )
 @click.option(
     "--health",
