@@ -103,10 +103,10 @@ def schedule_add(
 
     async def question(nq: Client) -> ScheduleInfo:
         made = await nq.every(queue=queue, payload=value, name=named, seconds=every or 0, **options)
-        if not front_of(ctx).json and await nq.serving.is_missing(queue):
+        if not front_of(ctx).json and await nq.serving.is_missing(queue, nqnb_only=True):
             front_of(ctx).say(
-                f"no worker is serving queue {queue!r}: the schedule submits no tasks until an nqnb worker serves the "
-                "queue. Start a worker, or check the queue name."
+                f"no nqnb worker is serving queue {queue!r}: the schedule submits no tasks until a worker does. "
+                "Start a worker, or check the queue name."
             )
         return made
 

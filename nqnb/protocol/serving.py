@@ -55,15 +55,18 @@ class Serving:
             self._later.add(task)
             task.add_done_callback(self._later.discard)
 
-    async def is_missing(self, queue: str, task: TaskInfo | None = None) -> bool:
+    async def is_missing(self, queue: str, task: TaskInfo | None = None, *, nqnb_only: bool = False) -> bool:
         """Return whether no worker is serving a queue. If the server does not answer in time, return False.
 
         Args:
             queue: the name of the queue. After this call, `look_soon` logs nothing about the queue.
             task: a task whose worker may be dead. The lease on this task does not count as evidence of a live worker.
+            nqnb_only: whether to ignore Go workers.
         """
         self._asked.add(queue)
         service = await self._look(queue)
+        if nqnb_only:
+            return service is not None and not service.workers
         # A busy Go worker sends no pull requests, but its leased tasks show that it is alive.
         own = task is not None and task.status is Status.PROCESSING and bool(task.worker)
         return service is not None and not service.workers and not service.pulls and service.leased <= own

@@ -7,12 +7,33 @@ import re
 
 import pytest
 from helpers.command_line import Run, one_line
+from helpers.raw_client import RawClient
+from helpers.waiting import until
 
 import nqnb
+from nqnb.jetstream.queue_streams import ensure_consumer
 from nqnb.protocol.recurring import ScheduleEntry
 from nqnb.recurrence import Recurrence
 
 MORNINGS = ("schedule", "add", "mornings", "report", '{"a": 1}', "--cron", "0 7 * * mon-fri")
+
+
+def test_only_nqnb_workers_submit_the_tasks_of_a_schedule(run: Run, url: str) -> None:
+    async def make_consumer() -> None:
+        async with nqnb.connect(url) as nq:
+            await ensure_consumer(nq.backend.connection, await nq.backend.ensure_queue("feeds"))
+
+    asyncio.run(make_consumer())
+    go = RawClient(url)
+    try:
+        go.subscribe(b"go.inbox")
+        go.publish(b"$JS.API.CONSUMER.MSG.NEXT.feeds.MONITOR go.inbox", b'{"batch":1,"expires":30000000000}')
+        until(lambda: "no worker is serving" not in run("submit", "feeds").err)
+        said = run("schedule", "add", "feeds", "feeds", "--every", "5m").err
+    finally:
+        go.close()
+        run("schedule", "remove", "feeds")
+    assert "no nqnb worker is serving queue 'feeds': the schedule submits no tasks until" in said
 
 
 def test_a_schedule_from_its_definition_to_its_removal(run: Run) -> None:
@@ -21,7 +42,7 @@ def test_a_schedule_from_its_definition_to_its_removal(run: Run) -> None:
     assert made.code == 0, made.err
     assert re.search(r"when +0 7 \* \* mon-fri Europe/Berlin\n", made.out)
     assert re.search(r"next +.*\(in \d+[smhd]\)\n", made.out)
-    assert "no worker is serving queue 'report': the schedule submits no tasks until" in made.err
+    assert "no nqnb worker is serving queue 'report': the schedule submits no tasks until" in made.err
     again = run(*MORNINGS, "--timezone", "Europe/Berlin", "--retry", "2", "--timeout", "90", "--json").json
     assert (again["retry"], again["timeout"], again["payload"], again["missed"]) == (2, 90, {"a": 1}, "once")
 

@@ -21,6 +21,9 @@ class RawClient:
         while self._file.readline().strip() != b"PONG":
             pass
 
+    def subscribe(self, subject: bytes) -> None:
+        self._socket.sendall(b"SUB %s 1\r\n" % subject)
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()
