@@ -106,7 +106,7 @@ def schedule_add(
         if not front_of(ctx).json and await nq.serving.is_missing(queue, nqnb_only=True):
             front_of(ctx).say(
                 f"no nqnb worker is serving queue {queue!r}: the schedule submits no tasks until a worker does. "
-                "Start a worker, or check the queue name."
+                "Start an nqnb worker, or check the queue name."
             )
         return made
 
