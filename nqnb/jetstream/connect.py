@@ -24,7 +24,6 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import nats.errors
-from nats.aio.transport import TcpTransport
 
 from nqnb.errors import BadInput
 from nqnb.jetstream.fast_client import FastClient
@@ -130,10 +129,11 @@ async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
 
 def _close_socket(client: FastClient) -> None:
     """Close the client's socket. nats-py leaves the socket open if the attempt to connect is cancelled or fails."""
-    transport = getattr(client, "_transport", None)
-    if isinstance(transport, TcpTransport):
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    # A TLS connection that is closed twice raises AttributeError for each later write.
+    if isinstance(writer, asyncio.StreamWriter) and not writer.is_closing():
         with contextlib.suppress(OSError, RuntimeError):  # raised for a broken socket or a closed loop
-            transport.close()  # type: ignore[no-untyped-call]  # nats-py's
+            writer.close()
 
 
 class _Refused(Exception):

@@ -270,8 +270,8 @@ class TestCredentials:
     async def test_a_login_that_expires_is_replaced_by_the_renewed_file_and_no_task_is_stopped(
         self, jwt_server: nqnb.DevServer, operator: Operator, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        write(path, operator.credentials(expires=5)[0])
-        settings = nqnb.Settings(jwt_server.url, creds=path, retry_for=10)
+        write(path, operator.credentials(expires=8)[0])
+        settings = nqnb.Settings(jwt_server.url, creds=path, retry_for=10, connect_timeout=CONNECT_TIMEOUT)
         worker = nqnb.Worker(settings)
         runs, go = 0, asyncio.Event()
 
