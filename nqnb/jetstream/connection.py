@@ -421,7 +421,8 @@ class Connection:
         self.outage.close()
         try:
             if not self.client.is_closed:
-                with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
+                # asyncio raises AttributeError for a write to a TLS connection that was closed.
+                with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError, AttributeError):
                     await asyncio.wait_for(self.client.flush(), 1.0)
             # nats-py may report that it is closed while its socket is still open.
             await leave(self.client, _CLOSE_SECONDS)
