@@ -34,6 +34,7 @@ def state(page: Sheet, i: int) -> str:
     return page.output(i).locator(".nq-state").inner_text()
 
 
+@pytest.mark.full
 def test_after_a_kernel_restart_the_buttons_of_an_old_table_are_off(
     sheet: Callable[..., Sheet], look: Bucket, shot: Callable[[Any, str], Path]
 ) -> None:

@@ -34,6 +34,7 @@ def test_a_kernel_that_does_not_start_at_once_is_tried_again(app: App, sheet: Ca
     page.errors.clear()  # Jupyter's own, about the request that was refused
 
 
+@pytest.mark.full
 def test_another_dialog_fails_a_test_at_once_with_its_text(sheet: Callable[..., Sheet]) -> None:
     page = sheet("lab", "1 + 1")
     page.menu("Kernel", "Restart Kernel…")

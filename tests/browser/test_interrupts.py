@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
 from browser.bucket import Bucket
 from browser.sheets import Sheet
 
@@ -34,6 +35,7 @@ def stop(page: Sheet, i: int) -> float:
     return time.monotonic() - start
 
 
+@pytest.mark.full
 def test_the_stop_button_ends_a_wait(sheet: Callable[..., Sheet], look: Bucket) -> None:
     waits = (
         f"print('waits')\n{code}" for code in ("task.result()", "await task", "task.result(cancel_on_interrupt=True)")

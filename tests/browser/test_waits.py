@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from browser.sheets import Sheet
 
 SETUP = """
@@ -22,6 +23,7 @@ lost = nq.submit("fech")
 """
 
 
+@pytest.mark.full
 def test_a_wait_shows_the_state_of_its_task_and_an_interrupt_shows_the_cell(sheet: Callable[..., Sheet]) -> None:
     waits = {
         "# the first\nrunning.result()": "processing 40 %",

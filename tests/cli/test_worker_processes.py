@@ -210,6 +210,7 @@ def test_the_parent_gives_up_after_five_quick_crashes(
 
 
 @pytest.mark.anyio
+@pytest.mark.full
 async def test_a_replacement_that_cannot_connect_does_not_stop_the_other_processes(
     server: nqnb.DevServer, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

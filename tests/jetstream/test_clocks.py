@@ -158,6 +158,7 @@ async def test_a_forced_deletion_by_a_client_with_a_wrong_clock_overwrites_no_ru
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+@pytest.mark.full
 async def test_a_retry_is_due_by_the_servers_clock(
     nq: nqnb.Client, settings: nqnb.Settings, start_worker: Start, ahead: float
 ) -> None:
@@ -175,6 +176,7 @@ async def test_a_retry_is_due_by_the_servers_clock(
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+@pytest.mark.full
 async def test_a_time_to_start_is_judged_by_the_servers_clock(
     nq: nqnb.Client, settings: nqnb.Settings, start_worker: Start, ahead: float
 ) -> None:

@@ -101,6 +101,7 @@ async def test_a_cancel_of_submit_many_over_a_slow_link_ends_it_at_once(proxy: P
 
 
 @pytest.mark.parametrize("breaks", ["stalls", "dies"])
+@pytest.mark.full
 async def test_submit_many_reports_each_task_if_the_link_breaks_in_the_middle(
     server: nqnb.DevServer, proxy: Proxy, fast: bool, breaks: str
 ) -> None:
@@ -211,6 +212,7 @@ async def test_a_subscription_does_not_wait_for_a_full_buffer(proxy: Proxy) -> N
     await client.close()
 
 
+@pytest.mark.full
 async def test_a_request_that_waits_for_space_is_not_resent(proxy: Proxy, connection: Connection) -> None:
     connection._timeout, connection.clustered = 3.0, True
     proxy.swallow()

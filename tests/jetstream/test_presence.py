@@ -171,6 +171,9 @@ async def test_thousands_of_leases_are_renewed_a_part_at_a_time(
 
     async def counted(self: Delivery, *rest: Any) -> bool:
         nonlocal under_way, most
+        if rest:
+            # On a busy machine, the guard takes the loop for blocked, and renews the leases on its own connection.
+            return await in_progress(self, *rest)
         under_way += 1
         most = max(most, under_way)
         try:

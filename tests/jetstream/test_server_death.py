@@ -128,6 +128,7 @@ async def test_tasks_accepted_by_a_killed_server_end_once(
         ),
     ],
 )
+@pytest.mark.full
 async def test_a_consumer_deleted_every_second_costs_no_second_run(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, api: str, slots: int, seconds: float, pause: float
 ) -> None:

@@ -155,6 +155,7 @@ async def test_a_run_whose_lease_cannot_be_renewed_is_stopped_before_the_server_
 
 
 @pytest.mark.parametrize(("subject", "said"), [("$KV.nq-workers.", b""), ("$JS.ACK.coroutine.MONITOR.", b"+WPI")])
+@pytest.mark.full
 async def test_a_heartbeat_that_is_never_answered_causes_no_second_run(
     nq: nqnb.Client,
     settings: nqnb.Settings,
