@@ -116,7 +116,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         >>> diagnosis.ok
         True
         >>> print(diagnosis)
-        no findings in 1 queue, ... tasks, 0 messages on nats-server 2...
+        no findings in 1 queue, ... on nats-server 2...
     """
 
     server: str
