@@ -397,9 +397,9 @@ def _plain_url(url: object) -> str | tuple[object, ...]:
             several = tuple(exact_text(item) if isinstance(item, str) else item for item in url)
             if several:
                 return several
-    raise BadInput(
-        f"url is invalid: expected one or more addresses, got {kind_of(url)}. Pass an address like {DEFAULT_URL}."
-    )
+    is_empty = isinstance(url, (list, tuple)) and not url
+    why = "the list of addresses is empty" if is_empty else f"expected one or more addresses, got {kind_of(url)}"
+    raise BadInput(f"url is invalid: {why}. Pass an address like {DEFAULT_URL}.")
 
 
 def _path(name: str, value: object) -> str:
@@ -614,7 +614,7 @@ def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
         if _may_be_contents(path):
             raise BadInput(
                 f"{label} is invalid: the value looks like the contents of a file, so it is not shown here. "
-                "Set the path of the file instead."
+                "Set it to the path of the file instead."
             ) from None
         why = getattr(error, "strerror", None) or error
         raise BadInput(

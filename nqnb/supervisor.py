@@ -265,7 +265,7 @@ def _free_locks(locks: list[int]) -> None:
 
 
 def keep_task(worker: int, connection: int, module: str) -> None:
-    """Fork the process that runs a task, and supervise the fork and its descendants.
+    """Fork a child process for each task, and supervise the child and its descendants.
 
     The supervisor is the leader of its own session, and the fork is the leader of its own process group. The fork calls
     the function ``run`` of `module` with the socket. The supervisor reads the worker's ``sys.path`` from stdin as a

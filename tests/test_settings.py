@@ -134,6 +134,11 @@ class TestAddresses:
         with pytest.raises(BadInput, match=r"is invalid: .*\. Use an address like nats://127"):
             Settings(given)
 
+    @pytest.mark.parametrize("given", [[], ()])
+    def test_an_empty_list_of_addresses_is_refused(self, given: Any) -> None:
+        with pytest.raises(BadInput, match="url is invalid: the list of addresses is empty"):
+            Settings(given)
+
     @pytest.mark.parametrize("given", [5, 5.0, object(), [None], True])
     def test_an_address_of_another_type_is_refused(self, given: object) -> None:
         with pytest.raises(BadInput):

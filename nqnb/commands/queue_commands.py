@@ -78,8 +78,10 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
     Only waiting and running tasks are counted. To count ended tasks as well, use `nqnb watch QUEUE --once`.
     """
     chosen = name or named
-    if chosen is None or (name and named):
-        raise click.UsageError("the queue name is missing or given twice: expected one name. Use NAME or --name NAME")
+    if chosen is None:
+        raise click.UsageError("the queue name is missing: expected one name. Use NAME or --name NAME")
+    if name and named:
+        raise click.UsageError("too many queue names: NAME and --name cannot be combined. Use only one of them")
     return ask(ctx, lambda nq: _find(nq, chosen))
 
 
@@ -128,7 +130,10 @@ def queue_limit(ctx: click.Context, queue: str, rate: float | None, concurrency:
     """
     given = rate is not None or concurrency is not None
     if remove and given:
-        raise click.UsageError("too many options: --remove cannot be combined with a limit. Use only one")
+        raise click.UsageError(
+            "too many options: --remove cannot be combined with --rate or --concurrency. Use --remove alone to remove "
+            "the limits, or omit --remove to set them"
+        )
     if not remove and not given:
         return ask(ctx, lambda nq: _find(nq, queue))
     return ask(ctx, lambda nq: nq.limit_queue(queue, rate=rate, concurrency=concurrency))

@@ -230,7 +230,7 @@ def cancel(
     """
     if known_queue is not None and not ids:
         raise click.UsageError(
-            f"--in {known_queue} is invalid without task ids: --in only names the queue of tasks selected by id. "
+            f"--in {known_queue} is invalid without task ids: --in applies only to tasks selected by id. "
             f"To cancel all open tasks of the queue, use --queue {known_queue}"
         )
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
@@ -319,8 +319,10 @@ def _id_argument_or_option(function: Any) -> Any:
 
 
 def _chosen_id(id: str | None, named: str | None) -> str:
-    if (id is None) == (named is None):
-        raise click.UsageError("the task id is missing or given twice: expected one task id. Use ID or --id ID")
+    if id is None and named is None:
+        raise click.UsageError("the task id is missing: expected one task id. Use ID or --id ID")
+    if id is not None and named is not None:
+        raise click.UsageError("too many task ids: ID and --id cannot be combined. Use only one of them")
     return id or named or ""
 
 

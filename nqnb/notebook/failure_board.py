@@ -229,7 +229,7 @@ class _Tasks:
     # Content
 
     async def read(self) -> BoardContent:
-        """Return the current content. A call waits at most a few seconds for the tasks."""
+        """Return the current content of the card. Wait at most a few seconds for the tasks to load."""
         await self._load(_EARLY_SECONDS if self._early else _LOAD_SECONDS)
         if self._lost:
             raise ConnectionFailed(

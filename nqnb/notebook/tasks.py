@@ -561,7 +561,8 @@ class TaskList(list[SessionTask]):
         if labels is None:
             raise BadInput(
                 "the tasks cannot be joined with df: their payloads are not the rows of a DataFrame. Submit the rows "
-                "with `map(queue, df)`, or use `results(errors='return')`, which has the order of the tasks."
+                "with `map(queue, df)`, or use `results(errors='return')`, which returns the results in the order of "
+                "the tasks."
             )
         keys, wanted = self._row_keys(df)
         found = self._session.call(self._latest())

@@ -138,9 +138,10 @@ async def _end_retry(backend: TaskBackend, task_id: str, record: CancelRecord, r
 async def schedule(backend: TaskBackend, attempt: Attempt, at: float, retry: int) -> int:
     """Schedule a task's message. Return the new message's sequence, or 0 if the server refuses schedules.
 
-    ``retry`` is the task's ``CurrentRetry``, which the new message contains. If the worker dies before it writes the
-    entry, the schedule remains after the task has ended; see `nqnb.protocol.lifecycle.claim`. If the entry changes
-    before the schedule fires, the worker that receives the message acts on the changed entry.
+    ``retry`` is the value of ``CurrentRetry`` in the new message. If the worker dies after this call and before it
+    updates the task's entry, the server redelivers the old message, and the schedule may outlive the task.
+    `nqnb.protocol.lifecycle.claim` describes what a worker does with the message of such a schedule. If the entry
+    changes before the schedule fires, the worker that receives the message acts on the changed entry.
     """
     queue, delivery = attempt.message.Queue, attempt.delivery
     if not await backend.takes_schedules(queue):

@@ -23,6 +23,7 @@ from nqnb.errors import (
 from nqnb.inputs import check_seconds
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.interfaces import QueueBackend, TaskBackend
+from nqnb.protocol.names import RESULT_BUCKET, STATE_BUCKET
 from nqnb.protocol.serving import Serving
 from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import ErrorInfo, Status, TaskMessage
@@ -201,9 +202,10 @@ def _decoded(info: TaskInfo, data: bytes, kind: Any = Any) -> Any:
         return payload.decode_json(data, kind)
     except BadInput as error:
         why = str(error)[:200]
+        stored = f"{RESULT_BUCKET} {info.result_key}" if info.result_key else f"{STATE_BUCKET} {info.id}"
         raise TaskFailed(
             f"task {info.id!r} completed, but its result cannot be decoded: {why}. "
-            "Read the stored bytes with `nats kv get`.",
+            f"To read the stored bytes, run `nats kv get {stored} --raw`.",
             info.id,
             info.status,
         ) from None

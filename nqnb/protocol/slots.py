@@ -191,7 +191,7 @@ async def take_slot(
         backend: the backend to use.
         worker: the id of this worker.
         attempt: the attempt, which is registered in this worker.
-        key: the key of the record.
+        key: the key of the limit's record in the limits bucket.
         limit: the number of slots.
         still_held: a function that returns the holders whose runs may still be active.
 
@@ -199,7 +199,7 @@ async def take_slot(
         Whether the attempt now holds a slot. If not, all slots are taken, or the attempt has lost its lease.
 
     Raises:
-        NqnbError: the server did not answer. The slot may have been taken; call `free_slot`.
+        NqnbError: the server did not answer. The attempt may hold a slot nevertheless; release it with `free_slot`.
     """
     while True:
         entry = await backend.limits.get(key)

@@ -226,9 +226,15 @@ class TaskMessage(Struct, gc=False):
             raise MalformedMessage(
                 f"entry {quoted(key)} is invalid: its ID must be equal to the key, got {quoted(task.ID)}.", data
             )
-        if not names.is_key(task.ID) or not names.is_queue(task.Queue):
+        if not names.is_key(task.ID):
             raise MalformedMessage(
-                f"entry {quoted(key)} is invalid: its ID and its queue {quoted(task.Queue)} must be valid names.", data
+                f"entry {quoted(key)} is invalid: its ID is not a valid task id. Check which program wrote it.", data
+            )
+        if not names.is_queue(task.Queue):
+            raise MalformedMessage(
+                f"entry {quoted(key)} is invalid: its queue {quoted(task.Queue)} is not a valid queue name. Check "
+                "which program wrote it.",
+                data,
             )
         return task
 

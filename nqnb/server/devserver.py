@@ -280,6 +280,7 @@ class SupervisedServer:
         cwd: Path | None = None,
     ) -> None:
         self.folder = folder or Path(tempfile.gettempdir(), f"nqnb-{secrets.token_hex(8)}").absolute()
+        self._has_temporary_folder = folder is None
         self.store = options.store or self.folder / "store"
         self.port = options.port
         self.pid = 0
@@ -345,7 +346,13 @@ class SupervisedServer:
         try:
             (self.folder / "server.conf").write_bytes(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            raise self._failure(f"{error}; set TMPDIR to a folder with free space") from error
+            remedy = "Check the folder's permissions and its free space."
+            if self._has_temporary_folder:
+                remedy += " To use another folder, set TMPDIR."
+            raise DevServerError(
+                f"nats-server cannot be started: its configuration cannot be written to {str(self.folder)!r} "
+                f"({error.strerror or error}). {remedy}"
+            ) from error
         state, detail = self._order(supervisor.START, deadline)
         if state == "failed":
             raise self._failure(f"{detail}; set {SERVER_VARIABLE} to a nats-server that can run on this machine")

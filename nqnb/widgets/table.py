@@ -282,12 +282,12 @@ class TaskTable(anywidget.AnyWidget):
     def show_workers(
         self, silent: Mapping[str, float], unserved: Collection[str], names: Mapping[str, str] | None = None
     ) -> None:
-        """Mark the running tasks of silent workers, and list queues without workers above the rows.
+        """Mark the running tasks of silent workers. Above the rows, list the queues that no worker is serving.
 
         Args:
             silent: the time of the last heartbeat of each silent worker, in Unix seconds.
             unserved: the queues that no worker is serving.
-            names: the readable names of workers, such as ``gpu-3/811``, by their ids. None means no change.
+            names: a map from worker ids to readable names, such as ``gpu-3/811``. None leaves the names unchanged.
         """
 
         def show() -> None:

@@ -148,7 +148,10 @@ class VisiblePage:
         }
 
     def details(self) -> dict[str, list[dict[str, str]]]:
-        """Return a dict that maps the id of each expanded row to its details, if they have not been sent yet."""
+        """Return the details of the expanded rows on this page that are new or have changed since they were last sent.
+
+        The keys are the ids of the rows.
+        """
         fresh = {}
         for task_id in self._shown:
             revision = self.rows.revision(task_id)

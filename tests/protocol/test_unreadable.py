@@ -192,7 +192,8 @@ class TestStates:
         entry = TaskMessage(ID="deep", Queue="q", Status=Status.COMPLETED, Meta=Meta(result_key="deep.1"))
         await nq.backend.states.put("deep", entry.encode())
         await nq.backend.results.put("deep.1", DEEP)
-        with pytest.raises(nqnb.TaskFailed, match="its result cannot be decoded"):
+        command = r"`nats kv get nq-results deep\.1 --raw`"
+        with pytest.raises(nqnb.TaskFailed, match="its result cannot be decoded.*" + command):
             await nq.result("deep")
         await nq.backend.results.put("deep.1", b"1" * 5000)
         with pytest.raises(nqnb.TaskFailed, match="its result cannot be decoded"):

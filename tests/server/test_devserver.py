@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -281,6 +282,21 @@ def test_a_busy_port_is_refused_promptly() -> None:
 def test_the_port_of_another_nats_server_is_refused() -> None:
     with DevServer() as owner, pytest.raises(DevServerError, match="is using the port"):
         DevServer(port_of(owner)).start()
+
+
+def test_a_configuration_that_cannot_be_written_is_an_error_that_says_what_to_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(DevServerError) as refused, DevServer():
+        pass
+    said = str(refused.value)
+    assert "its configuration cannot be written to '" in said
+    assert "(No space left on device). Check the folder's permissions and its free space." in said
+    assert said.endswith("To use another folder, set TMPDIR.")
 
 
 def test_a_named_binary_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

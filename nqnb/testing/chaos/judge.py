@@ -105,10 +105,11 @@ def _crowded(evidence: Evidence) -> Iterator[Breach]:
 
 
 def _hasty(evidence: Evidence) -> Iterator[Breach]:
-    """Yield a breach for each task that started sooner than the rate limit of its queue and a burst allow.
+    """Yield a breach for each task whose start exceeds the rate limit of its queue, even with an allowance for bursts.
 
     A fault can delay the claims of several tasks, so that their runs start together. The delay is at most the ack wait,
-    because the leases then expire. The runs that no fault has delayed must also meet a stricter bound.
+    because the leases then expire. All runs are therefore checked with an allowance of one ack wait, and the runs that
+    no fault has delayed are also checked with a smaller allowance, `_CLAIM_SECONDS`.
     """
     for kind, limits in LIMITS.items():
         if limits.rate:

@@ -341,8 +341,8 @@ def _trap(
         due: a dict that maps the identifier of each thread that must stop to the frame that calls the handler. The
             wrapper removes the thread when it raises the exception.
         before: the function to wrap.
-        is_harmless: a function that returns whether a frame of guarded code between the handler and ``before`` would
-            release all its locks after an exception.
+        is_harmless: a function that takes a frame of guarded code on the stack between the handler and ``before``, and
+            returns whether that code releases all its locks if an exception is raised.
     """
 
     def trap(*args: Any, **kwargs: Any) -> Any:
