@@ -7,6 +7,7 @@ the text of the docs, the notebooks, the widgets and the configuration. Ruff che
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import re
@@ -199,8 +200,10 @@ def lacks(message: str) -> str | None:
     return None
 
 
-def error_messages() -> Iterator[tuple[str, int, str]]:
+@functools.cache
+def error_messages() -> tuple[tuple[str, int, str], ...]:
     """Return (file, line, message) of each literal message that an error of the tree is made with."""
+    found = []
     trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "nqnb").rglob("*.py"))}
     classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     errors = set(ERRORS)
@@ -214,7 +217,8 @@ def error_messages() -> Iterator[tuple[str, int, str]]:
             if called == "__init__" and path.name == "errors.py":  # an error that writes its message itself
                 called = "NqnbError"
             if called in errors - LABELLED and (message := message_of(node.args[0])) is not None:
-                yield name_of(path), node.lineno, message
+                found.append((name_of(path), node.lineno, message))
+    return tuple(found)
 
 
 def test_no_word_is_used_that_readers_stumble_over() -> None:
@@ -229,7 +233,7 @@ def test_every_error_says_what_failed_and_why_and_what_to_do() -> None:
         if message not in UNADVISED and (missing := lacks(message))
     ]
     assert not found, "\n".join(found)
-    assert sum(1 for _ in error_messages()) > 150
+    assert len(error_messages()) > 150
 
 
 def test_every_exception_is_used() -> None:

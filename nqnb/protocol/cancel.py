@@ -111,9 +111,9 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
             return end.write(seen, task, Status.CANCELLED)
         if step is CancelStep.STOPPING:
             return CancelReceipt.of(task_id, task.Status, task.meta.cancel or record)
-        if step is CancelStep.TOO_LATE and announced:
-            # The task was running when the cancel was announced, but ended before it could be stopped.
-            return CancelReceipt.of(task_id, task.Status, None)
+        if step is CancelStep.TOO_LATE and (announced or lifecycle.names_cancel(task, record)):
+            # The task was running when its worker received the cancel, but ended before it could be stopped.
+            return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
                 f"task {task_id!r} cannot be cancelled: it has already {task.Status.label}. "

@@ -424,13 +424,13 @@ def end_of(task: TaskMessage) -> Status:
 
 def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
     """Return whether the cancel that ``record`` describes wrote the entry."""
+    return entry.Status in (Status.CANCELLED, Status.DELETED) and names_cancel(entry, record)
+
+
+def names_cancel(entry: TaskMessage, record: CancelRecord) -> bool:
+    """Return whether the cancel that the entry contains is the one that ``record`` describes."""
     there = entry.meta.cancel
-    return (
-        entry.Status in (Status.CANCELLED, Status.DELETED)
-        and there is not None
-        and there.requested_at == record.requested_at
-        and record.by.startswith(there.by)
-    )
+    return there is not None and there.requested_at == record.requested_at and record.by.startswith(there.by)
 
 
 def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now: float, how: str = "") -> TaskMessage:

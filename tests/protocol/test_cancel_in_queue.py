@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -82,6 +83,34 @@ async def test_the_run_is_stopped_before_the_entry_is_read(
     assert receipt.requested_at is not None
     with pytest.raises(nqnb.TaskCancelled):
         await task.result(30)
+
+
+async def test_a_run_that_completes_in_spite_of_an_early_cancel_has_a_receipt(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = asyncio.Event()
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("stubborn")
+    async def stubborn(job: nqnb.Job) -> None:
+        running.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    async with worker, nqnb.connect(settings) as other:
+        task = await nq.submit("stubborn")
+        await running.wait()
+        await asyncio.sleep(0.5)  # a worker ignores an early cancel that may have been sent before its run
+        answered = blocked_reads(nq, monkeypatch)
+        cancelling = asyncio.ensure_future(nq.cancel(task.id, queue="stubborn"))
+        await other.wait(task.id, timeout=30)
+        answered.set()
+        receipt = await cancelling
+        assert (receipt.status, receipt.stopping, receipt.stopped_at) == (Status.COMPLETED, False, None)
+        assert receipt.requested_at is not None
+        assert receipt.by == nq.name
+        with pytest.raises(nqnb.NotCancellable):  # another cancel did not reach the run
+            await nq.cancel(task.id, queue="stubborn")
 
 
 async def test_a_task_that_is_submitted_names_its_queue_itself(

@@ -485,8 +485,12 @@ class TestSerial:
             second = await nq.submit("work", "a", serial="a")
             await asyncio.sleep(0.1)
             # The second task takes the slot before the first run has a heartbeat.
+            key = names.serial_key("work", "a")
             while len(fleet.starts) == 1:
-                await nq.backend.limits.delete(names.serial_key("work", "a"))
+                slot = await nq.backend.limits.get(key)
+                if slot is not None and first.id.encode() in slot.value:
+                    with contextlib.suppress(nqnb.errors.RevisionConflict):
+                        await nq.backend.limits.delete(key, slot.revision)
                 await asyncio.sleep(0.02)
             await until_async(lambda: fleet.running["a"] == 1)
             assert await second.status() is Status.PROCESSING
