@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import random
@@ -53,6 +54,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude everything that is loaded now from garbage collections.
+
+    IPython collects garbage whenever a shell is reset. Each collection would visit the objects of thousands of tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _heavy_first(items: list[pytest.Item]) -> list[pytest.Item]:
