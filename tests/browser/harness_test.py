@@ -602,6 +602,7 @@ def test_failures_are_grouped_and_one_kind_is_requeued(make: Callable[..., Bench
     bench.until(lambda: len(bench.ids) == 9 and not kinds.is_visible())
 
 
+@pytest.mark.full
 def test_a_task_that_waits_for_its_time_is_scheduled(bench: Bench) -> None:
     scheduled = bench.page.locator("[data-act=filter][data-status=scheduled]")
     assert not scheduled.is_visible()
@@ -686,7 +687,9 @@ def test_whatever_comes_from_a_queue_is_text_and_the_layout_holds(make: Callable
     assert bench.row("r1").locator(".nq-reason").inner_text().startswith(f"Not cancelled: {HOSTILE[0]}WWW")
 
 
-@pytest.mark.parametrize("width", [500, 700, 900, 1200, 1600])
+@pytest.mark.parametrize(
+    "width", [500, *(pytest.param(width, marks=pytest.mark.full) for width in (700, 900, 1200)), 1600]
+)
 def test_the_button_is_on_the_screen_at_every_width(make: Callable[..., Bench], width: int) -> None:
     bench = make(width=width, dark=width == 900)
     bench.feed(task("r1", Status.PROCESSING), task("f1", Status.FAILED, error=ErrorInfo("E", "m", "t" * 5000)))
@@ -710,7 +713,7 @@ def test_every_control_has_a_name(bench: Bench) -> None:
     assert nameless == []
 
 
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_axe_finds_nothing_serious(make: Callable[..., Bench], dark: bool) -> None:
     bench = make(dark=dark)
     tasks = [
@@ -826,7 +829,7 @@ def test_a_saved_table_shows_errors_at_every_width(make: Callable[..., Bench]) -
     assert heading.evaluate("each => getComputedStyle(each).textAlign") == "right"
 
 
-@pytest.mark.parametrize(("dark", "summary"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("dark", "summary"), [pytest.param(False, False, marks=pytest.mark.full), (True, True)])
 def test_axe_finds_nothing_serious_in_a_board(make: Callable[..., Bench], dark: bool, summary: bool) -> None:
     bench = make(dark=dark)
     actions = [

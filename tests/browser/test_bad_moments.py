@@ -80,6 +80,7 @@ def test_after_a_kernel_crash_the_table_says_that_the_kernel_restarted(
     assert table.button(task).get_attribute("aria-disabled") == "true"
 
 
+@pytest.mark.full
 def test_while_the_server_is_gone_a_press_is_not_sent_yet(
     sheet: Callable[..., Sheet], look: Bucket, server: nqnb.DevServer, shot: Callable[[Any, str], Path]
 ) -> None:

@@ -39,6 +39,7 @@ def typed(sheet: Callable[..., Sheet]) -> Callable[[str, str], Sheet]:
     return type_and_press
 
 
+@pytest.mark.full
 def test_completions_show_their_help_in_one_line_each(typed: Callable[[str, str], Sheet]) -> None:
     for text, said in (
         ("%nq ", "cancel tasks that are selected by id"),
@@ -51,6 +52,7 @@ def test_completions_show_their_help_in_one_line_each(typed: Callable[[str, str]
         page.page.keyboard.press("Escape")
 
 
+@pytest.mark.full
 def test_the_help_of_a_call_describes_its_arguments(typed: Callable[[str, str], Sheet]) -> None:
     page = typed("nq.submit(", "Shift+Tab")
     tip = page.page.locator(".jp-Tooltip")

@@ -32,7 +32,8 @@ WATCH = 'table = nq.watch("resize")\ntable'
 FRAME = "print(len(table.df), sorted(table.df.status.value_counts()[lambda n: n > 0].items()))"
 
 
-@pytest.mark.parametrize("app", ["lab", pytest.param("notebook", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("app", ["lab", "notebook"])
 def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     page = sheet(app, LOAD, UP, HANDLER.replace("GATE", repr(str(gate))), SUBMIT, WATCH, FRAME)

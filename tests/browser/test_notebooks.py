@@ -80,7 +80,7 @@ def packages(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*NOTEBOOKS[:3], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[3:])], ids=NAMES
+    "path", [NOTEBOOKS[0], *(pytest.param(path, marks=pytest.mark.full) for path in NOTEBOOKS[1:])], ids=NAMES
 )
 @pytest.mark.usefixtures("packages")
 @pytest.mark.filterwarnings("ignore:Kernel is running over TCP")  # on loopback, as Jupyter does

@@ -34,6 +34,7 @@ def theme_of(bench: Bench, script: str) -> str:
     return str(bench.page.locator(".nq").get_attribute("data-theme"))
 
 
+@pytest.mark.full
 def test_the_theme_follows_what_each_front_end_declares(make: Callable[..., Bench]) -> None:
     bench = make()
     body, page = "document.body.dataset", "document.documentElement"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from browser import axe
 from browser.bucket import Bucket
 from browser.sheets import Sheet
@@ -36,6 +37,7 @@ def start(url: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", WORKER, url], stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.full
 def test_queues_and_workers_say_what_is_wrong(
     sheet: Callable[..., Sheet], look: Bucket, server: nqnb.DevServer, shot: Callable[[Any, str], Any]
 ) -> None:

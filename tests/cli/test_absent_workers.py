@@ -33,6 +33,7 @@ def running(run: Run) -> str:
     return task_id
 
 
+@pytest.mark.full
 def test_the_task_of_a_killed_worker_has_a_note_and_its_cancel_says_who_will_record_it(
     run: Run, url: str, start: Start, workers: WorkerProcesses
 ) -> None:

@@ -45,6 +45,7 @@ def test_the_command_reports_every_outcome_as_expected() -> None:
     }
 
 
+@pytest.mark.full
 def test_on_a_given_server_the_board_fits_and_the_summary_names_the_queues(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_killed_process_is_replaced_and_all_stop_when_the_parent_is_killed(
     assert run("task", "status", task_id).out == "completed\n", "the processes stop as on a signal"
 
 
+@pytest.mark.full
 def test_the_parent_gives_up_after_five_quick_crashes(
     url: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

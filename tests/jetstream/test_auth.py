@@ -267,6 +267,7 @@ class TestCredentials:
                 await nq.submit("q")
                 assert not await may_ask(nq)
 
+    @pytest.mark.full
     async def test_a_login_that_expires_is_replaced_by_the_renewed_file_and_no_task_is_stopped(
         self, jwt_server: nqnb.DevServer, operator: Operator, path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -498,7 +499,8 @@ class TestAddresses:
             await is_refused(server.url, server.url, "JetStream is not enabled", kind=NoJetStream)
 
     # The addresses are tried in a random order.
-    @pytest.mark.parametrize("_", [0, *(pytest.param(number, marks=pytest.mark.full) for number in range(1, 4))])
+    @pytest.mark.full
+    @pytest.mark.parametrize("_", range(4))
     async def test_a_live_address_among_dead_ones_connects(self, _: int, server: nqnb.DevServer, mute: str) -> None:
         await connects(["nats://127.0.0.1:1", "nats://no-such-host.invalid", mute, server.url])
 
@@ -518,6 +520,7 @@ class TestAddresses:
                 **login,
             )
 
+    @pytest.mark.full
     async def test_the_address_of_a_server_that_has_left_the_cluster_is_forgotten(self) -> None:
         async with Cluster(3) as cluster:
             first, second, third = (url.removeprefix("nats://") for url in cluster.urls)

@@ -284,6 +284,7 @@ async def test_a_cancel_in_a_queue_whose_workers_may_not_be_notified_is_stored(s
         assert (await nq.cancel(task.id)).status is Status.CANCELLED
 
 
+@pytest.mark.full
 async def test_a_refused_cancel_request_is_not_stored() -> None:
     config: str = CONFIG
     # The client is the first of the users.

@@ -46,6 +46,7 @@ def read_back(data: bytes) -> PresenceEntry:
     return decode_presence(entry)
 
 
+@pytest.mark.full
 async def test_a_killed_worker_is_silent_after_it_has_missed_a_heartbeat(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path
 ) -> None:
@@ -271,6 +272,7 @@ class TestTwoAckWaits:
             assert "came again" not in caplog.text, "its lease ran out"
             await slow.cancel(wait=30)
 
+    @pytest.mark.full
     async def test_after_a_death_each_queue_waits_for_its_own_ack_wait(
         self, nq: nqnb.Client, settings: nqnb.Settings, slow_queue: None
     ) -> None:

@@ -237,6 +237,7 @@ async def test_a_server_that_is_away_is_not_up_and_comes_back(server: nqnb.DevSe
         await scrape_until(port, "nqnb_tasks", 1, queue="q", state="pending")
 
 
+@pytest.mark.full
 async def test_after_an_outage_workers_count_as_lost_only_if_they_stay_silent(
     server: nqnb.DevServer, settings: nqnb.Settings, nq: nqnb.Client
 ) -> None:

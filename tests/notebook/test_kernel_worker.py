@@ -154,6 +154,7 @@ class TestSwap:
             session.handler("resize")(lambda: None)
         assert session.submit("resize").result(30) == [os.getpid(), False]
 
+    @pytest.mark.full
     def test_twenty_swaps_under_load_lose_no_task_and_start_none_on_an_old_handler(self, session: Session) -> None:
         runs: list[tuple[int, str, float]] = []
         swapped: dict[int, float] = {}
@@ -462,6 +463,7 @@ class TestInAKernel:
         code = "while not task.status().terminal: await asyncio.sleep(0.01)\nprint(task.status().label, len(ended))"
         assert cells.run(code).stdout == "cancelled 1\n"
 
+    @pytest.mark.full
     def test_a_handler_that_blocks_the_kernel_keeps_its_lease_and_is_named(
         self, cells: Kernel, server: nqnb.DevServer, session: Session
     ) -> None:

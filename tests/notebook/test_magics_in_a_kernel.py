@@ -121,6 +121,7 @@ class TestShows:
         assert "6,000 of 6,000 tasks cancelled" in cell.html
         assert "tasks cancelled" not in cells.run("frame = nq.submit_many('called', [1]).cancel()").text
 
+    @pytest.mark.full
     def test_the_demo(self, cells: Kernel) -> None:
         cell = cells.run("%nq demo")
         assert "Every task ended as expected." in cell.stdout + cell.text

@@ -1045,6 +1045,7 @@ class TestInAKernel:
         finally:
             nq.down()
 
+    @pytest.mark.full
     def test_nothing_hangs_after_a_restart(self, own_cells: Kernel) -> None:
         url = own_cells.run("table = nq.watch(); print(nq.settings.url)").stdout.strip()
         task_id = own_cells.run("task = nq.submit('other', 1); print(task.id)").stdout.strip()

@@ -91,6 +91,7 @@ def test_a_quiet_command_shows_nothing(cells: Kernel) -> None:
     assert "processing" not in cells.end(waits).text
 
 
+@pytest.mark.full
 def test_all_calls_of_a_cell_share_one_line(cells: Kernel) -> None:
     code = "for each in (running, tasks[-1], lost):\n  try: each.wait(2.5)\n  except nqnb.WaitTimeout: pass"
     cell = cells.run(code)

@@ -361,6 +361,7 @@ class TestIdleProcesses:
         await reserve.close()
         assert supervisors() == []
 
+    @pytest.mark.full
     async def test_there_are_never_more_processes_than_tasks_may_run(self) -> None:
         reserve = Reserve([handler_of()], 3)
         for handler in [handler_of(), handler_of(), handler_of(None)] * 2:

@@ -663,6 +663,7 @@ class TestNothingIsLeft:
         assert time.monotonic() - begun < 20
         assert run.how == "its process was interrupted"
 
+    @pytest.mark.full
     async def test_no_descriptor_and_no_zombie_is_left(self) -> None:
         async def some() -> None:
             await asyncio.gather(*(ended(executor(lambda job: job.log("x"))) for _ in range(8)))
@@ -803,7 +804,11 @@ async def gone_after_cancel(nq: nqnb.Client, queue: str, folder: Path) -> None:
     assert "its process was" in receipt.how
 
 
-@pytest.mark.parametrize("functions", [QUIET, *([each] for each in BUSY)], ids=lambda found: found[0].__name__)
+@pytest.mark.parametrize(
+    "functions",
+    [QUIET, BUSY[:1], *(pytest.param([each], marks=pytest.mark.full) for each in BUSY[1:])],
+    ids=lambda found: found[0].__name__,
+)
 async def test_every_kind_of_process_is_gone_in_time_after_its_cancel(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path, functions: list[Callable[..., Any]]
 ) -> None:

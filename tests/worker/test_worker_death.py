@@ -103,6 +103,7 @@ async def test_a_cancel_of_a_redelivered_task_is_not_a_deletion(
     assert cancelled.how == "its worker had stopped, so it was not run again"
 
 
+@pytest.mark.full
 async def test_a_long_task_outlives_many_ack_waits_and_runs_once(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path
 ) -> None:
