@@ -343,11 +343,16 @@ class TestQueues:
         ignored = (*OLD, "no-worker")
         assert (await nq.doctor("lossy", ignore=ignored)).ok
         config = (await api(nq, "STREAM.INFO.lossy"))["config"]
-        for option, value, text in (
-            ("max_age", int(86_400e9), "waiting for 1 d (max_age of stream lossy)"),
-            ("max_msgs_per_subject", 5, "a limit of 5 messages for each subject"),
+        for options, text in (
+            ({"max_age": int(86_400e9)}, "waiting for 1 d (max_age of stream lossy)"),
+            ({"max_msgs_per_subject": 5}, "a limit of 5 messages for each subject"),
+            ({"max_msgs_per_subject": 5, "discard": "new"}, "more tasks replace the oldest, which never run."),
+            (
+                {"max_msgs_per_subject": 5, "discard": "new", "discard_new_per_subject": True},
+                "more tasks are refused.",
+            ),
         ):
-            await api(nq, "STREAM.UPDATE.lossy", {**config, option: value})
+            await api(nq, "STREAM.UPDATE.lossy", {**config, **options})
             found = one(await nq.doctor("lossy", ignore=ignored), "loses-tasks")
             assert text in found.problem
             assert "nats stream edit lossy --max-" in found.remedy

@@ -384,7 +384,8 @@ class Submitted(Struct, frozen=True):
         queue: the queue of the tasks.
         ids: the ids of the tasks.
         many: whether the command can submit more than one task.
-        refused: the errors of the tasks that were not submitted, by the number of the line.
+        refused: the errors of the tasks that were not submitted, or may not have been submitted, by the number of the
+            line.
         rest: the line from which to continue if the server stopped accepting tasks, or None.
     """
 
@@ -401,12 +402,23 @@ class Submitted(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: at most the first ten, and errors that summarize the lines that were not submitted."""
+        """The errors to print: at most the first ten, and errors that summarize the other lines."""
         errors: list[NqnbError] = [RefusedLine(number, error) for number, error in self.refused.items()]
-        more = list(self.refused)[_PRINTED_ERRORS:]
+        more = list(self.refused.items())[_PRINTED_ERRORS:]
         if more:
-            text = f"{len(more):,} more lines were not submitted: {_ranges(more)}. With --json, all errors are printed."
-            errors[_PRINTED_ERRORS:] = [NqnbError(text)]
+            unsure = [number for number, error in more if isinstance(error, Unconfirmed)]
+            refused = [number for number, error in more if not isinstance(error, Unconfirmed)]
+            every = "With --json, all errors are printed."
+            del errors[_PRINTED_ERRORS:]
+            if refused:
+                errors.append(NqnbError(f"{len(refused):,} more lines were not submitted: {_ranges(refused)}. {every}"))
+            if unsure:
+                errors.append(
+                    NqnbError(
+                        f"{len(unsure):,} more lines may have been submitted: {_ranges(unsure)}. Check "
+                        f"`nqnb tasks {self.queue}` before you submit them again. {every}"
+                    )
+                )
         if self.rest is not None:
             errors.append(
                 NqnbError(

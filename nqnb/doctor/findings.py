@@ -220,7 +220,7 @@ def _losses(facts: ServerFacts) -> Iterator[Finding]:
                 queue=queue.name,
                 problem=f"The stream {stream.name} has a limit of {stream.max_per_subject:,} messages for each subject "
                 "(max_msgs_per_subject), and all tasks have the same subject: more tasks "
-                f"{'replace the oldest, which never run' if stream.drops_oldest else 'are refused'}.",
+                f"{'are refused' if stream.refuses_per_subject else 'replace the oldest, which never run'}.",
                 remedy=f"Run {edit} --max-msgs-per-subject=-1 --force`.",
             )
         if consumer is not None and consumer.max_deliver:

@@ -195,6 +195,7 @@ class _FirstClient(FastClient):
         self._needs_certificate = bool(info.get("tls_verify"))
         await super()._process_info(info, initial_connection)
         self._forget_servers(info)
+        self._pass_on_tls_name()
 
     def _forget_servers(self, info: dict[str, Any]) -> None:
         """Remove the addresses that an earlier message of a server listed and the current one does not list.
@@ -209,6 +210,18 @@ class _FirstClient(FastClient):
                 for server in pool
                 if not getattr(server, "discovered", False) or server is current or server.uri.netloc in listed
             ]
+
+    def _pass_on_tls_name(self) -> None:
+        """Check the certificates of new servers for the host name with which the current server is checked.
+
+        nats-py checks them for the address of the current server instead. This address may come from a server's list.
+        """
+        current: Any = getattr(self, "_current_server", None)
+        name = getattr(current, "tls_name", None)
+        if name is not None:
+            for server in getattr(self, "_server_pool", None) or ():
+                if getattr(server, "discovered", False) and server.tls_name == current.uri.hostname:
+                    server.tls_name = name
 
     def _connect_command(self) -> bytes:
         # nats-py calls this method after the TLS handshake. asyncio logs a warning at the end of a TLS connection whose

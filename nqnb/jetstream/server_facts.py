@@ -36,6 +36,8 @@ class StreamFacts:
     """The number of seconds after which the server deletes a message, or 0 if it deletes none."""
     max_per_subject: int = 0
     """The maximum number of messages with the same subject, or 0 without a maximum."""
+    refuses_per_subject: bool = False
+    """Whether the stream refuses more messages with the same subject. Otherwise, they replace the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ def _stream_facts(info: Mapping[str, Any]) -> StreamFacts:
         name=str(config["name"]),
         replicas=int(config.get("num_replicas") or 1),
         drops_oldest=config.get("discard") != "new",
+        refuses_per_subject=config.get("discard") == "new" and bool(config.get("discard_new_per_subject")),
         usages=[usage for usage in usages if usage.limit > 0],
         max_age=float(config.get("max_age") or 0) / 1e9,
         max_per_subject=max(0, int(config.get("max_msgs_per_subject") or 0)),

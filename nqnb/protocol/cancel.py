@@ -193,6 +193,7 @@ class EndWaiting(Retry):
             the same sequence may belong to another message in a new stream.
         owed: a dict for the tasks whose entries were removed and whose final entries have not been written yet. The
             dict maps the id of each such task to the task in its waiting state.
+        keep_entry: whether to keep the previous entry and raise `NoRoom` if the store is full.
     """
 
     def __init__(
@@ -203,8 +204,10 @@ class EndWaiting(Retry):
         *,
         stream_gone: bool = False,
         owed: dict[str, TaskMessage] | None = None,
+        keep_entry: bool = False,
     ) -> None:
         super().__init__(backend, seconds)
+        self._keep_entry = keep_entry
         self.owed: dict[str, TaskMessage] = {} if owed is None else owed
         self._record = record
         self._stream_gone = stream_gone
@@ -233,6 +236,8 @@ class EndWaiting(Retry):
         task = self._waiting
         if task is None or not isinstance(error, NoRoom):
             return await self._super_after_write(error, task)
+        if self._keep_entry:
+            raise error
         if task.ID not in self.owed:
             return await self._remove_entry(task, error)
         if not self._message_gone and await self._remove_unseen_message(task):
@@ -325,6 +330,7 @@ async def end_waiting_task(
     stream_gone: bool = False,
     owed: dict[str, TaskMessage] | None = None,
     defer: bool = False,
+    keep_entry: bool = False,
 ) -> Status | None:
     """End a waiting task by compare-and-set, then remove its message.
 
@@ -342,6 +348,8 @@ async def end_waiting_task(
             yet. The dict maps the id of each such task to the task in its waiting state. If the dict already contains
             this task, only the final entry is created.
         defer: whether to leave the task in ``owed`` if there is no room, so that the caller can end the task later.
+        keep_entry: whether to keep the previous entry if there is no room for the final entry. Use this if the task
+            will be ended later anyway.
 
     Returns:
         The final state: Cancelled if the task had run before, otherwise Deleted. The result is None if the task was no
@@ -352,7 +360,7 @@ async def end_waiting_task(
         Unconfirmed, NoResponders: the server did not answer.
     """
     seconds = backend.retry_for if retry_for is None else retry_for
-    end = EndWaiting(backend, record, seconds, stream_gone=stream_gone, owed=owed)
+    end = EndWaiting(backend, record, seconds, stream_gone=stream_gone, owed=owed, keep_entry=keep_entry)
 
     async def decide(seen: SeenEntry) -> Write | None:
         if seen.malformed is not None:

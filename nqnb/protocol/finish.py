@@ -129,7 +129,8 @@ async def _end_retry(backend: TaskBackend, task_id: str, record: CancelRecord, r
     """
     start = None if retry is None else SeenEntry(retry.task, retry.revision, value=retry.value)
     try:
-        return await end_waiting_task(backend, task_id, record, start=start)
+        # If the store is full, the entry of the retry must remain: without it, nothing may be left of the task.
+        return await end_waiting_task(backend, task_id, record, start=start, keep_entry=True)
     except NqnbError as error:
         log.info("task %s: the cancel takes effect when its retry is due, not now: %s", task_id, error)
         return None

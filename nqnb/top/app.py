@@ -519,7 +519,10 @@ class TopApp(App[None]):
 
     async def action_quit(self) -> None:
         """Quit. If changes are not confirmed yet, ask whether to quit now, and quit when they are confirmed."""
-        self._quit(QuitQuestion(""))
+        if isinstance(self.screen, QuitQuestion):  # Ctrl+Q reaches the app even while a dialog is open
+            self.exit()
+        else:
+            self._quit(QuitQuestion(""))
 
     def _quit(self, dialog: QuitQuestion) -> None:
         """Quit if all changes are confirmed. Otherwise, show in the dialog which changes are not."""

@@ -25,6 +25,7 @@ import nqnb
 from nqnb.batch import Batch, Item
 from nqnb.cli import main
 from nqnb.commands.command_hints import OTHER_WORDS, is_command_line
+from nqnb.commands.command_records import Submitted
 from nqnb.commands.command_tree import tree
 from nqnb.commands.param_types import moment, seconds
 from nqnb.text import UNSAFE
@@ -283,6 +284,17 @@ def test_only_the_first_refused_lines_are_printed(run: Run, monkeypatch: pytest.
     )
     errors = run("submit", "picky", "--lines", "-", "--json", stdin=lines).json["errors"]
     assert len(errors) == 55
+
+
+def test_lines_that_may_have_been_submitted_are_told_apart_from_refused_lines() -> None:
+    refused = {number: nqnb.Unconfirmed("lost", "t") if number % 2 else nqnb.BadInput("bad") for number in range(1, 21)}
+    *_, tenth, no, unsure = map(str, Submitted("q", [], many=True, refused=refused).errors)
+    assert tenth == "line 10: bad"
+    assert no == "5 more lines were not submitted: 12, 14, 16, 18, 20. With --json, all errors are printed."
+    assert unsure == (
+        "5 more lines may have been submitted: 11, 13, 15, 17, 19. Check `nqnb tasks q` before you submit them again. "
+        "With --json, all errors are printed."
+    )
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -17,14 +17,16 @@ import trustme
 def write_certificates(folder: Path) -> None:
     """Write two authorities and the certificates that they have signed.
 
-    ``ca.pem`` and ``stranger.pem``; ``server``, ``elsewhere`` (a server on another host), ``client`` and ``intruder``
-    (a client of the stranger), each as ``.pem`` and ``.key``.
+    ``ca.pem`` and ``stranger.pem``; ``server``, ``named`` (a server whose certificate has only a host name),
+    ``elsewhere`` (a server on another host), ``client`` and ``intruder`` (a client of the stranger), each as ``.pem``
+    and ``.key``.
     """
     ca, stranger = trustme.CA(), trustme.CA()
     ca.cert_pem.write_to_path(folder / "ca.pem")
     stranger.cert_pem.write_to_path(folder / "stranger.pem")
     for name, authority, identity in (
         ("server", ca, "127.0.0.1"),
+        ("named", ca, "localhost"),
         ("elsewhere", ca, "elsewhere.example"),
         ("client", ca, "ann@example.com"),
         ("intruder", stranger, "ann@example.com"),

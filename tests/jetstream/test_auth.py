@@ -539,6 +539,36 @@ class TestAddresses:
                 # The address from the settings is kept, although its server is down.
                 assert {url.netloc for url in client.servers} == {first, second}
 
+    @pytest.mark.full
+    async def test_a_server_that_returns_to_a_cluster_is_checked_for_the_host_name_of_the_settings(
+        self, files: Path
+    ) -> None:
+        # The servers list their addresses, which their certificates do not contain.
+        async with Cluster(3, config=tls(files, "named") + "\nallow_non_tls: true") as cluster:
+            ports = [int(url.rpartition(":")[2]) for url in cluster.urls]
+            async with nqnb.connect(f"tls://localhost:{ports[0]}", tls_ca=files / "ca.pem") as nq:
+                connection = nq.backend.connection
+                client = connection.client
+
+                def listed() -> set[int | None]:
+                    return {url.port for url in client.discovered_servers}
+
+                def connected() -> int:
+                    url = client.connected_url
+                    return 0 if not connection.connected or url is None or url.port is None else url.port
+
+                await until_async(lambda: listed() >= set(ports[1:]))
+                await asyncio.to_thread(cluster.kill, 0)
+                await until_async(lambda: connected() in ports[1:])
+                current = ports.index(connected())
+                other = 3 - current
+                await asyncio.to_thread(cluster.kill, other)
+                await until_async(lambda: ports[other] not in listed())
+                await asyncio.to_thread(cluster.restart, other)
+                await until_async(lambda: ports[other] in listed())
+                await asyncio.to_thread(cluster.kill, current)
+                await until_async(lambda: connected() == ports[other])
+
     async def test_a_reconnect_tries_the_other_addresses(self, server: nqnb.DevServer) -> None:
         async with nqnb.connect(["nats://127.0.0.1:1", server.url], retry_for=10) as nq:
             server.restart()

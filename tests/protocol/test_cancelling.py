@@ -94,6 +94,46 @@ async def test_a_cancel_that_is_heard_while_the_retry_is_written_ends_the_task(
         await assert_queues_empty(nq, "work")
 
 
+async def test_without_room_a_cancel_that_is_heard_while_the_retry_is_written_waits_for_the_retry(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+    writing, write = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work", backoff=nqnb.Backoff(5000, 5000))
+    async def work(job: nqnb.Job) -> None:
+        raise ValueError("as told")
+
+    async with worker:
+        assert worker._runtime is not None
+        states = worker._runtime.backend.states
+        update, refused = states.update, []
+
+        async def update_late(key: str, value: bytes, *arguments: Any) -> int:
+            status = TaskMessage.decode(value).Status
+            if status is Status.PENDING:
+                writing.set()
+                await write.wait()
+            if status is Status.CANCELLED:
+                refused.append(key)
+                raise nqnb.NoRoom("the store is full", "$KV", 503, 10023, "insufficient storage")
+            return await update(key, value, *arguments)
+
+        monkeypatch.setattr(states, "update", update_late)
+        task = await nq.submit("work", retry=1)
+        await asyncio.wait_for(writing.wait(), 30)
+        assert (await task.cancel()).stopping
+        (run,) = worker._runtime.runs.values()
+        await until_async(lambda: run.cancel is not None)
+        write.set()
+        runs = worker._runtime.runs
+        await until_async(lambda: bool(refused) and not runs)
+        assert await task.status() is Status.PENDING
+        monkeypatch.undo()
+        assert (await task.cancel()).status is Status.CANCELLED
+        await assert_queues_empty(nq, "work")
+
+
 async def test_the_last_is_cancelled_while_the_first_still_stop(
     nq: nqnb.Client, held: tuple[list[str], set[str], asyncio.Event]
 ) -> None:

@@ -208,7 +208,7 @@ async def test_q_waits_for_cancels_and_requeues_that_are_not_confirmed(
     assert next(task for task in await nq.tasks() if task.status is Status.PENDING).origin == gone.id
 
 
-@pytest.mark.parametrize("keys", [("q", "q"), ("q", "y"), ("ctrl+c", "ctrl+c")])
+@pytest.mark.parametrize("keys", [("q", "q"), ("q", "y"), ("ctrl+c", "ctrl+c"), ("ctrl+q", "ctrl+q"), ("q", "ctrl+q")])
 async def test_a_second_q_quits_and_the_unconfirmed_changes_are_counted(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, str]
 ) -> None:
