@@ -287,7 +287,9 @@ def test_only_the_first_refused_lines_are_printed(run: Run, monkeypatch: pytest.
 
 
 def test_lines_that_may_have_been_submitted_are_told_apart_from_refused_lines() -> None:
-    refused = {number: nqnb.Unconfirmed("lost", "t") if number % 2 else nqnb.BadInput("bad") for number in range(1, 21)}
+    refused: dict[int, nqnb.NqnbError] = {
+        number: nqnb.Unconfirmed("lost", "t") if number % 2 else nqnb.BadInput("bad") for number in range(1, 21)
+    }
     *_, tenth, no, unsure = map(str, Submitted("q", [], many=True, refused=refused).errors)
     assert tenth == "line 10: bad"
     assert no == "5 more lines were not submitted: 12, 14, 16, 18, 20. With --json, all errors are printed."
