@@ -62,7 +62,7 @@ def pytest_pyfunc_call(pyfuncitem):
 """
 
 
-@pytest.mark.parametrize("plugin", ["anyio", "asyncio", "asyncio in auto mode"])
+@pytest.mark.parametrize("plugin", ["anyio", "asyncio", pytest.param("asyncio in auto mode", marks=pytest.mark.full)])
 def test_the_fixtures_work_with(plugin: str, tmp_path: Path) -> None:
     head = "import pytest\n"
     if plugin == "anyio":

@@ -277,6 +277,7 @@ def test_cancelling_all_that_match_asks_first(bench: Bench) -> None:
     assert text(bench, '[data-id="p9"] .nq-label') == "pending"
 
 
+@pytest.mark.full
 def test_the_question_about_all_tasks_counts_those_that_the_kernel_cancels(bench: Bench) -> None:
     page, confirm = bench.page, bench.page.locator(".nq-confirm")
     page.locator("[data-act=filter][data-status=pending]").click()
@@ -305,6 +306,7 @@ def test_a_count_of_tasks_is_dropped_if_the_filter_has_changed_since(bench: Benc
     assert bench.page.locator("[data-act=ask-all]").get_attribute("aria-disabled") is None
 
 
+@pytest.mark.full
 def test_the_delete_key_names_selected_tasks_that_are_not_on_the_page(bench: Bench) -> None:
     press = bench.page.keyboard.press
     bench.feed(*(task(f"x{each:02}", submitted_at=time.time() + each) for each in range(30)))

@@ -130,6 +130,7 @@ def test_each_task_ends_once_and_ctrl_c_stops_every_process(
     wait_until_ended(pids)
 
 
+@pytest.mark.full
 def test_each_process_serves_its_endpoints_on_the_next_port(url: str, folder: Path, start: Start, run: Run) -> None:
     port = free_ports(4)
     health = port + 2
@@ -163,6 +164,7 @@ def test_processes_whose_ports_cannot_be_used_are_not_started(
     assert reason in answer.err
 
 
+@pytest.mark.full
 def test_a_module_of_the_user_may_have_the_name_of_one_of_pythons(url: str, folder: Path, run: Run) -> None:
     (folder / "email.py").write_text("")
     # The command `nqnb` does not have the current folder on its path, unlike `python -m nqnb`.

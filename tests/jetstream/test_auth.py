@@ -358,6 +358,7 @@ class TestTLS:
         with nqnb.DevServer(config=tls(files, "elsewhere")) as server:
             await is_refused(server.url, "for another host", "127.0.0.1", tls_ca=files / "ca.pem")
 
+    @pytest.mark.full
     async def test_tls_first_against_a_server_that_speaks_first_is_explained(
         self, tls_server: nqnb.DevServer, files: Path
     ) -> None:

@@ -407,6 +407,7 @@ async def test_a_closed_client_ends_the_watch_of_a_custom_store(
         await asyncio.wait_for(reading, 30)
 
 
+@pytest.mark.full
 async def test_a_feed_has_at_most_two_open_pulls_however_often_they_expire(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

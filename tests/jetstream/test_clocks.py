@@ -203,6 +203,7 @@ async def test_a_deadline_is_judged_by_the_servers_clock(
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
+@pytest.mark.full
 async def test_durations_of_a_client_count_from_the_servers_time(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, ahead: float
 ) -> None:

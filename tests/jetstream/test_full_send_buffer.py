@@ -147,6 +147,7 @@ async def has_stored(stored: Callable[[], Awaitable[set[str]]], count: int) -> b
     return len(await stored()) >= count
 
 
+@pytest.mark.full
 async def test_requests_end_at_once_when_the_connection_is_lost_or_closed(proxy: Proxy, connection: Connection) -> None:
     connection._timeout = 60.0
     for interrupt in (proxy.refuse, connection.close):

@@ -239,6 +239,7 @@ async def test_a_prune_frees_room_in_a_full_store(nq: nqnb.Client, settings: nqn
     await nq.submit("work", 1)
 
 
+@pytest.mark.full
 async def test_a_running_task_survives_a_full_store_and_its_outcome_is_written_later(
     nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -137,6 +137,7 @@ async def test_a_write_that_is_still_in_progress_does_not_conflict(
     assert await (await submitted).status() is Status.PENDING
 
 
+@pytest.mark.full
 async def test_a_handler_that_returned_during_an_outage_does_not_run_again(
     nq: nqnb.Client, settings: nqnb.Settings, away: Away, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -175,6 +175,7 @@ def test_only_errors_of_an_outage_are_taken(caplog: pytest.LogCaptureFixture) ->
     assert len(warnings(caplog)) == 2
 
 
+@pytest.mark.full
 async def test_the_reason_why_the_server_refuses_a_reconnect_is_logged_once_and_shown_and_has_no_secret(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

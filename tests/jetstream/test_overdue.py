@@ -25,6 +25,7 @@ from nqnb.tracing.spans import Spans
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.full
 async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,6 +253,7 @@ class TestTwoAckWaits:
         async with worker:
             pass
 
+    @pytest.mark.full
     async def test_presence_lasts_as_long_as_the_longest_lease_and_is_renewed_for_the_shortest(
         self, nq: nqnb.Client, settings: nqnb.Settings, slow_queue: None, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -219,6 +219,7 @@ def test_a_table_of_some_tasks_does_not_wait_for_the_other_tasks(
     assert shown == {task.id for task in tasks}
 
 
+@pytest.mark.full
 def test_a_task_that_is_read_before_the_watch_reaches_it_shows_as_which_task_it_was_requeued(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -373,6 +373,7 @@ def test_the_tasks_of_one_kind_of_failure_are_requeued_once(viewed: Table, monke
     until(lambda: len(viewed.shown()) == 3)
 
 
+@pytest.mark.full
 def test_a_table_on_a_page_stays_live_while_failed_tasks_can_be_requeued(make: Callable[..., Table]) -> None:
     found = make(Rows(ids=["a"]))
     found.comm.page(type="hello")
@@ -537,6 +538,7 @@ def test_the_saved_form_is_a_separate_output_that_follows_the_rows(
     assert len(shell.updated) == 1, "nothing has changed since"
 
 
+@pytest.mark.full
 def test_the_saved_form_is_updated_once_the_rows_are_loaded_and_then_at_intervals(
     make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -232,6 +232,7 @@ async def test_a_guard_that_cannot_connect_is_logged_and_the_worker_goes_on(capl
                 assert await (await nq.submit("work")).result(timeout=30) == "done"
 
 
+@pytest.mark.full
 async def test_the_guard_renews_leases_in_parts_and_leases_that_it_kept_do_not_count_as_an_outage(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

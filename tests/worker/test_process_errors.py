@@ -119,6 +119,7 @@ async def test_a_stop_does_not_wait_for_an_import(module: str, tmp_path: Path, m
     (tmp_path / "go on").touch()
 
 
+@pytest.mark.full
 async def test_a_worker_goes_on_while_is_failure_judges_an_exception(
     nq: nqnb.Client, settings: nqnb.Settings, module: str, tmp_path: Path
 ) -> None:

@@ -343,6 +343,7 @@ async def test_a_superseded_run_whose_code_does_not_end_does_not_block_the_task(
     assert await task.result() == "new"
 
 
+@pytest.mark.full
 async def test_a_lease_does_not_wait_for_reads(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,7 @@ async def test_a_passed_deadline_fails_without_running(nq: nqnb.Client, settings
     assert ran == []
 
 
+@pytest.mark.full
 async def test_a_run_that_its_deadline_stopped_is_final_although_the_estimated_time_went_back(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
