@@ -88,11 +88,12 @@ def test_the_chaos_page_says_how_to_start_an_attack_from_python(monkeypatch: pyt
     assert nqnb.testing.chaos.run_chaos is names["run_chaos"]
 
 
+@pytest.mark.timeout(300)  # it takes a minute, and more beside other tests on a busy machine
 def test_a_short_attack_breaks_no_rule(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The settings of another server, which the processes of the attack must ignore.
     monkeypatch.setenv("NATS_CA", __file__)
     monkeypatch.setenv("NATS_CREDS", "/no/such")
-    answer = chaos("--tasks", "100", "--seed", str(seed), "--json")
+    answer = chaos("--tasks", "100", "--seed", str(seed), "--json", timeout=280)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     report = json.loads(answer.stdout)
     assert report["ok"]
