@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -202,10 +203,11 @@ def _decoded(info: TaskInfo, data: bytes, kind: Any = Any) -> Any:
         return payload.decode_json(data, kind)
     except BadInput as error:
         why = str(error)[:200]
-        stored = f"{RESULT_BUCKET} {info.result_key}" if info.result_key else f"{STATE_BUCKET} {info.id}"
+        bucket, key = (RESULT_BUCKET, info.result_key) if info.result_key else (STATE_BUCKET, info.id)
+        command = f"nats kv get {bucket} {shlex.quote(readable(key, 500))} --raw"
         raise TaskFailed(
             f"task {info.id!r} completed, but its result cannot be decoded: {why}. "
-            f"To read the stored bytes, run `nats kv get {stored} --raw`.",
+            f"To read the stored bytes, run `{command}`.",
             info.id,
             info.status,
         ) from None
