@@ -44,15 +44,19 @@ def examples(path: str) -> list[doctest.Example]:
     raise LookupError(path)
 
 
-async def run(example: doctest.Example, names: dict[str, Any]) -> str:
-    """Run an example, and return what a notebook would print: its output, its value, or its error."""
-    said = io.StringIO()
+async def run(example: doctest.Example, names: dict[str, Any], said: io.StringIO) -> str:
+    """Run an example, and return what a notebook would print: its output, its value, or its error.
+
+    ``said`` is the standard output, which stays the same for all examples: a worker wraps it to capture what its
+    handlers print. If it was replaced while a handler is running, the handler's output would not be captured.
+    """
+    said.seek(0)
+    said.truncate()
     try:
-        with contextlib.redirect_stdout(said):
-            code = compile(example.source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-            value = eval(code, names)  # noqa: S307  that is what is tested
-            if inspect.iscoroutine(value):
-                await value
+        code = compile(example.source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        value = eval(code, names)  # noqa: S307  that is what is tested
+        if inspect.iscoroutine(value):
+            await value
     except BaseException as error:  # noqa: BLE001  some examples show an error that is not an Exception
         said.write("Traceback (most recent call last):\n    ...\n")
         said.write("".join(traceback.format_exception_only(type(error), error)))
@@ -101,9 +105,9 @@ def shell() -> Any:
     return InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
 
 
-async def main(paths: list[str], url: str) -> int:
-    """Run the examples of each name, and return how many failed."""
-    failed = 0
+async def main(paths: list[str], url: str, said: io.StringIO) -> list[str]:
+    """Run the examples of each name, and return a text for each example that failed."""
+    failed = []
     for path in paths:
         async with nqnb.connect(url) as nq:
             names: dict[str, Any] = {
@@ -115,16 +119,21 @@ async def main(paths: list[str], url: str) -> int:
             }
             for example in examples(path):
                 options = FLAGS | sum(flag for flag, wanted in example.options.items() if wanted)
-                # The handlers print while an example is running.
-                lines = (await run(example, names)).splitlines(keepends=True)
-                got = "".join(line for line in lines if line in example.want or not line.startswith("opened "))
+                got = await run(example, names, said)
                 if not doctest.OutputChecker().check_output(example.want, got, options):
-                    failed += 1
-                    print(f"{path}\n>>> {example.source}expected:\n{example.want}got:\n{got}")
+                    failed.append(f"{path}\n>>> {example.source}expected:\n{example.want}got:\n{got}")
     return failed
 
 
 if __name__ == "__main__":
-    with nqnb.DevServer() as server, tempfile.TemporaryDirectory() as folder, serving(server):
+    output = io.StringIO()
+    with (
+        contextlib.redirect_stdout(output),
+        nqnb.DevServer() as server,
+        tempfile.TemporaryDirectory() as folder,
+        serving(server),
+    ):
         os.environ.update(NATS_URL=server.url, IPYTHONDIR=folder)  # as for a user who has set the address
-        sys.exit(min(1, asyncio.run(main(sys.argv[1:], server.url))))
+        failures = asyncio.run(main(sys.argv[1:], server.url, output))
+    print(*failures, sep="\n")
+    sys.exit(bool(failures))
