@@ -156,9 +156,9 @@ def queue_weights(value: str | Mapping[str, int]) -> Mapping[str, int]:
 
 
 def rate(text: str | float) -> float:
-    """Parse a rate, such as ``100/s`` or ``30/m``."""
+    """Parse a rate, such as ``100/s`` or ``30/m``. A number without a unit means tasks per second."""
     try:
-        return check_rate(text)
+        return check_rate(float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", str(text)) else text)
     except BadInput as error:
         raise click.BadParameter(str(error)) from None
 

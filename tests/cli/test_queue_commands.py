@@ -400,6 +400,7 @@ def test_a_queue_gets_limits_and_shows_them(run: Run) -> None:
     both = run("queue", "limit", "bounded", "--remove", "--rate", "1/s")
     assert both.code == 2
     assert "--remove cannot be combined" in " ".join(both.err.split())
+    assert run("queue", "limit", "bounded", "--rate", "5", "--json").json["rate_limit"] == 5
     bad = run("queue", "limit", "bounded", "--rate", "often")
     assert bad.code == 2
     assert "rate='often' is invalid" in " ".join(bad.err.split())

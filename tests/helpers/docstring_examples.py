@@ -106,7 +106,7 @@ def shell() -> Any:
 
 
 async def main(paths: list[str], url: str, said: io.StringIO) -> list[str]:
-    """Run the examples of each name, and return a text for each example that failed."""
+    """Run the examples of each name, and return a string for each example that failed."""
     failed = []
     for path in paths:
         async with nqnb.connect(url) as nq:
