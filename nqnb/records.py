@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import Struct, UnsetType
+from msgspec import UNSET, Struct
 
 from nqnb.decode import LAST_MOMENT, Int64, Moment, decode
 from nqnb.error_text import quoted, readable
@@ -87,7 +87,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
-class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
+class TaskInfo(Struct, frozen=True, gc=False):
     """A snapshot of a task, as read from the state bucket.
 
     ``attempt`` is the number of the last run, counted from 1. It is 0 before the first run. ``timeout`` is in seconds;
@@ -188,43 +188,45 @@ class TaskInfo(Struct, frozen=True, kw_only=True, gc=False):
     @classmethod
     def of(cls, message: TaskMessage, revision: int, requeued_as: str = "") -> TaskInfo:
         """Create a snapshot from a decoded entry of the state bucket."""
-        meta = message.meta
-        terminal = message.Status.terminal
-        never_started = not message.CurrentRetry and not meta.started_at and message.Status in _NOT_STARTED
+        stored, status = message.Meta, message.Status
+        meta = Meta() if stored is UNSET else stored
+        never_started = not message.CurrentRetry and not meta.started_at and status in _NOT_STARTED
+        ended_at = meta.finished_at or float(message.CompletedAt)
+        # A listing creates many snapshots, and arguments that are passed by position are three times faster.
         return cls(
-            id=message.ID,
-            queue=message.Queue,
-            status=message.Status,
-            payload=message.Payload or b"",
-            attempt=0 if never_started else message.CurrentRetry + 1,
-            max_retry=message.MaxRetry,
-            submitted_at=moment(meta.submitted_at),
-            started_at=moment(meta.started_at) if meta.started_at else None,
-            completed_at=moment(meta.finished_at or float(message.CompletedAt)) if terminal else None,
-            timeout=message.Timeout,
-            deadline=moment(float(message.Deadline)) if message.Deadline else None,
-            process_at="" if isinstance(message.ProcessAt, UnsetType) else message.ProcessAt,
-            worker=meta.worker,
-            client=meta.client,
-            progress=meta.progress,
-            log=meta.log,
-            error=meta.error,
-            cancel=CancelReceipt.of(message.ID, message.Status, meta.cancel) if meta.cancel else None,
-            result=b"" if isinstance(meta.result, UnsetType) else _result(meta),
-            result_is_bytes=meta.result_is_bytes,
-            result_key=meta.result_key,
-            sequence=message.Sequence,
-            revision=revision,
-            marked=message.marked,
-            origin=meta.origin,
-            source=meta.source,
-            key=meta.key,
-            serial=meta.serial,
-            group=meta.group,
-            position=meta.position,
-            label=b"" if isinstance(meta.label, UnsetType) else bytes(meta.label),
-            requeued_as=requeued_as,
-            not_before=moment(meta.not_before) if meta.not_before else None,
+            message.ID,
+            message.Queue,
+            status,
+            message.Payload or b"",
+            0 if never_started else message.CurrentRetry + 1,
+            message.MaxRetry,
+            moment(meta.submitted_at),
+            moment(meta.started_at) if meta.started_at else None,
+            moment(ended_at) if ended_at and status.terminal else None,
+            message.Timeout,
+            moment(float(message.Deadline)) if message.Deadline else None,
+            "" if message.ProcessAt is UNSET else message.ProcessAt,
+            meta.worker,
+            meta.client,
+            meta.progress,
+            meta.log,
+            meta.error,
+            CancelReceipt.of(message.ID, status, meta.cancel) if meta.cancel else None,
+            b"" if meta.result is UNSET else _result(meta),
+            meta.result_key,
+            message.Sequence,
+            revision,
+            stored is not UNSET,
+            meta.origin,
+            meta.source,
+            meta.key,
+            meta.serial,
+            meta.group,
+            meta.position,
+            b"" if meta.label is UNSET else bytes(meta.label),
+            requeued_as,
+            meta.result_is_bytes,
+            moment(meta.not_before) if meta.not_before else None,
         )
 
 
@@ -537,7 +539,7 @@ _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 
 
 def _result(meta: Meta) -> bytes:
-    data = b"" if isinstance(meta.result, UnsetType) else bytes(meta.result)
+    data = b"" if meta.result is UNSET else bytes(meta.result)
     if data and meta.result_is_bytes:
         with contextlib.suppress(msgspec.DecodeError):  # another program may have written the entry
             return msgspec.json.decode(data, type=bytes)

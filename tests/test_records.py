@@ -1,4 +1,4 @@
-"""The reprs of the records: one short line each, which is readable and safe to print."""
+"""The records: their reprs are one short line each, and a snapshot of a task has every field of the entry."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 
 from nqnb import Status
-from nqnb.protocol.wire import ErrorInfo, Meta, TaskMessage
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Source, TaskMessage
 from nqnb.records import (
     CancelReceipt,
     PruneReceipt,
@@ -111,3 +112,90 @@ def test_a_repr_is_one_short_line(case: Case) -> None:
 def test_a_long_error_is_cut() -> None:
     failed = info(Status.FAILED, error=ErrorInfo("ValueError", "x" * 5000))
     assert len(repr(failed)) < 200
+
+
+def test_a_snapshot_has_every_field_of_the_entry() -> None:
+    meta = Meta(
+        client="client",
+        submitted_at=1,
+        worker="worker",
+        started_at=2,
+        finished_at=3,
+        not_before=4,
+        progress=Progress(5, 6, "text"),
+        log=["line"],
+        error=ErrorInfo("ValueError", "bad"),
+        result=msgspec.Raw(b'"YWJj"'),
+        result_key="result key",
+        result_is_bytes=True,
+        cancel=CancelRecord(by="canceller", requested_at=7),
+        origin="origin",
+        source=Source("notebook", 8),
+        key="key",
+        serial="serial",
+        group="group",
+        position=9,
+        label=msgspec.Raw(b'"label"'),
+    )
+    message = TaskMessage(
+        Sequence=10,
+        ID="id",
+        StreamName="stream",
+        Queue="queue",
+        Payload=b"payload",
+        Status=Status.FAILED,
+        Timeout=11,
+        Deadline=12,
+        ProcessAt="2030-01-02T03:04:05Z",
+        CompletedAt=13,
+        CurrentRetry=14,
+        MaxRetry=15,
+        Meta=meta,
+    )
+    at = [datetime.fromtimestamp(seconds, timezone.utc) for seconds in range(20)]
+    assert msgspec.structs.asdict(TaskInfo.of(message, 16, "copy")) == {
+        "id": "id",
+        "queue": "queue",
+        "status": Status.FAILED,
+        "payload": b"payload",
+        "attempt": 15,
+        "max_retry": 15,
+        "submitted_at": at[1],
+        "started_at": at[2],
+        "completed_at": at[3],
+        "timeout": 11,
+        "deadline": at[12],
+        "process_at": "2030-01-02T03:04:05Z",
+        "worker": "worker",
+        "client": "client",
+        "progress": Progress(5, 6, "text"),
+        "log": ["line"],
+        "error": ErrorInfo("ValueError", "bad"),
+        "cancel": CancelReceipt.of("id", Status.FAILED, meta.cancel),
+        "result": b"abc",
+        "result_key": "result key",
+        "sequence": 10,
+        "revision": 16,
+        "marked": True,
+        "origin": "origin",
+        "source": Source("notebook", 8),
+        "key": "key",
+        "serial": "serial",
+        "group": "group",
+        "position": 9,
+        "label": b'"label"',
+        "requeued_as": "copy",
+        "result_is_bytes": True,
+        "not_before": at[4],
+        "worker_silent_since": None,
+    }
+
+
+def test_a_snapshot_of_a_go_entry_has_no_fields_of_nqnb() -> None:
+    entry = TaskMessage(ID="id", Queue="queue", Status=Status.COMPLETED, CompletedAt=13)
+    snapshot = TaskInfo.of(entry, 16)
+    assert not snapshot.marked
+    assert snapshot.attempt == 1
+    assert snapshot.completed_at == datetime.fromtimestamp(13, timezone.utc)
+    assert (snapshot.submitted_at, snapshot.started_at, snapshot.worker) == (None, None, "")
+    assert (snapshot.result, snapshot.label) == (b"", b"")

@@ -113,7 +113,7 @@ class KeyValueStore:
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
-        if not names.is_key(key):
+        if not names.is_used_key(key):
             return None
         if not fresh and (self._direct or await self._has_direct()):
             try:
@@ -147,7 +147,7 @@ class KeyValueStore:
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """See `StateStore.delete`."""
-        if not names.is_key(key):
+        if not names.is_used_key(key):
             return
         if revision is not None:
             # A purge leaves no tombstone, and does not touch newer revisions.
@@ -268,7 +268,7 @@ class KeyValueStore:
         return self._publish(key, value, headers, ttl, once=True)
 
     def _publish(self, key: str, value: bytes, headers: str, ttl: float | None, *, once: bool) -> Awaitable[int]:
-        if not names.is_key(key):
+        if not names.is_used_key(key):
             raise BadInput(
                 f"key {quoted(key)} is invalid: expected 1 to 1,000 characters, each a letter (A-Z, a-z), digit, "
                 "hyphen, underscore, slash or equals sign, with single dots as separators."

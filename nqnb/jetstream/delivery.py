@@ -37,8 +37,8 @@ class AckFacts(msgspec.Struct, gc=False):
         """
         tokens = reply.split(".")
         start = 4 if len(tokens) == 9 else 6
-        deliveries, sequence, number, stored, pending = map(int, tokens[start : start + 5])
-        return cls(deliveries, sequence, number, stored / 1e9, pending)
+        deliveries, sequence, number, stored, pending = tokens[start : start + 5]
+        return cls(int(deliveries), int(sequence), int(number), int(stored) / 1e9, int(pending))
 
 
 class Delivery(msgspec.Struct, eq=False):

@@ -537,10 +537,10 @@ class SafeParser(Parser):
             start, count = line_end + 2, len(words)
             if count == 5 and words[0] == b"MSG":
                 _, subject, sid, reply, length = words
-                headers = b"0"
+                headers = b""
             elif count == 4 and words[0] == b"MSG":
                 _, subject, sid, length = words
-                reply, headers = b"", b"0"
+                reply = headers = b""
             elif count == 5 and words[0] == b"HMSG":
                 _, subject, sid, headers, length = words
                 reply = b""
@@ -551,10 +551,9 @@ class SafeParser(Parser):
             counts = sid + headers + length
             if not counts.isdigit() or len(counts) > 3 * _LONGEST_COUNT:
                 return at
-            header_end, end = start + int(headers), start + int(length)
-            if end + 2 > size or not dispatch(
-                int(sid), subject, reply, data[header_end:end], data[start:header_end] or None
-            ):
+            header_end, end = start + int(headers) if headers else start, start + int(length)
+            block = data[start:header_end] or None if headers else None
+            if end + 2 > size or not dispatch(int(sid), subject, reply, data[header_end:end], block):
                 return at
             at = end + 2
         return at

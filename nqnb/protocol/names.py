@@ -88,13 +88,16 @@ def is_queue(text: str) -> bool:
     return _QUEUE.fullmatch(text) is not None and not text.endswith("_cancel")
 
 
-@functools.lru_cache(10_000)
 def is_key(text: str) -> bool:
     """Return whether a string is a valid key of a bucket.
 
     The server also accepts keys with wildcards, but reading or purging such a key would affect other keys.
     """
     return len(text) <= _LONGEST_KEY and _KEY.fullmatch(text) is not None
+
+
+is_used_key = functools.lru_cache(10_000)(is_key)
+"""The same as `is_key`, but faster for keys that are checked several times, such as the keys of running tasks."""
 
 
 def is_task_id(text: str) -> bool:
