@@ -565,6 +565,8 @@ class TestForeignMessages:
             pytest.param(task_json(Timeout=2**63 - 1), id="the longest timeout of Go"),
             pytest.param(task_json(Payload="A" * (MEGABYTE - 152)), id="no room for a state beside the payload"),
             pytest.param(task_json(MaxRetry=-1, CurrentRetry=-5), id="negative retries"),
+            # The worker stops the task at once, so the task fails, and is retried.
+            pytest.param(task_json(Timeout=-1, CurrentRetry=-(2**63)), id="retries without end"),
             pytest.param(task_json(ProcessAt="soon"), id="a time that is none"),
             pytest.param(task_json(Queue="another"), id="a queue of another name"),
             pytest.param(task_json(Queue="no queue at all!"), id="a queue that cannot be"),

@@ -200,7 +200,7 @@ class TaskMessage(Struct, gc=False):
 
     @classmethod
     def decode(cls, data: bytes) -> TaskMessage:
-        """Decode a task message.
+        """Decode a task message. A negative ``CurrentRetry`` is decoded as 0, or the task could be retried endlessly.
 
         Raises:
             MalformedMessage: the data is not a JSON object, a field has the wrong type, a number is out of range for Go
@@ -211,6 +211,8 @@ class TaskMessage(Struct, gc=False):
             raise malformed("an NQ message", "it has no ID or no Queue", data)
         if message.Sequence > _LARGEST_SEQUENCE:
             raise malformed("an NQ message", "its Sequence is out of range", data)
+        if message.CurrentRetry < 0:
+            message.CurrentRetry = 0
         return message
 
     @classmethod

@@ -84,8 +84,7 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
     meta, result = await describe(backend, run, result)
     retries_left, retry_delay = False, 0.0
     if result.ended is Ended.FAILED and run.entry.CurrentRetry < run.entry.MaxRetry:
-        # A CurrentRetry that another client has written may be negative.
-        retry_delay = run.handler.backoff.delay(max(1, run.entry.CurrentRetry + 1))
+        retry_delay = run.handler.backoff.delay(run.entry.CurrentRetry + 1)
         retries_left = not _hopeless(run, result, retry_delay)
     ending = Ending(
         result.ended,
