@@ -6,7 +6,10 @@ A healthy server has no finding, also while it is busy.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -246,6 +249,34 @@ class TestTasks:
         async with worker_for(shared, "lost"):
             assert await task.wait(30) is Status.COMPLETED
             assert (await nq.doctor("lost", ignore=OLD)).ok
+
+    async def test_that_ignore_their_cancel_are_named(
+        self, nq: nqnb.Client, shared: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        worker = nqnb.Worker(shared.url)
+        started, released = asyncio.Event(), asyncio.Event()
+
+        @worker.handler("stubborn", grace=0.1)
+        async def ignore(job: nqnb.Job) -> None:
+            started.set()
+            while not released.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await released.wait()
+
+        async with worker:
+            task = await nq.submit("stubborn")
+            await started.wait()
+            assert (await task.cancel()).stopping
+            assert (await nq.doctor("stubborn", ignore=OLD)).ok, "most code needs some time to stop"
+            monkeypatch.setattr(examination, "STUCK_CANCEL_SECONDS", 0.0)
+            found = await nq.doctor("stubborn", ignore=OLD)
+            assert codes(found) == ["stuck-cancel"]
+            stuck = one(found, "stuck-cancel")
+            assert stuck.ids == [task.id]
+            assert f"still running in worker {socket.gethostname()}/{os.getpid()}, up to " in stuck.problem
+            released.set()
+            await task.wait(30)
+            assert (await nq.doctor("stubborn", ignore=OLD)).ok
 
     async def test_whose_entry_cannot_be_read_are_named(self, server: nqnb.DevServer) -> None:
         async with nqnb.connect(server.url) as nq:

@@ -20,6 +20,7 @@ CODES: dict[str, Severity] = {
     "no-entry": "warning",
     "bad-entry": "error",
     "lost-worker": "warning",
+    "stuck-cancel": "warning",
     "no-worker": "error",
     "idle-schedule": "warning",
     "paused": "note",

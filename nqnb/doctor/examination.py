@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, TypeVar
 from nqnb.doctor import findings
 from nqnb.doctor.diagnosis import CODES, SEVERITIES, Diagnosis, Finding
 from nqnb.doctor.first_look import FirstLook, FoundMessage, OpenTask
+from nqnb.errors import ServerRefused
 from nqnb.protocol import names
 from nqnb.protocol.attempt import PRESENCE_SHARE
 from nqnb.protocol.bulk import AT_ONCE, each_in, unknown_queue
 from nqnb.protocol.forget import id_of
 from nqnb.protocol.lifecycle import UNWRITTEN_SECONDS
 from nqnb.protocol.transition import read_entry
-from nqnb.protocol.wire import Status
+from nqnb.protocol.wire import CancelRecord, Status
 from nqnb.records import QueueService
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ Q = TypeVar("Q", OpenTask, FoundMessage)
 
 LOOK_AGAIN_SECONDS = 1.0
 """The pause before the suspects are read again, in seconds."""
+STUCK_CANCEL_SECONDS = 10.0
+"""The minimum age, in seconds, at which a cancel of a running task is reported."""
 OWN_UNWRITTEN_SECONDS = 5.0
 """The minimum age, in seconds, at which a message of nqnb without an entry is reported. Usually, the submitter writes
 the entry soon after the message."""
@@ -93,13 +96,15 @@ class _Examination:
         abandoned = [
             task for task in unowned if task.id in seen.messages and task.status is Status.PROCESSING and task.worker
         ]
+        running = [task for task in open_tasks if task.status is Status.PROCESSING and seen.has_live_owner(task)]
+        cancelled = await self._cancelled(running)
         bad_keys = seen.unreadable_keys(self._queue)
         idle = [name for name in seen.facts.queues if seen.tasks.get(name) and not seen.live_workers(name)]
         services = await self._services(idle)
         unserved = [name for name in idle if findings.waiting_unserved(seen.tasks[name], services[name], backend.now())]
         unfired = [name for name in seen.schedules if not seen.live_workers(name)]
         broken = [each for each in seen.facts.queues.values() if self._is_broken(each)]
-        if any((without_message, orphans, abandoned, bad_keys, unserved, unfired, broken)):
+        if any((without_message, orphans, abandoned, cancelled, bad_keys, unserved, unfired, broken)):
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             self._facts = await backend.server_facts(self._queue)
         services |= await self._services({*unserved, *unfired, *(task.queue for task in abandoned)})
@@ -111,6 +116,10 @@ class _Examination:
             *(
                 self._lost(queue, tasks, services[queue])
                 for queue, tasks in _by_queue(await self._without_owner(abandoned))
+            ),
+            *(
+                self._stuck_cancel(queue, tasks, cancelled)
+                for queue, tasks in _by_queue(await self._still_running(running, cancelled))
             ),
             *await self._no_worker(unserved, services, {task.id for task in stuck}),
             *(findings.idle_schedule(name, seen.schedules[name]) for name in unfired if not services[name].workers),
@@ -169,6 +178,35 @@ class _Examination:
             return not await self._has_owner(task)
 
         return await self._unchanged(await _only(await self._unchanged(suspects), is_abandoned))
+
+    async def _cancelled(self, running: list[OpenTask]) -> dict[str, float]:
+        """Return the times of the cancel requests of running tasks, by task id. Recent requests are left out."""
+        ids = {task.id for task in running}
+        found = {}
+        if ids:
+            # A user may have no permission to read the cancel requests. The other findings do not need them.
+            try:
+                async for entry in self._backend.intents.entries():
+                    if entry.key in ids:
+                        found[entry.key] = CancelRecord.of_intent(entry.value).requested_at or entry.created
+            except ServerRefused as error:
+                if error.code != 403:
+                    raise
+        return {key: at for key, at in found.items() if self._backend.now() - at >= STUCK_CANCEL_SECONDS}
+
+    async def _still_running(self, running: list[OpenTask], cancelled: Collection[str]) -> list[OpenTask]:
+        """Return the cancelled tasks that the same worker is still running."""
+
+        async def is_running(task: OpenTask) -> bool:
+            now = (await read_entry(self._backend, task.id)).task
+            return now is not None and (now.Status, now.meta.worker) == (Status.PROCESSING, task.worker)
+
+        return await _only([task for task in running if task.id in cancelled], is_running)
+
+    def _stuck_cancel(self, queue: str, tasks: Sequence[OpenTask], cancelled: dict[str, float]) -> Finding:
+        workers = [self._seen.workers[task.worker].info for task in tasks]
+        seconds = self._backend.now() - min(cancelled[task.id] for task in tasks)
+        return findings.stuck_cancel(queue, tasks, {f"{info.host}/{info.pid}" for info in workers}, seconds)
 
     async def _has_owner(self, task: OpenTask) -> bool:
         if task.status is not Status.PROCESSING or not task.worker:

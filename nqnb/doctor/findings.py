@@ -98,6 +98,28 @@ def lost_worker(queue: str, tasks: Sequence[OpenTask], seconds: float, *, served
     )
 
 
+def stuck_cancel(queue: str, tasks: Sequence[OpenTask], workers: Collection[str], seconds: float) -> Finding:
+    """Return the finding about cancelled tasks whose code has not stopped.
+
+    Args:
+        queue: the queue.
+        tasks: the tasks. At least one is required.
+        workers: the host and process of each worker that runs the tasks, such as ``gpu-3/811``.
+        seconds: the age of the oldest cancel request.
+    """
+    them = _count(len(tasks), "task is", "tasks are")
+    where = f"worker {next(iter(workers))}" if len(workers) == 1 else f"{len(workers)} workers"
+    return Finding(
+        code="stuck-cancel",
+        queue=queue,
+        ids=[each.id for each in tasks],
+        problem=f"{them} cancelled, but the code is still running in {where}, up to {duration(seconds, gap=' ')} after "
+        "the request.",
+        remedy="Wait until the code ends, or stop the worker with SIGTERM: another worker of the queue then marks the "
+        'task as cancelled. The page docs/cancelling.md, "When a cancel does not end", lists the causes.',
+    )
+
+
 def no_worker(queue: str, waiting: int) -> Finding:
     """Return the finding about a queue with due tasks and no worker."""
     return Finding(
