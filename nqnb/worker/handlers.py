@@ -190,7 +190,13 @@ def make_handler(
         )
     where = _check_isolation(isolation, name, is_coroutine=is_coroutine)
     takes_both = len(parameters) > 1 and (len(required) > 1 or parameters[1].default is inspect.Parameter.empty)
-    takes_one = not takes_both and _is_payload(target, parameters[0].name)
+    first_is_payload = _is_payload(target, parameters[0].name)
+    if takes_both and first_is_payload:
+        raise InvalidHandler(
+            f"{name}{signature} cannot handle tasks: the first of two parameters receives the Job, but its name or "
+            "annotation stands for a payload. Use the parameters (job, payload), or put all values into one payload."
+        )
+    takes_one = not takes_both and first_is_payload
     return Handler(
         queue=queue,
         function=PayloadFunction(function) if takes_one else function,

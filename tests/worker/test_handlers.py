@@ -85,6 +85,15 @@ class TestSignatures:
     def test_a_second_parameter_with_a_default_is_the_handlers_own(self) -> None:
         assert handed(lambda job, factor=3: factor, b"5") == 3
 
+    def test_the_first_of_two_parameters_is_not_a_payload(self) -> None:
+        def resize(path: str, width: int) -> None: ...
+
+        def swapped(payload, job): ...  # type: ignore[no-untyped-def]  # a beginner's handler
+
+        for function in (resize, swapped):
+            with pytest.raises(InvalidHandler, match=r"the first of two parameters receives the Job, but its name or"):
+                make_handler("q", function)
+
     def test_further_parameters_with_defaults_are_left_alone(self) -> None:
         assert handed(lambda job, payload, factor=3, *, deep=True: (payload, factor, deep), b"5") == (5, 3, True)
 
