@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -47,8 +48,12 @@ def html(outcomes: Sequence[Any], queues: Sequence[str], now: float, unserved: s
         failures[_MAX_FAILURES:] = [f"and {len(failures) - _MAX_FAILURES:,} more failure groups; see tasks.failures()"]
     listed = "".join(f"<li>{escape(line(text, 200))}</li>" for text in failures)
     left = any(not info.status.terminal for info in infos)
+    # A saved card does not change any more, although the tasks go on.
     hint = (
-        "<code>tasks.watch()</code> shows a live table; <code>tasks.cancel()</code> cancels all tasks" if left else ""
+        f"as of {datetime.fromtimestamp(now):%Y-%m-%d %H:%M:%S}; <code>tasks.watch()</code> shows a live table; "
+        "<code>tasks.cancel()</code> cancels all tasks"
+        if left
+        else ""
     )
     return f"<div>{head}{drawn}{f'<ul>{listed}</ul>' if listed else ''}{hint}</div>"
 

@@ -324,6 +324,7 @@ class TestCard:
         card = (tasks + session.map("other", [1, 2]))._repr_html_()
         assert "<b>22 tasks</b> in resize, other: 2 pending, 6 failed, 14 completed; " in card
         assert re.search(r"[\d.]+ tasks/s; about [\d.]+ s left; no worker serves queue 'other'", unescape(card))
+        assert re.search(r"as of \d{4}-\d\d-\d\d \d\d:\d\d:\d\d; <code>tasks\.watch\(\)", card)
         assert card.count("<li>") == 1
         assert "<li>6 failed: OSError: no disk for " in card
         assert " in resize</li>" in card
