@@ -94,6 +94,9 @@ class Filter(Struct, frozen=True):
         """Return the matching tasks, with the least recently changed task first.
 
         ``show`` is called with each progress update.
+
+        Raises:
+            NqnbError: failed tasks are selected, and a failure group has none of them.
         """
         show(CommandProgress(0, 0, "tasks read"))
         found = await nq.tasks(
@@ -101,15 +104,27 @@ class Filter(Struct, frozen=True):
             [each.label for each in self.statuses] or None,
             progress=lambda count: show(CommandProgress(count, 0, "tasks read")),
         )
+        if self.failures:
+            found = self._of_failures(found)
         now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
         return [each for each in found if self._matches(each, now)]
+
+    def _of_failures(self, tasks: list[TaskInfo]) -> list[TaskInfo]:
+        """Return the tasks of the selected failure groups. Raise `NqnbError` if one of the groups does not exist."""
+        groups = [failure_id(task) for task in tasks]
+        if not self.statuses or Status.FAILED in self.statuses:  # otherwise, the failed tasks were not read
+            for unknown in (each for each in self.failures if each not in groups):
+                place = f"queue {self.queue!r}" if self.queue else "this server"
+                raise NqnbError(
+                    f"failure group {unknown!r} is unknown: {place} has no failed task in that group. "
+                    "Run `nqnb task failures` to see the groups."
+                )
+        return [task for task, group in zip(tasks, groups, strict=True) if group in self.failures]
 
     def _matches(self, task: TaskInfo, now: datetime) -> bool:
         if self.error and self.error.casefold() not in task.failure.casefold():
             return False
         if self.not_requeued and task.requeued_as:
-            return False
-        if self.failures and failure_id(task) not in self.failures:
             return False
         if self.older_than is None and self.newer_than is None:
             return True

@@ -165,6 +165,20 @@ def test_failures_are_grouped_and_one_group_is_requeued(run: Run, url: str) -> N
     assert {**lookups, "requeued": 3} in run("task", "failures", "failing", "--json").json
     refused = run("task", "requeue", "--failure", "1")
     assert (refused.code, "`nqnb task failures`" in refused.err) == (2, True)
+    assert run("tasks", "--failure", lookups["id"], "--error", "image").out == "no tasks\n"
+    assert run("tasks", "-s", "completed", "--failure", lookups["id"]).out == "no tasks\n"
+
+
+@pytest.mark.parametrize("command", [("tasks", "--failure"), ("task", "requeue", "--yes", "--failure")])
+def test_an_unknown_failure_group_is_an_error(run: Run, many: Many, command: tuple[str, ...]) -> None:
+    many("sound", 1)
+    for place, of_queue in (("this server", ()), ("queue 'sound'", ("--queue", "sound"))):
+        refused = run(*command, "deadbeef", *of_queue)
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err == (
+            f"nqnb: failure group 'deadbeef' is unknown: {place} has no failed task in that group. "
+            "Run `nqnb task failures` to see the groups.\n"
+        )
 
 
 def test_scheduled_tasks_are_a_state_of_their_own_and_say_when_they_are_due(run: Run) -> None:

@@ -355,6 +355,8 @@ class TestTheLine:
                 "%nq task show nobody",
                 "Check the id and the server, or run `%nq task list`",
             ),
+            ("%nq tasks --failure deadbeef", "Run `%nq task failures` to see the groups."),
+            ("%nq task requeue --failure deadbeef -y", "failure group 'deadbeef' is unknown"),
             ("%nq queue pause nobody", "nobody"),
             ("%nq cancel", "expected either task ids or a filter"),
             ("%nq up a b", "unexpected extra argument"),
