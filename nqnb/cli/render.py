@@ -637,17 +637,20 @@ def _failures(record: Failures) -> RenderableType:
         ]
         for each in record
     ]
-    examples = [each for each in record[:_EXAMPLES] if each.traceback]
+    examples = [each for each in record if each.traceback]
     shown = [
         part
-        for each in examples
+        for each in examples[:_EXAMPLES]
         for part in (
             Text(f"\ngroup {each.id}: traceback of task {line(each.example, 40)}", style="bold"),
             Text(clean(clip(_unmarked(each.traceback), 20))),
         )
     ]
     note = f"To requeue the tasks of a group, use its id, as in `nqnb task requeue --failure {record[0].id}`"
-    return stack(Sheet(columns, rows), *shown, Text(f"\n{note}", style="dim"))
+    hidden = len(examples) - len(examples[:_EXAMPLES])
+    count = f"{hidden:,} more groups have tracebacks" if hidden > 1 else "1 more group has a traceback"
+    more = [Text(f"{count}; --json shows all of them", style="dim")] if hidden else []
+    return stack(Sheet(columns, rows), *shown, Text(f"\n{note}", style="dim"), *more)
 
 
 def _requeued_all(record: RequeuedAll) -> RenderableType:

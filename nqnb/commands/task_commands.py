@@ -477,6 +477,8 @@ def task_failures(ctx: click.Context, queue: str | None, since: float | None, er
     The tasks of a group are in the same queue and failed at the same line of the handler with the same type of error.
     Their error messages differ only in numbers, ids, paths, URLs and quoted text. A group's id does not change when
     other tasks fail or are requeued. Without QUEUE, the failed tasks of all queues are grouped.
+
+    Tracebacks are shown for at most three groups. With --json, every group has its traceback.
     """
     which = Filter(queue, (Status.FAILED,), newer_than=since, error=error or "")
 

@@ -18,6 +18,7 @@ from nqnb.cli.render import render
 from nqnb.commands.command_records import (
     Cancelled,
     Emptied,
+    Failures,
     Preview,
     Queues,
     Receipts,
@@ -31,7 +32,8 @@ from nqnb.commands.command_records import (
     Workers,
 )
 from nqnb.commands.watch_command import QueueCounts, Snapshot
-from nqnb.protocol.wire import Progress, Status, TaskMessage
+from nqnb.failures import group_failures
+from nqnb.protocol.wire import ErrorInfo, Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, ScheduleInfo, TaskInfo, WorkerInfo
 
 NOW = datetime.now(timezone.utc)
@@ -131,6 +133,17 @@ def test_idle_queues_are_dropped_before_scheduled_ones() -> None:
     idle = [QueueCounts(replace(QUEUE, name=f"idle-{n}", pending=0, processing=0, scheduled=0), {}) for n in range(30)]
     later = QueueCounts(replace(QUEUE, name="later", pending=0, processing=0, scheduled=1), {})
     assert "later" in shown(Snapshot(NOW, [*idle, later], [], []), 60)
+
+
+@pytest.mark.parametrize(("traces", "note"), [(3, ""), (4, "1 more group has a traceback"), (12, "9 more groups have")])
+def test_failures_say_how_many_tracebacks_are_hidden(traces: int, note: str) -> None:
+    kinds = ["", *(f"Traceback (most recent call last):\nError{number}" for number in range(traces))]
+    errors = [ErrorInfo(f"Error{number}", "", kind) for number, kind in enumerate(kinds)]
+    record = Failures(group_failures(replace(TASK, status=Status.FAILED, error=error) for error in errors))
+    text = shown(record, 160)
+    assert text.count("Traceback (most") == 3
+    assert ("more group" in text, note in text, "--json shows all" in text) == (bool(note), True, bool(note))
+    assert len({each["traceback"] for each in record.as_json()}) == traces + 1
 
 
 def test_a_requeued_task_names_its_origin() -> None:
