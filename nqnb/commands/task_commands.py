@@ -705,8 +705,9 @@ def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
     if receipt.stopping:
         return WaitTimeout(
             f"the code of task {task_id!r} has not stopped: it was still running after {wait:g} s. "
-            "The cancel is stored. To wait longer, cancel the task again. A thread cannot be stopped within a blocking "
-            'call: in the handler, use job.wait instead of time.sleep, or isolation="process".',
+            "The cancel is stored. To wait longer, cancel the task again. Python code cannot be stopped within a "
+            "blocking call. In the handler, use job.wait (or await asyncio.sleep in an async handler) instead of "
+            'time.sleep, do not suppress the exception that the cancel raises, or use isolation="process".',
             task_id,
             state,
         )

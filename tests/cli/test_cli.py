@@ -492,7 +492,8 @@ def test_cancel_fails_if_the_code_does_not_stop_in_time(
     assert answer.code == 1
     assert "still stopping" in answer.out
     assert "has not stopped: it was still running after 0.2 s. The cancel is stored" in answer.err
-    assert "use job.wait instead of time.sleep" in answer.err
+    assert "use job.wait (or await asyncio.sleep in an async handler) instead of time.sleep" in answer.err
+    assert "thread" not in answer.err
     (jobs / task_id).touch()
     assert run("task", "cancel", task_id, "--wait", "30").code == 0
 
