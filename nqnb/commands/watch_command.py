@@ -114,9 +114,12 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
     Without arguments, all queues and tasks are watched until Ctrl-C. With QUEUE, only that queue is watched. With task
     ids, only these tasks are watched, until all of them have ended.
 
-    Each snapshot lists all watched tasks, so choose a longer --interval if there are many tasks. Without a terminal,
-    one line is printed for each task that changed. With --json, one line of JSON is printed for each snapshot that
-    differs from the previous snapshot.
+    Each snapshot reads all watched tasks, so choose a longer --interval if there are many tasks. A snapshot shows at
+    most 50 tasks, and on a terminal only as many as fit: the running tasks, and then the tasks that changed last. To
+    list all tasks, use `nqnb tasks --json`.
+
+    Without a terminal, one line is printed for each task that changed, unless --once is given. With --json, one line of
+    JSON is printed for each snapshot that differs from the previous snapshot.
     """
     watcher = _Watcher(tuple(dict.fromkeys(what)), once)
     if once:

@@ -435,6 +435,9 @@ def test_watch_once_prints_one_snapshot(run: Run, many: Many) -> None:
     assert {each["id"] for each in found["tasks"]} == set(ids)
     assert ids[0] in run("watch", ids[0], "--once").out
     assert run("watch", "--once").code == 0
+    many("looked-at", 50)
+    assert "and 3 more" in run("watch", "looked-at", "--once").out
+    assert "A snapshot shows at most 50 tasks" in " ".join(run("watch", "--help").out.split())
     assert run("watch", "nobody-knows-it", "--once").code == 1
     assert run("watch", "--once", server=NOBODY).code == 3
 
