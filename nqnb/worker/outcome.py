@@ -104,7 +104,8 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
 def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
     """Return the log message about the end of a run."""
     task = f"task {run.id} of queue {run.entry.Queue}"
-    why = f": {line(f'{meta.error.type}: {meta.error.message}', 300)}" if meta.error is not None else ""
+    error = ": ".join(filter(None, (meta.error.type, meta.error.message))) if meta.error is not None else ""
+    why = f": {line(error, 300)}" if error else ""
     if status is Status.PENDING:
         attempt, attempts = run.entry.CurrentRetry + 1, run.entry.MaxRetry + 1
         return f"{task} failed on attempt {attempt} of {attempts}; retrying in {retry_delay:.1f} s{why}"

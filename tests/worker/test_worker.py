@@ -617,12 +617,16 @@ async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
     async def work(job: nqnb.Job, what: str) -> None:
         if what == "fail":
             raise ValueError("no\nmore")
+        if what == "fail without a message":
+            raise ValueError
         started.set()
         await asyncio.sleep(60)
 
     async with worker:
         failed = await nq.submit("work", "fail", retry=1)
         assert await failed.wait(timeout=30) is Status.FAILED
+        silent = await nq.submit("work", "fail without a message")
+        assert await silent.wait(timeout=30) is Status.FAILED
         cancelled = await nq.submit("work", "run")
         await started.wait()
         await cancelled.cancel(wait=30)
@@ -634,6 +638,7 @@ async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
     for line in (
         rf"INFO task {failed.id} of queue work failed on attempt 1 of 2; retrying in .* s: ValueError: no more",
         rf"WARNING task {failed.id} of queue work has failed: ValueError: no more",
+        rf"WARNING task {silent.id} of queue work has failed: ValueError",
         rf"INFO task {cancelled.id} of queue work was cancelled: its coroutine was cancelled",
         rf"INFO worker {worker.id} is waiting up to 0.1 s for 1 running task to finish",
         rf"INFO task {left.id} of queue work is being stopped and will be redelivered",
