@@ -765,6 +765,7 @@ def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
 def test_the_help_of_servers_and_workers_says_how_to_start_empty_and_how_long_a_stop_takes(run: Run) -> None:
     said = {name: " ".join(run(name, "-h").out.split()) for name in ("up", "worker")}
     assert "To start with an empty server, stop the server, and then delete the store folder" in said["up"]
+    assert "reconnect only to this server, so a server in the foreground does not replace it" in said["up"]
     assert f"{nqnb.Worker().shutdown_timeout:g} seconds by default" in said["worker"]
 
 
