@@ -431,6 +431,9 @@ class TaskList(list[SessionTask]):
     def frame(self, *, flat: bool = False) -> pd.DataFrame:
         """Return a DataFrame of the tasks that still exist, with the same columns as `Session.tasks`.
 
+        Only a listing of all tasks shows which tasks were requeued. In a list of at most 2,000 tasks, ``requeued_as``
+        is therefore filled only if at least one of the tasks failed, was cancelled or was deleted.
+
         Args:
             flat: whether to replace payloads and results with a column for each of their fields, such as ``path`` for
                 the payload field ``path``, and ``→ bytes`` for the result field ``bytes``.
@@ -441,7 +444,7 @@ class TaskList(list[SessionTask]):
         from nqnb.frames import tasks_frame
 
         flat = check_flag("flat", flat)
-        infos = self._session.call(self._fetched())
+        infos = self._session.call(self._fetched_with_requeues())
         return tasks_frame((info for info in infos if isinstance(info, TaskInfo)), flat=flat)
 
     def failures(self) -> pd.DataFrame:
@@ -451,7 +454,7 @@ class TaskList(list[SessionTask]):
         """
         from nqnb.frames import failures_frame
 
-        infos = self._session.call(self._fetched())
+        infos = self._session.call(self._fetched_with_requeues())
         return failures_frame(group_failures(info for info in infos if isinstance(info, TaskInfo)))
 
     def results(
@@ -705,6 +708,20 @@ class TaskList(list[SessionTask]):
 
     async def _fetched(self) -> list[TaskInfo | NqnbError]:
         return await _fetch_all(self._session.client, self)
+
+    async def _fetched_with_requeues(self) -> list[TaskInfo | NqnbError]:
+        """Return the record of each task. If a task did not succeed, the records name the latest copies of the tasks.
+
+        The copies are found only by reading all tasks, which takes long if the server stores many tasks. Completed
+        tasks are rarely requeued, so a list of completed and open tasks is not worth this time.
+        """
+        infos = await self._fetched()
+        ended = [info for info in infos if isinstance(info, TaskInfo) and info.status.terminal]
+        queues = {info.queue for info in ended if info.status is not Status.COMPLETED}
+        if not queues or len(self) > MANY_TASKS:  # the records of many tasks already name the copies
+            return infos
+        listed = await _listed(self._session.client, queues)
+        return [listed.get(info.id, info) if isinstance(info, TaskInfo) else info for info in infos]
 
     def card(self) -> Board:
         """Return a live card of the tasks, as `Session.watch_failures` does.

@@ -316,6 +316,9 @@ class TestCalls:
         assert sorted(again.results(10)) == [0, 1]
         failed = session.tasks("flaky", "failed")
         assert set(failed["requeued_as"]) == set(again.ids)
+        assert set(tasks.df["requeued_as"].dropna()) == set(again.ids)
+        assert tasks.failures()["requeued"].sum() == tasks[:2].failures()["requeued"].sum() == 2
+        assert again.failures().empty
         capsys.readouterr()
         assert session.requeue(frame) == []
         assert "2 of 2 tasks were skipped: they had already been requeued" in capsys.readouterr().err
