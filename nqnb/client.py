@@ -1199,7 +1199,8 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
     index, first = next(iter(failed.items()))
     return NotSubmitted(
         f"{len(failed):,} of {len(outcomes):,} tasks were not accepted; the first error is at position {index}: "
-        f"{str(first).rstrip('.')}. `.errors` maps the position of each rejected payload to its error.",
+        f"{str(first).rstrip('.')}. `.errors` maps the position of each rejected payload to its error. "
+        "`.tasks` has the submitted tasks. In a notebook, read `sys.last_value.tasks`.",
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )

@@ -552,6 +552,7 @@ class TestMany:
     def test_refused_tasks_are_reported_when_all_others_are_accepted(self, session: Session) -> None:
         with pytest.raises(nqnb.NotSubmitted, match=r"1 of 3 .* position 1") as caught:
             session.map("resize", [0, float("nan"), 2])
+        assert "`.tasks` has the submitted tasks. In a notebook, read `sys.last_value.tasks`." in str(caught.value)
         assert [each and each.status() for each in caught.value.tasks] == [Status.PENDING, None, Status.PENDING]
         made = session.submit_many("resize", [0, float("nan")], errors="return")
         assert isinstance(made[1], nqnb.UnencodableValue)
