@@ -349,6 +349,13 @@ class TestTheLine:
             ("%nq submit", "Missing argument 'QUEUE'"),
             ("%nq submit 'a b' 1", "a b"),
             ("%nq submit resize {no", "is invalid JSON"),
+            (
+                '%nq submit resize {"n": 2',
+                """{"n": 2 is invalid JSON (Expecting ',' delimiter, at character 8), and was split into the words """
+                '{n:, 2. Write valid JSON, such as {"n": 2}, or quote the text.',
+            ),
+            ("%nq submit resize {n: 2} --retry 2", "{n: 2} is invalid JSON (Expecting property name"),
+            ("%nq schedule add a resize [1, 2 --every 5m", "[1, 2 is invalid JSON"),
             ("%nq submit resize it's", "contains an unclosed quote"),
             ("%nq submit resize -", "a line magic has no stdin. Use %%nq, and put the payload below"),
             (

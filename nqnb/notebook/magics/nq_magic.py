@@ -74,15 +74,17 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
 
 
 def _hint(error: BaseException, line: str) -> str:
-    """Return advice if a Python expression may have caused the error, or an empty string otherwise."""
+    """Return advice if a Python expression or invalid JSON may have caused the error, or an empty string otherwise."""
     import click
 
     from nqnb.errors import BadInput, UnknownQueue, UnknownTask
-    from nqnb.notebook.magics.parse_line import expression_hint
+    from nqnb.notebook.magics.nq_commands import command_of
+    from nqnb.notebook.magics.parse_line import expression_hint, split_json_hint, words
 
     with contextlib.suppress(BadInput):  # an unclosed quote, which the error itself reports
         if isinstance(error, (click.ClickException, BadInput, UnknownQueue, UnknownTask)):
-            return expression_hint(line)
+            takes_json = isinstance(error, click.UsageError) and command_of(words(line)) in ("submit", "schedule")
+            return expression_hint(line) or (split_json_hint(line) if takes_json else "")
     return ""
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
 
+from nqnb.error_text import readable
 from nqnb.errors import BadInput
 
 _DECODER = json.JSONDecoder()
@@ -72,6 +74,27 @@ def expression_hint(line: str, *, windows: bool = os.name == "nt") -> str:
         if braces[0] == f"{{{braces[1]}}}":
             return f"%nq does not expand {braces[0]}: write ${braces[1]} to pass the value of the variable."
         return f"%nq does not expand {braces[0]}: assign the value to a variable, and write $NAME to pass it."
+    return ""
+
+
+def split_json_hint(line: str, *, windows: bool = os.name == "nt") -> str:
+    """Return advice if an invalid JSON object or array was split into several words, or an empty string otherwise.
+
+    Raises:
+        BadInput: the line contains an unclosed quote.
+    """
+    pairs = list(itertools.dropwhile(lambda pair: pair[0][0] not in "{[", _split(line, windows=windows)))
+    pairs = list(itertools.takewhile(lambda pair: not pair[0].startswith("--"), pairs))
+    text = " ".join(written for written, _ in pairs)
+    try:
+        json.loads(text or "null")
+    except json.JSONDecodeError as error:
+        if len(pairs) > 1:
+            understood = readable(", ".join(word for _, word in pairs))
+            return (
+                f"{readable(text)} is invalid JSON ({error.msg}, at character {error.pos + 1}), and was split into the "
+                f'words {understood}. Write valid JSON, such as {{"n": 2}}, or quote the text.'
+            )
     return ""
 
 
