@@ -71,6 +71,8 @@ _CARD_SECONDS = 2.0
 """How long the display of a session waits for information from the server."""
 _STOP_SECONDS = 5.0
 """How long an interrupted `Session.down` waits for the handlers to stop."""
+_SUGGEST_SECONDS = 1.0
+"""How long a live table of an unknown queue waits for the names of the queues."""
 _KEPT_LOG_LINES = 200
 _INTERNAL_NAMES = frozenset(
     [
@@ -915,7 +917,8 @@ class Session:
         """Return a live table of tasks, with a cancel button in each row.
 
         The table's ``df`` attribute is a DataFrame of the same tasks. The call waits at most a second for the first
-        rows. If no front end is connected, the call waits at most a few seconds for all rows.
+        rows. If no front end is connected, the call waits at most a few seconds for all rows. If the queue does not
+        exist, a message suggests a similar name.
 
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
@@ -937,7 +940,8 @@ class Session:
         look = Columns(columns, format)
         if isinstance(what, str):
             queue = names.check_queue(what)
-            table = self._feed.open(Rows(queue=queue, columns=look), queue, lambda task: task.queue == queue)
+            rows = Rows(queue=queue, columns=look)
+            table = self._feed.open(rows, queue, lambda task: task.queue == queue)
         elif what is None:
             table = self._feed.open(Rows(columns=look), "all queues", lambda task: True)
         else:
@@ -948,7 +952,16 @@ class Session:
         # The tasks arrive on the loop's thread, which must not wait for them.
         if not LOOP.here:
             table.wait_until_shown()
+            if isinstance(what, str) and not rows:
+                self._suggest_queue(queue)
         return table
+
+    def _suggest_queue(self, queue: str) -> None:
+        """Print a similar queue name, if any, if a queue does not exist."""
+        with contextlib.suppress(NqnbError):  # the table shows a lost connection; a user may not list queues
+            known = self.call_within(self.client.backend.queue_names(), _SUGGEST_SECONDS)
+            if queue not in known and (advice := hint(queue, known)):
+                self.say(f"queue {queue!r} does not exist yet. {advice}".rstrip())
 
     def timeline(self, what: object) -> Timeline:
         """Return a drawing that shows when each task was waiting and running, on which worker it ran, and how it ended.

@@ -64,6 +64,17 @@ def test_a_table_that_is_not_displayed_leaves_the_feed_and_can_be_read_again(
     assert list(table.df.index) == [first.id, second.id]
 
 
+def test_a_table_of_an_unknown_queue_suggests_a_similar_name(
+    session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session.submit("resize")
+    for queue in ("resize", "other"):
+        session.watch(queue)
+    assert "does not exist" not in capsys.readouterr().err
+    session.watch("resizee")
+    assert "queue 'resizee' does not exist yet. Did you mean 'resize'?\n" in capsys.readouterr().err
+
+
 def test_a_table_says_that_no_worker_serves_its_queue(session: Session) -> None:
     def says_so(table: TaskTable) -> bool:
         return "no worker was serving fech" in table._repr_mimebundle_()[0]["text/plain"]
