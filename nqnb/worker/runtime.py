@@ -33,6 +33,7 @@ from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
 from nqnb.worker.fetch_policy import FetchPolicy
 from nqnb.worker.handlers import Handler
+from nqnb.worker.ignored_cancels import warn_of_ignored_cancels
 from nqnb.worker.leases import LeaseKeeper
 from nqnb.worker.limiter import Limiter
 from nqnb.worker.loop_guard import Guard, Pulse
@@ -210,6 +211,7 @@ class Runtime:
             self._leases.stop_lapsed,
             self._leases.watch_entries,
             self._recurring.run,
+            lambda: warn_of_ignored_cancels(self.runs, self.backend.now),
             *([self._logs.write_repeatedly] if self._logs is not None else []),
         )
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]

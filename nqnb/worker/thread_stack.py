@@ -13,6 +13,8 @@ REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
 """The nqnb functions that call handlers on an event loop, as pairs of module and function."""
+THREAD_STARTERS = {("nqnb.worker.executors.thread", "_enter")}
+"""The nqnb function that calls handlers in threads of their own, as a pair of module and function."""
 _WRAPPERS = ("nqnb.worker.print_capture", "nqnb.worker.handlers", "contextlib")
 """Modules whose frames may lie between a function in `_STARTERS` and the handler."""
 
@@ -57,13 +59,18 @@ class Place(NamedTuple):
     ours: bool = False
 
     @classmethod
-    def of(cls, thread: int) -> Place | None:
-        """Return the line that a thread is running, or None if the thread has ended or runs only its event loop."""
+    def of(cls, thread: int, starters: Collection[tuple[str, str]] = _STARTERS) -> Place | None:
+        """Return the line that a thread is running, or None if the thread has ended or runs only its event loop.
+
+        Args:
+            thread: the thread's identifier.
+            starters: the nqnb functions that call handlers in this thread, as pairs of module and function.
+        """
         try:
             frames: list[FrameType] = [*itertools.takewhile(bool, iter_frames(thread))]
         except KeyError:  # it has ended
             return None
-        start = _index_of(frames, _STARTERS)
+        start = _index_of(frames, starters)
         called = [frame for frame in frames[:start] if module_of(frame) not in _WRAPPERS]
         if start == len(frames):
             # The loop called this code: keep the frames inside the innermost frame of asyncio.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import re
 import threading
 import time
 
@@ -12,6 +14,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb.testing.proxy import Proxy
+from nqnb.worker import ignored_cancels
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +49,58 @@ async def test_a_cancelled_stop_still_stops_the_handlers(
     await until_async(lambda: not worker.running, 5, "the handler ends")
     assert (await task.fetch()).released, "the worker did not release the task before it closed the connection"
     assert await nq.workers() == []
+
+
+@pytest.mark.parametrize("kind", ["thread", "coroutine"])
+async def test_the_log_names_a_cancelled_task_whose_code_does_not_stop(
+    nq: nqnb.Client,
+    settings: nqnb.Settings,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(ignored_cancels, "WARN_AFTER_SECONDS", 0.1)
+    caplog.set_level(logging.WARNING, "nqnb")
+    worker = nqnb.Worker(settings, concurrency=2)
+    begun, release = threading.Event(), threading.Event()
+
+    async def coroutine(job: nqnb.Job) -> None:
+        begun.set()
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    def thread(job: nqnb.Job) -> None:
+        begun.set()
+        release.wait(60)  # no exception is raised within threading
+
+    @worker.handler("willing", grace=0.02)
+    async def willing(job: nqnb.Job) -> None:
+        await asyncio.sleep(60)
+
+    worker.handler("work", grace=0.02)(coroutine if kind == "coroutine" else thread)
+
+    def warnings() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if "queue work was cancelled" in record.getMessage()]
+
+    async with worker, contextlib.AsyncExitStack() as stack:
+        stack.callback(release.set)
+        task, other = await nq.submit("work"), await nq.submit("willing")
+        await until_async(lambda: begun.is_set() and len(worker.running) == 2)
+        assert (await task.cancel()).stopping
+        await other.cancel()
+        assert await other.wait(20) is nqnb.Status.CANCELLED
+        await until_async(warnings)
+        await asyncio.sleep(0.2)  # in this time it would be repeated
+        release.set()
+        await task.wait(20)
+    (warning,) = warnings()
+    text = warning.getMessage()
+    assert re.match(rf"task {task.id} of queue work was cancelled \d+ s ago, but its code is still running", text)
+    assert bool(re.search(r"running at \S*test_stopping\.py:\d+ in thread \(inside", text)) == (kind == "thread")
+    assert ("job.cancelled" if kind == "thread" else "CancelledError") in text
+    assert 'See "When a cancel does not end"' in text
+    assert (vars(warning)["task"], vars(warning)["queue"]) == (task.id, "work")
 
 
 @pytest.mark.parametrize("moment", ["before its start", "during its start"])

@@ -82,6 +82,10 @@ class Executor(abc.ABC):
         """Return whether this asyncio task is running the handler. This method can be called from any thread."""
         return False
 
+    def line(self) -> str:
+        """Return the line of code that the handler's own thread is running, or "" if the line is unknown."""
+        return ""
+
     def stop_aside(self) -> None:  # noqa: B027  by default, only the blocked loop can stop a handler
         """Attempt to stop the handler while the worker's event loop is blocked. The caller has set the job's stop flag.
 

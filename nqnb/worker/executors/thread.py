@@ -49,7 +49,7 @@ from nqnb.worker.executors.executor import Executor, Result, StopLadder
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job, StopFlag
 from nqnb.worker.print_capture import CHECKS, Router
-from nqnb.worker.thread_stack import REPEAT_SECONDS, iter_frames, module_of
+from nqnb.worker.thread_stack import REPEAT_SECONDS, THREAD_STARTERS, Place, iter_frames, module_of
 
 log = logging.getLogger("nqnb.worker")
 
@@ -128,6 +128,12 @@ class ThreadExecutor(Executor):
 
     def _hurry(self, within: float) -> None:
         self._ladder.hurry(within)
+
+    def line(self) -> str:
+        """Return the line of code that the thread is running; see `Executor.line`."""
+        thread = self._thread
+        place = None if thread is None or thread.ident is None else Place.of(thread.ident, THREAD_STARTERS)
+        return "" if place is None or not place.in_handler else place.text
 
     def stop_aside(self) -> None:
         """Raise `JobCancelled` in the thread as soon as that is safe; see `Executor.stop_aside`."""
