@@ -19,6 +19,12 @@ def resize(job: nqnb.Job, payload: dict[str, str]) -> str:
     return payload["path"]
 
 
+def test_the_help_shows_the_fixtures() -> None:
+    text = nqnb.testing.__doc__ or ""
+    assert all(f"`{name}`" in text for name in ("nq", "nqnb_server", "nqnb_worker"))
+    assert "@pytest.mark.anyio" in text
+
+
 class TestJob:
     def test_a_handler_is_called_directly(self) -> None:
         job = nqnb.testing.job({"path": "a.png"}, attempt=2, max_retry=3)

@@ -12,7 +12,21 @@ To test a custom `StateStore`, subclass `StoreContract` in a test module and def
                 await store.clear()
                 yield store
 
-Only `StoreContract` requires pytest. The class and the package `nqnb.testing.chaos` are imported on first use.
+If pytest and nqnb are installed, pytest finds three fixtures: `nqnb_server` is a real nats-server with an empty store,
+`nq` is a client, and `nqnb_worker` is a worker without handlers. An async test needs a marker, such as anyio's::
+
+    @pytest.mark.anyio
+    async def test_double(nq, nqnb_worker):
+        @nqnb_worker.handler("double")
+        def double(job, payload):
+            return 2 * payload
+
+        task = await nq.submit("double", 21)
+        await nqnb_worker.run_until_idle()
+        assert await task == 42
+
+Only `StoreContract` and the fixtures require pytest. The class and the package `nqnb.testing.chaos` are
+imported on first use.
 """
 
 from __future__ import annotations
