@@ -48,7 +48,8 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
     A call without arguments returns the most recently requested session if that session is still open. Otherwise, the
     server is taken from ``NATS_URL`` or a NATS CLI context. If neither is set, the user's detached server is used, and
     is started if necessary. A server at the default address is used only if you pass its address. ``session.why``
-    explains why the server was chosen.
+    explains why the server was chosen. ``help(nq)`` lists the methods of the session ``nq``, such as ``failures``, and
+    ``help(tasks)`` those of the list of tasks that ``nq.map`` returns.
 
     Args:
         url: the address of the server.
