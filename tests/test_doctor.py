@@ -273,7 +273,8 @@ class TestTasks:
             assert codes(found) == ["stuck-cancel"]
             stuck = one(found, "stuck-cancel")
             assert stuck.ids == [task.id]
-            assert f"still running in worker {socket.gethostname()}/{os.getpid()}, up to " in stuck.problem
+            assert stuck.problem.startswith("1 task has a cancel request up to ")
+            assert stuck.problem.endswith(f"still running in worker {socket.gethostname()}/{os.getpid()}.")
             released.set()
             await task.wait(30)
             assert (await nq.doctor("stubborn", ignore=OLD)).ok

@@ -107,14 +107,14 @@ def stuck_cancel(queue: str, tasks: Sequence[OpenTask], workers: Collection[str]
         workers: the host and process of each worker that runs the tasks, such as ``gpu-3/811``.
         seconds: the age of the oldest cancel request.
     """
-    them = _count(len(tasks), "task is", "tasks are")
+    them = _count(len(tasks), "task has", "tasks have")
     where = f"worker {next(iter(workers))}" if len(workers) == 1 else f"{len(workers)} workers"
     return Finding(
         code="stuck-cancel",
         queue=queue,
         ids=[each.id for each in tasks],
-        problem=f"{them} cancelled, but the code is still running in {where}, up to {duration(seconds, gap=' ')} after "
-        "the request.",
+        problem=f"{them} a cancel request up to {duration(seconds, gap=' ')} old, but the code is still running in "
+        f"{where}.",
         remedy="Wait until the code ends, or stop the worker with SIGTERM: another worker of the queue then marks the "
         'task as cancelled. The page docs/cancelling.md, "When a cancel does not end", lists the causes.',
     )
