@@ -107,6 +107,8 @@ class Batch:
         self._serial = "" if serial is None or callable(serial) else check_serial(serial)
         self._serial_of = check_callable("serial", serial, "a string or a function", 1) if callable(serial) else None
         self._group = None if group is None else check_group(group)
+        self._plain = key is None and serial is None and group is None and source is None
+        """Whether the messages of all tasks have no Meta."""
         self.queue = self._template.Queue
         self.payloads = Payloads(payloads)
         self.index: Any = payloads.index if payload.is_frame(payloads) else None
@@ -144,15 +146,18 @@ class Batch:
         Returns:
             The id of the task, and whether a task with the same key already existed.
         """
-        message = await self._message(backend, item)
-        if self._serial or item.serial:
-            await backend.ensure_limits()
-        if self._group is not None or item.key or self._source is not None or self._serial or item.serial:
+        if self._counted:
+            # A timedelta is relative to the time at which the task is submitted.
+            await backend.read_now()
+        message = self._message(backend, item)
+        if not self._plain:
+            if self._serial or item.serial:
+                await backend.ensure_limits()
             message = msgspec.structs.replace(message, Meta=self._meta(item))
-        if item.key:
-            return await submit_keyed(backend, message, client, item.key, self._if_exists)
+            if item.key:
+                return await submit_keyed(backend, message, client, item.key, self._if_exists)
         await submit(backend, message, client, chosen=self._id is not None)
-        return Keyed(message.ID, attached=False)
+        return Keyed(message.ID, False)
 
     def _with_keys(self, items: Iterator[Item]) -> Iterator[Item]:
         seen: set[str] = set()
@@ -175,10 +180,8 @@ class Batch:
         except Exception as error:  # noqa: BLE001  the caller's function may raise anything
             self.payloads.error = error
 
-    async def _message(self, backend: Backend, item: Item) -> TaskMessage:
+    def _message(self, backend: Backend, item: Item) -> TaskMessage:
         if self._counted:
-            # A timedelta is relative to the time at which the task is submitted.
-            await backend.read_now()
             return make_message(self.queue, item.payload, id=self._id, **self._options, now=backend.latest_now())
         # The options have already been checked, so only the id and the payload differ between tasks.
         value = payload.encode(item.payload)

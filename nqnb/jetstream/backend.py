@@ -148,7 +148,8 @@ class Backend:
         """Whether this object uses the limits bucket, which is created only when it is needed."""
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
         """The latest repair for each queue. The key None is for repairs that recreate only buckets."""
-        self._queues: dict[str, QueueStreams] = {}
+        self._queues: dict[str, asyncio.Future[QueueStreams]] = {}
+        """The streams of each queue, as futures that are done: `ensure_queue` returns these without a coroutine."""
         self._ensuring: dict[str, asyncio.Future[QueueStreams]] = {}
         self._scheduling: set[str] = set()
         """The queues whose streams are known to accept schedules."""
@@ -394,7 +395,9 @@ class Backend:
         ttl = self.terminal_ttl
         return None if ttl is None else ttl + _RESULT_MARGIN_SECONDS
 
-    def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
+    def insist(
+        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+    ) -> Awaitable[T]:
         """Send a request with retries, and recreate missing streams and buckets between the attempts.
 
         See `Connection.insist` for the retries.
@@ -402,6 +405,7 @@ class Backend:
         Args:
             ask: a function that sends an idempotent request.
             queue: the queue whose streams the request uses; None if the request uses only buckets.
+            failed: the error of the first attempt, if the caller has already made this attempt.
         """
 
         async def repair() -> None:
@@ -412,7 +416,7 @@ class Backend:
                 running = self._repairs[queue] = spawn(self._repair(queue))
             await asyncio.wait({running}, timeout=_REPAIR_PATIENCE_SECONDS)
 
-        return self.connection.insist(ask, mend=repair)
+        return self.connection.insist(ask, mend=repair, failed=failed)
 
     async def watch_states(self) -> AsyncGenerator[Page, None]:
         """Yield every entry of the state store, and then every change; see `nqnb.jetstream.bucket_reader`."""
@@ -450,14 +454,19 @@ class Backend:
 
     # Queues.
 
-    async def ensure_queue(self, queue: str) -> QueueStreams:
+    def ensure_queue(self, queue: str) -> Awaitable[QueueStreams]:
         """Return the queue's streams. If a stream does not exist, create it first."""
-        streams = self._queues.get(queue)
-        if streams is None:
-            # The first tasks of a queue are often submitted at the same moment.
-            streams = await share(self._ensuring, queue, lambda: ensure_queue(self.connection, queue))
-            self._queues[queue] = streams
+        return self._queues.get(queue) or self._find_queue_streams(queue)
+
+    async def _find_queue_streams(self, queue: str) -> QueueStreams:
+        # The first tasks of a queue are often submitted at the same moment.
+        streams = await share(self._ensuring, queue, lambda: ensure_queue(self.connection, queue))
+        self._remember_queue(queue, streams)
         return streams
+
+    def _remember_queue(self, queue: str, streams: QueueStreams) -> None:
+        known = self._queues[queue] = asyncio.get_running_loop().create_future()
+        known.set_result(streams)
 
     async def find_queue(self, queue: str) -> str | None:
         """Return the name of a queue's task stream, or None if the queue does not exist."""
@@ -581,13 +590,12 @@ class Backend:
 
     # Task messages.
 
-    async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
-        """Publish a task message with retries. The header ``Nats-Msg-Id`` prevents duplicates."""
+    def publish_task(self, queue: str, task_id: str, data: bytes) -> Awaitable[PubAck]:
+        """Publish a task message once, without retries. The header ``Nats-Msg-Id`` prevents duplicates."""
         block = f"NATS/1.0\r\nNats-Msg-Id: {task_id}\r\n{names.CLIENT_HEADER}: task\r\n\r\n".encode()
         if tracing.active is not None:
             block = header_block({**read_headers(block), **tracing.active.submit_headers()})
-        subject, store = names.task_subject(queue), self.connection.store
-        return await self.insist(lambda: store(subject, data, block, once=True), queue)
+        return self.connection.store(names.task_subject(queue), data, block, once=True)
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
         """Return the data of a task message, or None if the message is no longer in the stream."""
@@ -790,7 +798,7 @@ class Backend:
         with contextlib.suppress(NqnbError):
             await self.ensure_buckets()
             if queue is not None:
-                self._queues[queue] = await ensure_queue(self.connection, queue)
+                self._remember_queue(queue, await ensure_queue(self.connection, queue))
 
     async def _allow_schedules(self, queue: str) -> None:
         if queue not in self._scheduling:

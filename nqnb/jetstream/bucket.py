@@ -77,7 +77,7 @@ class KeyValueStore:
         revision = 0
         while True:
             try:
-                return await self._write(key, value, revision, ttl)
+                return await self._publish(key, value, f"{EXPECTED_REVISION}: {revision}\r\n", ttl, once=True)
             except RevisionConflict:
                 last = await self._last(key)
                 if last is not None and not _is_tombstone(last.hdrs):
@@ -94,7 +94,6 @@ class KeyValueStore:
         """See `StateStore.update`."""
         if revision <= 0:
             return _conflict(key)
-        # This does the same as `_write` with fewer function calls, because this method is called twice for each task.
         return self._publish(key, value, f"{EXPECTED_REVISION}: {revision}\r\n", ttl, once=True)
 
     async def put(
@@ -199,7 +198,7 @@ class KeyValueStore:
         Raises:
             RevisionConflict: the key has another revision.
         """
-        await self._write(key, b"", revision, None, "DEL")
+        await self._publish(key, b"", f"{EXPECTED_REVISION}: {revision}\r\n{OPERATION}: DEL\r\n", None, once=True)
 
     def entries(self) -> AsyncGenerator[Entry, None]:
         """See `StateStore.entries`; for the errors see `nqnb.jetstream.bucket_reader.list_entries`."""
@@ -260,14 +259,8 @@ class KeyValueStore:
         subscription = await self._connection.subscribe(self._root + key, on_message)
         return _Unsubscribe(subscription)
 
-    def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> Awaitable[int]:
-        """Write a value if the key still has this revision. Revision 0 means that the key has never been written."""
-        headers = f"{EXPECTED_REVISION}: {revision}\r\n"
-        if operation:
-            headers += f"{OPERATION}: {operation}\r\n"
-        return self._publish(key, value, headers, ttl, once=True)
-
     def _publish(self, key: str, value: bytes, headers: str, ttl: float | None, *, once: bool) -> Awaitable[int]:
+        """Write a value, or a tombstone. Each of the ``headers`` ends with a line break."""
         if not names.is_used_key(key):
             raise BadInput(
                 f"key {quoted(key)} is invalid: expected 1 to 1,000 characters, each a letter (A-Z, a-z), digit, "

@@ -366,6 +366,7 @@ class Connection:
         mend: Callable[[], Awaitable[None]] | None = None,
         *,
         await_room: bool = True,
+        failed: NqnbError | None = None,
     ) -> T:
         """Send a request, and retry for ``retry_for`` seconds if the server is unavailable or a reply is lost.
 
@@ -375,6 +376,7 @@ class Connection:
             mend: an async function, which is called before a retry if the subject has no responders. It must not raise
                 an exception.
             await_room: whether to retry if a storage limit has been reached.
+            failed: the error of the first attempt, if the caller has already made this attempt.
 
         Raises:
             Unconfirmed: a reply was lost, so the request may have taken effect.
@@ -385,8 +387,11 @@ class Connection:
         unconfirmed: Unconfirmed | None = None
         while True:
             try:
+                if failed is not None:
+                    raise failed
                 return await ask()
             except (NoResponders, Unconfirmed) as error:
+                failed = None
                 if isinstance(error, NoRoom) and not await_room:
                     raise
                 if mend is not None and isinstance(error, NoResponders) and not isinstance(error, Unavailable):

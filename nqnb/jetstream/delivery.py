@@ -73,18 +73,19 @@ class Delivery(msgspec.Struct, eq=False):
         ``received`` is the time on the `elapsed` clock at which the message arrived.
         """
         facts = AckFacts.of(message.reply)
+        # Arguments by name would take three times as long.
         return cls(
-            connection=connection,
-            queue=queue,
-            data=message.data,
-            reply=message.reply,
-            sequence=facts.sequence,
-            deliveries=facts.deliveries,
-            ours=message.carries(names.CLIENT_HEADER),
-            scheduled=message.carries("Nats-Scheduler"),
-            received=received,
-            stored=facts.stored,
-            message=message,
+            connection,
+            queue,
+            message.data,
+            message.reply,
+            facts.sequence,
+            facts.deliveries,
+            message.carries(names.CLIENT_HEADER),
+            message.carries("Nats-Scheduler"),
+            received,
+            facts.stored,
+            message,
         )
 
     @property

@@ -17,6 +17,7 @@ from nqnb.protocol.lifecycle import ClaimStep, ClaimVerdict
 from nqnb.protocol.submit import META_RESERVE
 from nqnb.protocol.transition import Again, Retry, SeenEntry, Write, is_too_large, transition
 from nqnb.protocol.wire import Status, TaskMessage, entry_of
+from nqnb.store import Entry
 
 log = logging.getLogger("nqnb.worker")
 
@@ -38,8 +39,12 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         NqnbError: the server did not answer. The message will be redelivered after the ack wait.
     """
     change = _Claim(backend, worker, attempt)
-    start = await _first_read(backend, attempt)
-    done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=start)
+    # The first read may use any replica; see `_Claim.decide`.
+    start = _seen(attempt, await backend.states.get(attempt.id, fresh=False))
+    first = change.take_now(start)
+    done = await transition(
+        backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=start, first=first
+    )
     if done is None:
         return False
     if isinstance(done, ClaimVerdict):
@@ -70,9 +75,8 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
     return True
 
 
-async def _first_read(backend: TaskBackend, attempt: Attempt) -> SeenEntry:
-    """Read the task's entry from any replica; see `_Claim.decide`."""
-    entry = await backend.states.get(attempt.id, fresh=False)
+def _seen(attempt: Attempt, entry: Entry | None) -> SeenEntry:
+    """Decode the entry of a delivered task."""
     sequence, data = attempt.delivery.sequence, attempt.delivery.data
     if entry is None or entry.value != entry_of(data, sequence):
         return SeenEntry.of(attempt.id, entry)
@@ -101,24 +105,27 @@ class _Claim(Retry):
         self._fresh = False
         """Whether the next call of `decide` receives an entry that was read through the leader."""
 
+    def take_now(self, seen: SeenEntry) -> Write | None:
+        """Return the claim of a task that has no owner and may start now. Otherwise return None, and use `decide`.
+
+        Nearly all tasks are claimed in this way, which needs no coroutine.
+        """
+        if seen.malformed is not None or lifecycle.foreign_owner(seen.task, self._worker):
+            return None
+        if self._verdict(seen.task, 0.0).step is not ClaimStep.TAKE or self._attempt.lost_lease():
+            return None
+        self._fresh = True
+        return self._take(seen.task)
+
     async def decide(self, seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
         """Decide what to do, according to `nqnb.protocol.lifecycle.claim`. Return None if the lease is lost."""
-        backend, attempt, worker = self.backend, self._attempt, self._worker
+        backend, attempt = self.backend, self._attempt
         if seen.malformed is not None:
             log.warning("overwriting the malformed entry of task %s: %s", attempt.id, seen.malformed)
         before, self.before, self._moved_to = seen.task, seen.task, 0
-        owner = lifecycle.foreign_owner(before, worker)
-        verdict = lifecycle.claim(
-            attempt.message,
-            before,
-            sequence=attempt.delivery.sequence,
-            deliveries=attempt.delivery.deliveries,
-            ours=attempt.delivery.ours,
-            scheduled=attempt.delivery.scheduled,
-            owner_rest=await owner_rest(backend, attempt, owner, attempt.id, seen.written) if owner else 0.0,
-            now=backend.earliest_now(),
-            ack_wait=attempt.ack_wait,
-        )
+        owner = lifecycle.foreign_owner(before, self._worker)
+        rest = await owner_rest(backend, attempt, owner, attempt.id, seen.written) if owner else 0.0
+        verdict = self._verdict(before, rest)
         if attempt.lost_lease():
             return None
         fresh, self._fresh = self._fresh, True
@@ -130,10 +137,26 @@ class _Claim(Retry):
             task = before or attempt.message
             self._moved_to = await schedule(backend, attempt, lifecycle.due_at(task), task.CurrentRetry)
             return _moved(task, self._moved_to, slim=attempt.slim) if self._moved_to else verdict
-        if verdict.step is not ClaimStep.TAKE:
-            return verdict
-        attempt.unrun = lifecycle.why_unrun(before, worker)
-        return Write.of(_processing(attempt, worker, before, backend.max_payload, backend.now()))
+        return self._take(before) if verdict.step is ClaimStep.TAKE else verdict
+
+    def _verdict(self, before: TaskMessage | None, rest: float) -> ClaimVerdict:
+        attempt, delivery = self._attempt, self._attempt.delivery
+        return lifecycle.claim(
+            attempt.message,
+            before,
+            sequence=delivery.sequence,
+            deliveries=delivery.deliveries,
+            ours=delivery.ours,
+            scheduled=delivery.scheduled,
+            owner_rest=rest,
+            now=self.backend.earliest_now(),
+            ack_wait=attempt.ack_wait,
+        )
+
+    def _take(self, before: TaskMessage | None) -> Write:
+        backend, attempt, self.before = self.backend, self._attempt, before
+        attempt.unrun = lifecycle.why_unrun(before, self._worker)
+        return Write.of(_processing(attempt, self._worker, before, backend.max_payload, backend.now()))
 
     def is_ours(self, entry: TaskMessage) -> bool:
         """Return whether an entry is this claim, or records that the message was scheduled."""

@@ -93,7 +93,16 @@ async def write_outcome(
 ) -> tuple[Status | None, Meta]:
     """Write the outcome by compare-and-set, retrying if necessary, then ack or nak the message."""
     change = _Finish(backend, attempt, status, ending)
-    done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=change.start)
+    done = await transition(
+        backend,
+        attempt.id,
+        change.decide,
+        ours=change.is_ours,
+        retry=change,
+        start=change.start,
+        # A retry may have to be scheduled first.
+        first=None if status is Status.PENDING else _outcome(backend, attempt, status, ending.meta),
+    )
     if not isinstance(done, Written) and done is not FinishStep.LANDED:
         if done is FinishStep.ACK:
             await attempt.delivery.ack()

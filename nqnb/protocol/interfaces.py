@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Protocol, TypeVar
 
 from nqnb.concurrency import Together
+from nqnb.errors import NqnbError
 from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.records import PresenceSight, QueueInfo, WorkerInfo
 from nqnb.store import Entry, StateStore
@@ -243,20 +244,26 @@ class TaskBackend(Protocol):
         """
         ...
 
-    def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
+    def insist(
+        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+    ) -> Awaitable[T]:
         """Send an idempotent request, and retry for up to `retry_for` seconds until the request is confirmed.
 
-        Missing streams and buckets are recreated. ``queue`` is the queue whose streams the request uses, or None if the
-        request uses only buckets.
+        Missing streams and buckets are recreated.
+
+        Args:
+            ask: a function that sends the request.
+            queue: the queue whose streams the request uses, or None if the request uses only buckets.
+            failed: the error of the first attempt, if the caller has already made this attempt.
         """
         ...
 
-    async def ensure_queue(self, queue: str) -> object:
+    def ensure_queue(self, queue: str) -> Awaitable[object]:
         """Create the streams of a queue unless they already exist."""
         ...
 
-    async def publish_task(self, queue: str, task_id: str, data: bytes) -> Acknowledgement:
-        """Publish a task message exactly once."""
+    def publish_task(self, queue: str, task_id: str, data: bytes) -> Awaitable[Acknowledgement]:
+        """Publish a task message, without retries. A message that is published again is stored only once."""
         ...
 
     async def takes_schedules(self, queue: str) -> bool:

@@ -6,11 +6,13 @@ The order matters: a task without an entry still runs, but a task without a mess
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-import msgspec
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from nqnb import payload
 from nqnb.error_text import clause, said, shown
@@ -25,10 +27,10 @@ from nqnb.errors import (
 )
 from nqnb.inputs import Duration, Moment, check_count, check_moment, check_seconds, shown_moment
 from nqnb.protocol import lifecycle, names
-from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.interfaces import Acknowledgement, TaskBackend
 from nqnb.protocol.lifecycle import SubmitStep
 from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entry, transition, write_once
-from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, entry_of
+from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage, entry_of
 
 META_RESERVE = 16 * 1024
 """The number of bytes reserved in an entry for an error, a log and a small result."""
@@ -99,26 +101,34 @@ async def submit(
         Unconfirmed: the server's answers were lost, so the task may or may not have been accepted.
     """
     # The message also contains the Meta: a worker may create the entry from the message before this client does.
-    meta = msgspec.structs.replace(message.meta, client=client, submitted_at=backend.now())
-    given, message = message, msgspec.structs.replace(message, Meta=meta)
+    now = backend.now()
+    meta = Meta(client, now) if message.Meta is UNSET else replace(message.Meta, client=client, submitted_at=now)
+    given, message = message, replace(message, Meta=meta)
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
     if chosen:
         await _free_id(backend, message.ID)
-    sequence, duplicate = await _publish(backend, message, data)
+    ack, due = None, lifecycle.due_at(message)
+    if due - now > lifecycle.LONG_WAIT_SECONDS:
+        ack = await _schedule(backend, message, data, due)
+    if ack is None:
+        try:
+            ack = await backend.publish_task(message.Queue, message.ID, data)
+        except NqnbError as error:
+            ack = await _publish_again(backend, message, data, error)
+    sequence = ack.sequence
     # A message with this chosen id was published within the last few minutes. If it describes the same task, this
     # caller published it.
-    if chosen and duplicate:
+    if chosen and ack.duplicate:
         earlier = await _earlier(backend, message, sequence)
         if earlier is None or not (adopt or lifecycle.is_same_task(earlier, message)):
             raise _taken(message.ID)
         if adopt and (earlier.meta.client, earlier.meta.submitted_at) != (client, meta.submitted_at):
-            given = message = earlier
-            data = message.encode()
+            given, message, data = earlier, replace(earlier), earlier.encode()
+    message.Sequence = sequence
     try:
-        entry = msgspec.structs.replace(message, Sequence=sequence)
-        step = await create_entry(backend, entry, entry_of(data, sequence))
+        step = await create_entry(backend, message, entry_of(data, sequence))
     except NqnbError as error:
         raise Unconfirmed(
             f"task {message.ID!r} is in its queue, but its state was not written: {clause(error)}. "
@@ -142,26 +152,16 @@ async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes 
     Returns:
         `SubmitStep.TAKEN` if the entry belongs to another task, otherwise `SubmitStep.SETTLED`.
     """
-    entry, sequence = Write(message, message.encode() if value is None else value), message.Sequence
-    conflict = False
-
-    async def decide(seen: SeenEntry) -> Write | SubmitStep:
-        nonlocal conflict
-        if not conflict:
-            conflict = True
-            return entry
-        # An entry that cannot be decoded belongs to another program.
-        malformed = seen.malformed is not None
-        return SubmitStep.TAKEN if malformed else lifecycle.submit_conflict(seen.task, message, sequence=sequence)
-
+    entry = Write(message, message.encode() if value is None else value)
+    change = _Creation(backend, message)
     done = await transition(
         backend,
         message.ID,
-        decide,
-        ours=lambda there: lifecycle.submit_conflict(there, message, sequence=sequence) is SubmitStep.SETTLED,
-        # `insist` has already retried the write for as long as the settings allow.
-        retry=Retry(backend, 0),
+        change.after_conflict,
+        ours=change.is_ours,
+        retry=change,
         start=MISSING,
+        first=entry,
         insist=True,
     )
     if isinstance(done, SubmitStep):
@@ -169,6 +169,26 @@ async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes 
     if entry.tries > 1 and not lifecycle.due_at(message):
         await _end_without_message(backend, message)
     return SubmitStep.SETTLED
+
+
+class _Creation(Retry):
+    """The retry policy for creating an entry: `insist` has already retried for as long as the settings allow."""
+
+    def __init__(self, backend: TaskBackend, message: TaskMessage) -> None:
+        super().__init__(backend, 0)
+        self._message = message
+
+    async def after_conflict(self, seen: SeenEntry) -> SubmitStep:
+        """Decide whether the entry that is there belongs to the task."""
+        if seen.malformed is not None:
+            # An entry that cannot be decoded belongs to another program.
+            return SubmitStep.TAKEN
+        return lifecycle.submit_conflict(seen.task, self._message, sequence=self._message.Sequence)
+
+    def is_ours(self, entry: TaskMessage) -> bool:
+        """Return whether an entry belongs to the task."""
+        step = lifecycle.submit_conflict(entry, self._message, sequence=self._message.Sequence)
+        return step is SubmitStep.SETTLED
 
 
 async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> None:
@@ -189,24 +209,32 @@ async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> No
             await write_once(backend, done, seen.revision)
 
 
-async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> tuple[int, bool]:
-    """Publish or schedule a task's message.
+async def _schedule(backend: TaskBackend, message: TaskMessage, data: bytes, due: float) -> Acknowledgement | None:
+    """Schedule a task's message. Return None if the message must be published now."""
+    with _may_be_queued(message.ID):
+        if await backend.takes_schedules(message.Queue):
+            return await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
+        return None
 
-    Return the message's sequence, and whether it had already been published.
-    """
-    due, ack = lifecycle.due_at(message), None
+
+async def _publish_again(backend: TaskBackend, message: TaskMessage, data: bytes, failed: NqnbError) -> Acknowledgement:
+    """Publish a task's message with retries, after the first attempt has failed with the error ``failed``."""
+    with _may_be_queued(message.ID):
+        publish = functools.partial(backend.publish_task, message.Queue, message.ID, data)
+        return await backend.insist(publish, message.Queue, failed=failed)
+
+
+@contextlib.contextmanager
+def _may_be_queued(task_id: str) -> Iterator[None]:
+    """Add the task's id and advice to the error of a message that may have been stored."""
     try:
-        if due - backend.now() > lifecycle.LONG_WAIT_SECONDS and await backend.takes_schedules(message.Queue):
-            ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
-        if ack is None:
-            ack = await backend.publish_task(message.Queue, message.ID, data)
+        yield
     except Unconfirmed as error:
         raise Unconfirmed(
-            f"task {message.ID!r} may or may not be in its queue: {clause(error)}. "
+            f"task {task_id!r} may or may not be in its queue: {clause(error)}. "
             "Check the status of the task before submitting it again.",
-            message.ID,
+            task_id,
         ) from error
-    return ack.sequence, ack.duplicate
 
 
 async def _free_id(backend: TaskBackend, task_id: str) -> None:

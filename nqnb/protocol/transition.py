@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -157,6 +158,7 @@ async def transition(
     ours: Callable[[TaskMessage], bool],
     retry: Retry,
     start: SeenEntry | None = None,
+    first: Write | None = None,
     insist: bool = False,
 ) -> Written | R:
     """Change a task's entry by compare-and-set.
@@ -170,6 +172,8 @@ async def transition(
             failed write, because a write whose answer was lost may still take effect, even after a later read.
         retry: the policy for retries after an error.
         start: the entry, if the caller has already read it.
+        first: the first write, if the caller has already made the decision. ``decide`` is then called only if this
+            write fails.
         insist: whether to retry the creation of an entry, and recreate a missing bucket, before reading the entry
             again.
 
@@ -184,12 +188,19 @@ async def transition(
     while True:
         if tried and seen.task is not None and ours(seen.task):
             return Written(seen.task, seen.value, seen.revision, landed=True)
-        step, known, conflict = await decide(seen), None, False
+        step, known, conflict = first or await decide(seen), None, False
+        first = None
         if isinstance(step, Write):
             try:
-                return Written(
-                    step.task, step.value, await compare_and_set(backend, step, seen.revision, insist=insist)
-                )
+                try:
+                    revision = await compare_and_set(backend, step, seen.revision)
+                except NqnbError as error:
+                    if not insist or seen.revision:
+                        raise
+                    # The first attempt usually succeeds, and is faster without `insist`.
+                    ask = functools.partial(compare_and_set, backend, step, 0)
+                    revision = await backend.insist(ask, failed=error)
+                return Written(step.task, step.value, revision)
             except NqnbError as error:
                 conflict = isinstance(error, RevisionConflict)
                 known = await retry.after_write(error)
@@ -249,16 +260,10 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
             await backend.states.update(task_id, value, revision, ttl)
 
 
-def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> Awaitable[int]:
+def compare_and_set(backend: TaskBackend, step: Write, revision: int) -> Awaitable[int]:
     """Overwrite an entry if it still has ``revision``, and return the new revision. Revision 0 creates the entry."""
     if revision:
         return backend.states.update(step.task.ID, step.value, revision, step.ttl)
-    if insist:
-        return backend.insist(lambda: _create(backend, step))
-    return _create(backend, step)
-
-
-def _create(backend: TaskBackend, step: Write) -> Awaitable[int]:
     step.tries += 1
     return backend.states.create(step.task.ID, step.value, step.ttl)
 

@@ -33,6 +33,9 @@ BOUNDS = {
     "enqueue_sequential": "two round trips a task, one after the other: its message, then its entry",
     "enqueue_pipelined": "one core of Python in the client: two stored messages a task",
     "drain": "one core of Python in the worker: three round trips (read, claim, outcome) and an ack a task",
+    "drain_256": "the same, with as many tasks at a time as the script that only sends the protocol's requests",
+    "drain_threads": "one core of Python in the worker: as above, and two switches of threads a task",
+    "drain_two_workers": "the cores: two workers on two queues, the server and this program share them",
     "acknowledged_publish_ms": "the unit of the latencies: one round trip of nats-py, after a pause as before a cancel",
     "submit_to_start_ms": "the message's way through the server, and two round trips of the worker: read, claim",
     "cancel_to_coroutine_ms": "a round trip of the client (read), and its intent's way through the server",
@@ -107,6 +110,12 @@ FEWEST = 2_000
 
 async def drain(worker: WorkerProcess, tasks: int) -> int:
     """Return no-op tasks per second between the first and the last mark, as the peers' scripts do."""
+    rate, _ = await drain_with_cpu(worker, tasks)
+    return round(rate)
+
+
+async def drain_with_cpu(worker: WorkerProcess, tasks: int) -> tuple[float, float]:
+    """Return the same as `drain`, and the share of a core that the worker used."""
     marks: list[dict[str, float]] = []
     while not marks or marks[-1]["done"] < tasks - 500:
         marks.append(await worker.expect("done"))
@@ -114,7 +123,37 @@ async def drain(worker: WorkerProcess, tasks: int) -> int:
     while marks[-1]["done"] + 500 <= tasks:
         # The next measurement must not wait for these tasks.
         marks.append(await worker.expect("done"))
-    return round((last["done"] - first["done"]) / (last["at"] - first["at"]))
+    seconds = last["at"] - first["at"]
+    return (last["done"] - first["done"]) / seconds, (last["cpu"] - first["cpu"]) / seconds
+
+
+async def drain_queue(nq: nqnb.Client, url: str, queue: str, tasks: int, *options: str) -> int:
+    """Submit no-op tasks, and return how many of them a worker that serves only their queue runs per second."""
+    await nq.submit_many(queue, [b"x"] * tasks)
+    async with worker_process(url, "--only", queue, *options) as worker:
+        return await drain(worker, tasks)
+
+
+async def drain_two_queues(nq: nqnb.Client, url: str, tasks: int) -> dict[str, Any]:
+    """Run two workers on two queues, and return their tasks per second together."""
+    queues = ("bench-noop", "bench-other")
+    for queue in queues:
+        await nq.submit_many(queue, [b"x"] * tasks)
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(worker_process(url, "--only", queue)) for queue in queues]
+        before = busy_cores()
+        both = await asyncio.gather(*(drain_with_cpu(worker, tasks) for worker in workers))
+        busy = [round((after - start) / 100, 2) for start, after in zip(before, busy_cores(), strict=True)]
+    return {
+        "drain_two_workers": round(sum(rate for rate, _ in both)),
+        "drain_two_workers_cores": {"each_worker": [round(share, 2) for _, share in both], "busy_and_idle_s": busy},
+    }
+
+
+def busy_cores() -> tuple[int, int]:
+    """Return how long all cores have been busy and idle since the start of this machine, in hundredths of a second."""
+    user, nice, system, idle, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    return user + nice + system, idle
 
 
 PAUSE_SECONDS = 0.02
@@ -186,6 +225,9 @@ async def measure(url: str, tasks: int, samples: int) -> dict[str, Any]:
             figures["cancel_in_queue_to_coroutine_ms"] = await cancel_to_handler(
                 nq, worker, "coroutine", samples, known_queue=True
             )
+        figures["drain_256"] = await drain_queue(nq, url, "bench-noop", tasks, "--concurrency", "256")
+        figures["drain_threads"] = await drain_queue(nq, url, "bench-noop-thread", tasks)
+        figures.update(await drain_two_queues(nq, url, tasks))
         figures["kib_a_1000_running_tasks"] = await memory_of_running(url, 1000)
     return figures
 
@@ -233,12 +275,15 @@ def machine(server: str) -> dict[str, Any]:
 
 
 def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the median ratio of nqnb's figure to the peer's, for each figure that both have."""
+    """Return the median ratio of nqnb's figure to the peer's, for each figure that both have.
+
+    All of nqnb's kinds of drain are compared with the peer's only one.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for measured in rounds:
         for peer, figures in measured.items():
-            for name, figure in figures.items():
-                ours = measured["nqnb"].get(name)
+            for name, ours in measured["nqnb"].items():
+                figure = figures.get("drain" if name.startswith("drain") else name)
                 if peer != "nqnb" and isinstance(figure, (int, float)) and isinstance(ours, (int, float)) and figure:
                     found.setdefault(peer, {}).setdefault(name, []).append(ours / figure)
     return {

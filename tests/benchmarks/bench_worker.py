@@ -1,17 +1,20 @@
 """The worker of the benchmark. It prints its measurements as lines of JSON.
 
-python bench_worker.py URL [--memory]
+python bench_worker.py URL [--memory | --concurrency N --only QUEUE]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import json
 import os
-import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nqnb
 
@@ -21,32 +24,51 @@ MARK = 500
 CONCURRENCY = 100
 """The default of taskiq."""
 
-worker = nqnb.Worker(
-    sys.argv[1] if len(sys.argv) > 1 else None,
-    concurrency=1000 if "--memory" in sys.argv else CONCURRENCY,
-    shutdown_timeout=1,
-)
+parser = argparse.ArgumentParser()
+parser.add_argument("url", nargs="?")
+parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
+parser.add_argument("--memory", action="store_const", const=1000, dest="concurrency")
+parser.add_argument("--only", help="the queue to serve; default all queues")
+given = parser.parse_args()
+worker = nqnb.Worker(given.url, concurrency=given.concurrency, shutdown_timeout=1)
 done = running = 0
+one_at_a_time = threading.Lock()
 
 
 def tell(**facts: object) -> None:
     print(json.dumps(facts), flush=True)
 
 
-@worker.handler("bench-noop")
-async def noop(job: nqnb.Job) -> None:
+def serve(queue: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a handler, unless only another queue is served."""
+    return worker.handler(queue, **options) if given.only in (None, queue) else lambda handler: handler
+
+
+def count() -> None:
     global done
     done += 1
     if done % MARK == 0:
-        tell(done=done, at=time.monotonic())
+        tell(done=done, at=time.monotonic(), cpu=time.process_time())
 
 
-@worker.handler("bench-start")
+@serve("bench-noop")
+@serve("bench-other")
+async def noop(job: nqnb.Job) -> None:
+    count()
+
+
+@serve("bench-noop-thread")
+def noop_in_thread(job: nqnb.Job) -> None:
+    with one_at_a_time:
+        count()
+
+
+@serve("bench-start")
 async def start(job: nqnb.Job) -> None:
     tell(started=job.id, at=time.monotonic())
 
 
-@worker.handler("bench-coroutine")
+@serve("bench-coroutine")
 async def coroutine(job: nqnb.Job) -> None:
     tell(running=job.id)
     try:
@@ -55,7 +77,7 @@ async def coroutine(job: nqnb.Job) -> None:
         tell(cancelled=job.id, at=time.monotonic())
 
 
-@worker.handler("bench-thread")
+@serve("bench-thread")
 def thread(job: nqnb.Job) -> None:
     tell(running=job.id)
     try:
@@ -64,7 +86,7 @@ def thread(job: nqnb.Job) -> None:
         tell(cancelled=job.id, at=time.monotonic())
 
 
-@worker.handler("bench-process", isolation="process")
+@serve("bench-process", isolation="process")
 def process(job: nqnb.Job) -> None:
     tell(running=job.id)
     try:
@@ -79,7 +101,7 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@worker.handler("bench-memory")
+@serve("bench-memory")
 async def rest(job: nqnb.Job) -> None:
     global running
     running += 1

@@ -36,11 +36,11 @@ def put_at_the_claim() -> None:
     """Write Processing without compare-and-set."""
     compare_and_set = transition.compare_and_set
 
-    async def put(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> int:
+    async def put(backend: TaskBackend, step: Write, revision: int) -> int:
         if step.task.Status is Status.PROCESSING:
             reached.add(put_at_the_claim.__name__)
             return await backend.states.put(step.task.ID, step.value, step.ttl)
-        return await compare_and_set(backend, step, revision, insist=insist)
+        return await compare_and_set(backend, step, revision)
 
     transition.compare_and_set = put
 

@@ -13,6 +13,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.errors import BadInput, NoResponders, Unconfirmed
 from nqnb.protocol.wire import CancelMessage
 from nqnb.testing.proxy import Proxy
 
@@ -161,3 +162,20 @@ async def test_a_short_disconnect_costs_no_run_and_no_cancel(
         print(f"honoured {time.monotonic() - back:.2f} s after the return")
         assert await kept.wait(timeout=30) is Status.COMPLETED
         assert [notes.count("start", task.id) for task in (kept, dropped)] == [1, 1]
+
+
+async def test_a_lost_first_attempt_is_not_forgotten_when_later_attempts_fail(nq: nqnb.Client) -> None:
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        raise NoResponders("nobody answered", "subject")
+
+    lost = Unconfirmed("the answer was lost.")
+    with pytest.raises(Unconfirmed, match=r"the answer was lost\. A later attempt failed: nobody answered"):
+        await nq.backend.connection.insist(ask, 0.1, failed=lost)
+    assert asked == 1
+    with pytest.raises(BadInput):
+        await nq.backend.connection.insist(ask, failed=BadInput("wrong"))
+    assert asked == 1, "such an error would occur again"

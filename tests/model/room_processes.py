@@ -134,7 +134,7 @@ async def _repair(backend: WholeBackend, client: ClientSpec) -> Any:
 async def _place(backend: WholeBackend, client: ClientSpec) -> None:
     """Publish a task with a serial key, as a client does that dies before it creates the entry."""
     message = TaskMessage(ID=client.task_id, Queue=QUEUE, Payload=client.payload, Meta=Meta(serial=client.serial))
-    await backend.publish_task(QUEUE, client.task_id, message.encode())
+    await backend.insist(lambda: backend.publish_task(QUEUE, client.task_id, message.encode()))
 
 
 async def _reserve(backend: WholeBackend, client: ClientSpec) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
-from nqnb.errors import NoResponders, RevisionConflict, Unconfirmed
+from nqnb.errors import NoResponders, NqnbError, RevisionConflict, Unconfirmed
 from nqnb.jetstream.connection import PubAck
 from nqnb.jetstream.messages import StreamMessage
 from nqnb.protocol.interfaces import QueueBackend, StatePage
@@ -116,8 +116,10 @@ class SimulatedBackend:
     def spared_for(self, seconds: float) -> float:
         return 0.0
 
-    async def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> T:
-        return await insisted(ask, once=self.retry_for < 0)
+    async def insist(
+        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+    ) -> T:
+        return await insisted(ask, once=self.retry_for < 0, failed=failed)
 
     async def let_expire(self, task_id: str, value: bytes, revision: int) -> None:
         return
@@ -146,7 +148,7 @@ class SimulatedBackend:
             yield info
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
-        return PubAck(*await self.insist(lambda: Call("publish", (task_id, data, task_id))))
+        return PubAck(*await Call("publish", (task_id, data, task_id)))
 
     async def takes_schedules(self, queue: str) -> bool:
         return self._schedules
@@ -271,12 +273,15 @@ class SimulatedDelivery:
         return True
 
 
-async def insisted(ask: Callable[[], Awaitable[T]], *, once: bool = False) -> T:
+async def insisted(ask: Callable[[], Awaitable[T]], *, once: bool = False, failed: NqnbError | None = None) -> T:
     """Await ``ask()`` until its answer arrives, as `Connection.insist` does."""
     while True:
         try:
+            if failed is not None:
+                raise failed
             return await ask()
         except (Unconfirmed, NoResponders):
+            failed = None
             if once:
                 raise
 

@@ -68,12 +68,16 @@ class Backend:
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
 
-    async def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> T:
+    async def insist(
+        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+    ) -> T:
         while True:
             try:
+                if failed is not None:
+                    raise failed
                 return await ask()
             except Unconfirmed:
-                continue
+                failed = None
 
 
 @pytest.fixture
@@ -177,6 +181,20 @@ async def test_insist_repeats_the_same_write_and_recognizes_it_by_the_conflict(b
     assert done.landed
     assert decide.seen == [None]
     assert backend.states.writes == 2
+
+
+async def test_a_first_write_needs_no_decision(backend: Any) -> None:
+    decide, done = await claim(backend, start=MISSING, first=Write.of(task(Status.PROCESSING)))
+    assert isinstance(done, Written)
+    assert (decide.seen, backend.states.writes) == ([], 1)
+
+
+async def test_after_a_conflict_of_the_first_write_the_entry_is_decided_about(backend: Any) -> None:
+    await backend.states.create("a", task(Status.PENDING).encode())
+    decide, done = await claim(backend, start=MISSING, first=Write.of(task(Status.PROCESSING, "first")))
+    assert isinstance(done, Written)
+    assert done.task.meta.claim == "ours"
+    assert decide.seen == [Status.PENDING]
 
 
 async def test_again_reads_before_it_decides(backend: Any) -> None:
