@@ -28,6 +28,7 @@ import nqnb
 from nqnb.commands.exporter_command import DEFAULT_PORT
 from nqnb.commands.worker_processes import EXTRA_STOP_SECONDS
 from nqnb.http_endpoint import HttpEndpoint
+from nqnb.jetstream.schedules import can_schedule
 from nqnb.listen_address import ListenAddress
 from nqnb.worker.health import HealthEndpoint
 
@@ -271,6 +272,8 @@ async def test_nack_would_not_undo_what_nqnb_configures() -> None:
 
     with nqnb.DevServer() as server:
         async with nqnb.connect(server.url, replicas=1) as nq:
+            if not can_schedule(nq.backend.connection):
+                pytest.skip("the manifests are for servers that keep schedules")
             own = await use(nq)
     for manifest in (*streams, consumer):
         name = manifest.get("name") or manifest["durable_name"]
@@ -333,7 +336,8 @@ async def test_keda_counts_the_tasks_that_wait_or_run() -> None:
             await nq.submit("resize", 4, process_at=timedelta(hours=1))
             assert await scaler.value() is None, "there is no consumer yet"
             async with worker:
-                assert await scaler.value() == 3
+                # Servers before 2.12 keep no schedules, so the task that is not due waits in the queue.
+                assert await scaler.value() == (3 if can_schedule(nq.backend.connection) else 4)
                 assert await scaler.value(account="wrong") is None
                 await worker.stop(0)
         probe = compose()["services"]["nats"]["healthcheck"]["test"][-1]

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.docstring_examples import OLD
 from helpers.kernels import Kernel, kernel
 from test_docs import blocks, spans
 
@@ -266,7 +267,9 @@ def test_a_task_whose_code_does_not_stop_is_shown_as_in_the_docs(server: nqnb.De
 @pytest.mark.skipif(os.name != "posix", reason="the lines are those of a POSIX shell")
 def test_the_command_lines_of_the_docs_run(server: nqnb.DevServer, tmp_path: Path) -> None:
     lines = [line for page, code in blocks("sh") if page == "docs/command-line.md" for line in code.splitlines()]
-    run = [line for line in lines if not line.startswith(tuple(SKIPPED_LINES))]
+    # The doctor reports an old server, and then exits with status 1.
+    doctor = ("nqnb doctor",) if server.version.startswith(OLD) else ()
+    run = [line for line in lines if not line.startswith((*SKIPPED_LINES, *doctor))]
     assert len(run) >= 12
 
     def shell(line: str) -> str:

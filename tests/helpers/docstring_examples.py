@@ -28,6 +28,9 @@ from typing import Any
 import nqnb
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+OF_NEW_SERVERS = ("nqnb.doctor.diagnosis.Diagnosis", "nqnb.doctor.diagnosis.Finding")
+"""The names whose examples show that the doctor finds nothing. It reports each old server."""
+OLD = ("2.9.", "2.10.", "2.11.")
 
 
 def examples(path: str) -> list[doctest.Example]:
@@ -134,6 +137,7 @@ if __name__ == "__main__":
         serving(server),
     ):
         os.environ.update(NATS_URL=server.url, IPYTHONDIR=folder)  # as for a user who has set the address
-        failures = asyncio.run(main(sys.argv[1:], server.url, output))
+        paths = [path for path in sys.argv[1:] if not (path in OF_NEW_SERVERS and server.version.startswith(OLD))]
+        failures = asyncio.run(main(paths, server.url, output))
     print(*failures, sep="\n")
     sys.exit(bool(failures))

@@ -735,6 +735,8 @@ async def test_run_until_idle_leaves_the_tasks_of_a_paused_queue(
     async def first(job: nqnb.Job) -> None:
         if job.attempt == 1:
             await nq.pause("second")
+            if nq.backend.connection.server_before(2, 11):
+                await asyncio.sleep(1)  # such a server does not pause the consumer; the worker notices the pause itself
             held.append(await nq.submit("second"))
             raise OSError("a retry is due soon")
 
