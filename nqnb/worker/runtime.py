@@ -31,6 +31,7 @@ from nqnb.text import in_parentheses
 from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
+from nqnb.worker.executors.thread_pool import ThreadPool
 from nqnb.worker.fetch_policy import FetchPolicy
 from nqnb.worker.handlers import Handler
 from nqnb.worker.ignored_cancels import warn_of_ignored_cancels
@@ -328,6 +329,7 @@ class Runtime:
         self._pulse.stop()
         if self._logs is not None:
             self._logs.close()
+        ThreadPool.here().close()
         try:
             # Close the guard first, because it could write the presence again after its removal.
             await self._guard.close()

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers.waiting import noting, until_async
+from helpers.waiting import noting, until, until_async
 
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.protocol.lifecycle import Ended
-from nqnb.worker.executors import make_executor
+from nqnb.worker.executors import make_executor, thread_pool
 from nqnb.worker.executors.coroutine import CoroutineExecutor
 from nqnb.worker.executors.executor import Executor, Result
 from nqnb.worker.executors.thread import ThreadExecutor
+from nqnb.worker.executors.thread_pool import ThreadPool
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
 
@@ -33,6 +34,11 @@ GRACE = 0.2
 def executor(function: Callable[..., Any], payload: bytes = b"null", grace: float = GRACE) -> Executor:
     job = Job("a", "q", payload, 1, 0, None, lambda: None)
     return make_executor(make_handler("q", function, grace=grace), job)
+
+
+def who(job: Job) -> threading.Thread:
+    """Return the thread that runs this handler."""
+    return threading.current_thread()
 
 
 async def ended(run: Executor) -> Result:
@@ -257,10 +263,76 @@ class TestThread:
         assert (await ending).ended is Ended.STOPPED
         ticking.cancel()
 
-    async def test_no_thread_is_left_after_a_run(self) -> None:
+    async def test_threads_are_reused_and_end_when_they_have_been_idle(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(thread_pool, "IDLE_SECONDS", 0.3)
+        ThreadPool.here().close()
         before = threading.active_count()
-        await asyncio.gather(*(ended(executor(lambda job: None)) for _ in range(20)))
+        for _ in range(2):
+            threads = [result.value for result in await asyncio.gather(*(ended(executor(who)) for _ in range(20)))]
+            assert len(set(threads)) <= 20
+        one, two = (await ended(executor(who))).value, (await ended(executor(who))).value
+        assert one is two, "the thread that was used last is reused first"
+        assert one in threads
+        assert one.name == "nqnb-idle"
         await until_async(lambda: threading.active_count() <= before)
+        assert (await ended(executor(who))).value is not one
+
+    async def test_a_thread_is_not_reused_once_its_handler_was_asked_to_stop(self) -> None:
+        seen: list[threading.Thread] = []
+
+        def returns_late(job: Job) -> None:
+            seen.append(threading.current_thread())
+            while not job.cancelled:
+                time.sleep(0.01)
+
+        assert (await stopped(returns_late)).ended is Ended.RETURNED
+        assert (await ended(executor(who))).value is not seen[0]
+        await until_async(lambda: not seen[0].is_alive())
+
+    async def test_a_thread_whose_caller_is_gone_ends_after_its_handler(self) -> None:
+        begun, go, seen = threading.Event(), threading.Event(), list[threading.Thread]()
+
+        def handle(job: Job) -> None:
+            seen.append(threading.current_thread())
+            begun.set()
+            go.wait(30)
+
+        ending = asyncio.ensure_future(executor(handle).run())
+        await until_async(begun.is_set)
+        ending.cancel()
+        await asyncio.wait({ending})
+        assert seen[0].is_alive()
+        go.set()
+        await until_async(lambda: not seen[0].is_alive())
+
+    async def test_a_thread_that_other_code_has_ended_is_not_reused(self) -> None:
+        thread = (await ended(executor(who))).value
+        thread.end()
+        await until_async(lambda: not thread.is_alive())
+        assert (await ended(executor(who))).value is not thread
+
+    async def test_an_idle_thread_keeps_no_task_alive_and_passes_on_no_context(self) -> None:
+        variable = contextvars.ContextVar("variable", default="unset")
+
+        def handle(job: Job) -> str:
+            before = variable.get()
+            variable.set("set by a handler")
+            return before
+
+        run = executor(handle)
+        reference = weakref.ref(run)
+        assert (await ended(run)).value == "unset"
+        del run
+        # The executor and its timer refer to each other, so only a collection frees them.
+        await until_async(lambda: gc.collect() >= 0 and reference() is None)
+        assert (await ended(executor(handle))).value == "unset"
+
+    def test_idle_threads_end_with_their_loop(self) -> None:
+        async def one() -> Any:
+            return (await ended(executor(who))).value
+
+        thread = asyncio.run(one())
+        until(lambda: gc.collect() >= 0 and not thread.is_alive())
 
 
 class TestCoroutine:
@@ -376,7 +448,7 @@ class TestStress:
         await asyncio.wait_for(asyncio.sleep(0.01), 1)
 
     @pytest.mark.usefixtures("quick_switching")
-    async def test_a_push_at_the_very_moment_of_the_return_never_escapes(self) -> None:
+    async def test_a_push_at_the_very_moment_of_the_return_never_escapes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def one() -> Result:
             returning = threading.Event()
 
@@ -386,13 +458,15 @@ class TestStress:
 
             run = executor(handle)
             assert isinstance(run, ThreadExecutor)
+            told = threading.Event()
+            monkeypatch.setattr(run, "_tell", noting(told, run._tell))
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
             assert returning.wait(30)
             # The ladder's own push, without its pauses. As after a stop, the run withdraws it at its end.
             run._stopping = True
             until = time.monotonic() + 5
-            while run._thread is not None and run._thread.is_alive() and time.monotonic() < until:
+            while not told.is_set() and time.monotonic() < until:
                 run._push()
             return await asyncio.wait_for(ending, 30)
 

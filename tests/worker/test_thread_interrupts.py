@@ -304,13 +304,17 @@ class TestThreadsThatHaveLeftTheirHandler:
         pytest.skip("the system does not give an identifier twice")
 
     @pytest.mark.usefixtures("quick_switching")
-    async def test_pushes_around_the_return_do_not_keep_the_thread_from_reporting(self) -> None:
+    async def test_pushes_around_the_return_do_not_keep_the_thread_from_reporting(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for _ in range(200):
             run = executor(lambda job: "done", grace=0.001)
+            told = threading.Event()
+            monkeypatch.setattr(run, "_tell", noting(told, run._tell))
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
             run.stop()
-            while run._thread is not None and run._thread.is_alive():
+            while not told.is_set():
                 run._push()
             assert (await asyncio.wait_for(ending, 30)).ended in (Ended.RETURNED, Ended.STOPPED)
 

@@ -46,6 +46,7 @@ from typing import Any
 from nqnb.errors import JobCancelled
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.executors.executor import Executor, Result, StopLadder
+from nqnb.worker.executors.thread_pool import HandlerThread, ThreadPool
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job, StopFlag
 from nqnb.worker.print_capture import CHECKS, Router
@@ -73,7 +74,8 @@ _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 class ThreadExecutor(Executor):
     """An executor that runs a function in a separate thread.
 
-    The thread runs nothing else, so an exception that is raised in it affects no other code.
+    The thread runs nothing else at the same time, and nothing else at all once the function has been asked to stop. So
+    an exception that is raised in the thread affects no other code.
     """
 
     how = "its thread was stopped"
@@ -85,30 +87,36 @@ class ThreadExecutor(Executor):
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Result] = self._loop.create_future()
         self._ladder = StopLadder(self._push, handler.grace)
-        self._thread: threading.Thread | None = None
+        self._thread: HandlerThread | None = None
         self._base: FrameType | None = None
         """The frame that calls the handler."""
         self._result = Result(Ended.STOPPED)
 
     async def _run(self) -> Result:
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._main,), name=f"nqnb-{self._job.id}", daemon=True
-        )
+        pool, main = ThreadPool.here(), functools.partial(contextvars.copy_context().run, self._main)
         try:
-            self._thread.start()
+            thread = self._thread = pool.call(main, f"nqnb-{self._job.id}")
         except RuntimeError as error:
             # The handler has not run, so the task is redelivered.
             self.how = "its thread was not started"
             self._warn_of_no_thread(error)
             await asyncio.sleep(_NO_THREAD_PAUSE_SECONDS)
-            self._settle()
-        result = await self._ended
-        self._ladder.end()
-        base, self._base = self._base, None
-        # From now on, `stop_aside` removes what it adds, so nothing is left after this removal.
-        if self._stopping and self._thread.ident is not None and base is not None:
-            Interrupter.here().remove(self._thread.ident, base)
+            self._ladder.end()
+            return self._result
+        reusable = False
+        try:
+            result = await self._ended
+            self._ladder.end()
+            base, self._base = self._base, None
+            # From now on, `stop_aside` removes what it adds, so nothing is left after this removal.
+            if self._stopping and thread.ident is not None and base is not None:
+                Interrupter.here().remove(thread.ident, base)
+            reusable = not (self._stopping or self._job.state.stop.is_set())
+        finally:
+            if reusable:
+                pool.keep(thread)
+            else:
+                thread.end()
         return result
 
     def _warn_of_no_thread(self, error: RuntimeError) -> None:
