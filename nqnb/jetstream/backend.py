@@ -396,7 +396,12 @@ class Backend:
         return None if ttl is None else ttl + _RESULT_MARGIN_SECONDS
 
     def insist(
-        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+        self,
+        ask: Callable[[], Awaitable[T]],
+        queue: str | None = None,
+        *,
+        failed: NqnbError | None = None,
+        since: float | None = None,
     ) -> Awaitable[T]:
         """Send a request with retries, and recreate missing streams and buckets between the attempts.
 
@@ -406,6 +411,7 @@ class Backend:
             ask: a function that sends an idempotent request.
             queue: the queue whose streams the request uses; None if the request uses only buckets.
             failed: the error of the first attempt, if the caller has already made this attempt.
+            since: the monotonic time at which the first attempt began. The default is now.
         """
 
         async def repair() -> None:
@@ -416,7 +422,7 @@ class Backend:
                 running = self._repairs[queue] = spawn(self._repair(queue))
             await asyncio.wait({running}, timeout=_REPAIR_PATIENCE_SECONDS)
 
-        return self.connection.insist(ask, mend=repair, failed=failed)
+        return self.connection.insist(ask, mend=repair, failed=failed, since=since)
 
     async def watch_states(self) -> AsyncGenerator[Page, None]:
         """Yield every entry of the state store, and then every change; see `nqnb.jetstream.bucket_reader`."""

@@ -367,6 +367,7 @@ class Connection:
         *,
         await_room: bool = True,
         failed: NqnbError | None = None,
+        since: float | None = None,
     ) -> T:
         """Send a request, and retry for ``retry_for`` seconds if the server is unavailable or a reply is lost.
 
@@ -377,21 +378,25 @@ class Connection:
                 an exception.
             await_room: whether to retry if a storage limit has been reached.
             failed: the error of the first attempt, if the caller has already made this attempt.
+            since: the monotonic time at which the first attempt began. The default is now.
 
         Raises:
             Unconfirmed: a reply was lost, so the request may have taken effect.
             NqnbError: the error of the last attempt.
         """
-        until = time.monotonic() + (self.settings.retry_for if retry_for is None else retry_for)
+        until = time.monotonic() if since is None else since
+        until += self.settings.retry_for if retry_for is None else retry_for
         pause = 0.05
         unconfirmed: Unconfirmed | None = None
         while True:
             try:
                 if failed is not None:
-                    raise failed
+                    try:
+                        raise failed
+                    finally:
+                        failed = None  # otherwise, the error and its traceback would refer to each other
                 return await ask()
             except (NoResponders, Unconfirmed) as error:
-                failed = None
                 if isinstance(error, NoRoom) and not await_room:
                     raise
                 if mend is not None and isinstance(error, NoResponders) and not isinstance(error, Unavailable):

@@ -245,7 +245,12 @@ class TaskBackend(Protocol):
         ...
 
     def insist(
-        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+        self,
+        ask: Callable[[], Awaitable[T]],
+        queue: str | None = None,
+        *,
+        failed: NqnbError | None = None,
+        since: float | None = None,
     ) -> Awaitable[T]:
         """Send an idempotent request, and retry for up to `retry_for` seconds until the request is confirmed.
 
@@ -255,6 +260,7 @@ class TaskBackend(Protocol):
             ask: a function that sends the request.
             queue: the queue whose streams the request uses, or None if the request uses only buckets.
             failed: the error of the first attempt, if the caller has already made this attempt.
+            since: the monotonic time at which the first attempt began. The default is now.
         """
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
@@ -19,6 +20,7 @@ from nqnb.error_text import clause, said, shown
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
+    NoResponders,
     NqnbError,
     PayloadTooLarge,
     RevisionConflict,
@@ -113,10 +115,7 @@ async def submit(
     if due - now > lifecycle.LONG_WAIT_SECONDS:
         ack = await _schedule(backend, message, data, due)
     if ack is None:
-        try:
-            ack = await backend.publish_task(message.Queue, message.ID, data)
-        except NqnbError as error:
-            ack = await _publish_again(backend, message, data, error)
+        ack = await _publish(backend, message, data)
     sequence = ack.sequence
     # A message with this chosen id was published within the last few minutes. If it describes the same task, this
     # caller published it.
@@ -217,11 +216,17 @@ async def _schedule(backend: TaskBackend, message: TaskMessage, data: bytes, due
         return None
 
 
-async def _publish_again(backend: TaskBackend, message: TaskMessage, data: bytes, failed: NqnbError) -> Acknowledgement:
-    """Publish a task's message with retries, after the first attempt has failed with the error ``failed``."""
-    with _may_be_queued(message.ID):
+async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> Acknowledgement:
+    """Publish a task's message with retries."""
+    began = time.monotonic()
+    try:
+        return await backend.publish_task(message.Queue, message.ID, data)
+    except (NoResponders, Unconfirmed) as error:
+        # The first attempt usually succeeds, and is faster without `insist`.
         publish = functools.partial(backend.publish_task, message.Queue, message.ID, data)
-        return await backend.insist(publish, message.Queue, failed=failed)
+        retrying = backend.insist(publish, message.Queue, failed=error, since=began)
+    with _may_be_queued(message.ID):
+        return await retrying
 
 
 @contextlib.contextmanager

@@ -192,14 +192,17 @@ async def transition(
         first = None
         if isinstance(step, Write):
             try:
+                retrying, began = None, time.monotonic()
                 try:
                     revision = await compare_and_set(backend, step, seen.revision)
-                except NqnbError as error:
+                except (NoResponders, Unconfirmed) as error:
                     if not insist or seen.revision:
                         raise
                     # The first attempt usually succeeds, and is faster without `insist`.
                     ask = functools.partial(compare_and_set, backend, step, 0)
-                    revision = await backend.insist(ask, failed=error)
+                    retrying = backend.insist(ask, failed=error, since=began)
+                if retrying is not None:
+                    revision = await retrying
                 return Written(step.task, step.value, revision)
             except NqnbError as error:
                 conflict = isinstance(error, RevisionConflict)

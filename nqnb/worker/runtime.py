@@ -207,6 +207,7 @@ class Runtime:
             await self._logs.open()
         loops = (
             self._fetch,
+            self._wake_regularly,
             self._beat,
             lambda: self._presence.keep_current(lambda: not self._recovery.active),
             self._leases.stop_lapsed,
@@ -557,4 +558,11 @@ class Runtime:
                     if not self.backend.outage.took(error):
                         log.warning("the worker cannot pull tasks at the moment: %s", error)
                     await asyncio.sleep(_FETCH_RETRY_SECONDS)
-            await first_of(self._wake, timeout=_FETCH_SECONDS)
+            await self._wake.wait()
+
+    async def _wake_regularly(self) -> None:
+        """Let `_fetch` check the pull requests, even if nothing has happened. Continue until cancelled."""
+        # One timer for all waits takes much less time than a timeout for each wait.
+        while True:
+            await asyncio.sleep(_FETCH_SECONDS)
+            self._wake.set()

@@ -176,6 +176,9 @@ async def test_a_lost_first_attempt_is_not_forgotten_when_later_attempts_fail(nq
     with pytest.raises(Unconfirmed, match=r"the answer was lost\. A later attempt failed: nobody answered"):
         await nq.backend.connection.insist(ask, 0.1, failed=lost)
     assert asked == 1
+    with pytest.raises(Unconfirmed):
+        await nq.backend.connection.insist(ask, 1.0, failed=Unconfirmed("lost."), since=time.monotonic() - 2)
+    assert asked == 1, "the time for retries counts from the first attempt"
     with pytest.raises(BadInput):
         await nq.backend.connection.insist(ask, failed=BadInput("wrong"))
     assert asked == 1, "such an error would occur again"

@@ -24,8 +24,8 @@ from nqnb import errors
 
 from .simulated_server import Call, Raised
 
-_MOVING_VARIABLES = frozenset(("pause",))
-"""Variables that only decide how long a pause takes, which ends at once here."""
+_MOVING_VARIABLES = frozenset(("pause", "began"))
+"""Variables that only decide how long a pause takes, which ends at once here, or how long retries go on."""
 _AWAITABLES = (types.CoroutineType, types.AsyncGeneratorType, types.GeneratorType)
 _STACK_ITERATORS: tuple[type[Any], ...] = tuple({type(iter(kind())) for kind in (list, tuple, set, dict)} | {enumerate})
 

@@ -117,7 +117,12 @@ class SimulatedBackend:
         return 0.0
 
     async def insist(
-        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+        self,
+        ask: Callable[[], Awaitable[T]],
+        queue: str | None = None,
+        *,
+        failed: NqnbError | None = None,
+        since: float | None = None,
     ) -> T:
         return await insisted(ask, once=self.retry_for < 0, failed=failed)
 

@@ -69,7 +69,12 @@ class Backend:
         self.slept.append(seconds)
 
     async def insist(
-        self, ask: Callable[[], Awaitable[T]], queue: str | None = None, *, failed: NqnbError | None = None
+        self,
+        ask: Callable[[], Awaitable[T]],
+        queue: str | None = None,
+        *,
+        failed: NqnbError | None = None,
+        since: float | None = None,
     ) -> T:
         while True:
             try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import os
 import random
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +23,7 @@ from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.executors import make_executor, thread_pool
 from nqnb.worker.executors.coroutine import CoroutineExecutor
 from nqnb.worker.executors.executor import Executor, Result
-from nqnb.worker.executors.thread import ThreadExecutor
+from nqnb.worker.executors.thread import ThreadExecutor, _set_async_exc
 from nqnb.worker.executors.thread_pool import ThreadPool
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
@@ -310,6 +312,41 @@ class TestThread:
         thread.end()
         await until_async(lambda: not thread.is_alive())
         assert (await ended(executor(who))).value is not thread
+
+    async def test_an_exception_that_is_raised_too_late_does_not_end_the_next_task(self) -> None:
+        def late(job: Job) -> threading.Thread:
+            return threading.current_thread()
+
+        thread = (await ended(executor(late))).value
+        await asyncio.sleep(0.05)
+        assert _set_async_exc(thread.ident, TimeoutError), "as a library does that limits the time of a call"
+        assert (await ended(executor(who))).value is thread
+        assert (await ended(executor(who))).value is thread
+
+    async def test_the_event_loop_of_a_handler_does_not_remain(self) -> None:
+        def handle(job: Job) -> int:
+            try:
+                loop = asyncio.get_event_loop()
+            except RuntimeError:
+                loop = asyncio.new_event_loop()
+                asyncio.set_event_loop(loop)
+            try:
+                return loop.run_until_complete(asyncio.sleep(0, 1))
+            finally:
+                loop.close()
+
+        for _ in range(3):
+            assert await ended(executor(handle)) == Result(Ended.RETURNED, 1)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
+    async def test_a_forked_process_ends_after_its_handler(self) -> None:
+        def handle(job: Job) -> int:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on: there are other threads
+                process = os.fork()
+            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) if process else 0
+
+        assert await ended(executor(handle)) == Result(Ended.RETURNED, 0)
 
     async def test_an_idle_thread_keeps_no_task_alive_and_passes_on_no_context(self) -> None:
         variable = contextvars.ContextVar("variable", default="unset")

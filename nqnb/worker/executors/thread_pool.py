@@ -1,12 +1,16 @@
 """Reuse the threads of handlers. Starting a thread takes several times as long as handing it a call.
 
 A thread is reused only if its last handler was never asked to stop, so no exception can be pending in the thread.
-Thread-local variables of a handler remain for the next handler, as in every pool of threads.
+Thread-local variables remain for the next handler, and so does everything else that belongs to a thread, except its
+event loop. An exception that a library raises in a thread too late may hit the next handler, as in every pool of
+threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import os
 import queue
 import threading
 import weakref
@@ -25,25 +29,43 @@ class HandlerThread(threading.Thread):
     def __init__(self) -> None:
         # Code that cannot be stopped must not keep the program from ending.
         super().__init__(daemon=True)
-        self._calls: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._next: Callable[[], object] | None = None
+        self._ending = False
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """An item for each call of `call` or `end`."""
         self.idle_since = 0.0
         """The time on the `elapsed` clock since which the thread has been idle."""
 
     def call(self, function: Callable[[], object], name: str) -> None:
         """Call a function in this thread, which is idle or has not been started. ``name`` is the thread's name."""
         self.name = name
-        self._calls.put(function)
+        self._next = function
+        self._wakes.put(None)
 
     def end(self) -> None:
         """End the thread after its current call."""
-        self._calls.put(None)
+        self._ending = True
+        self._wakes.put(None)
 
     def run(self) -> None:
         """Make the calls; see `threading.Thread.run`."""
-        while (function := self._calls.get()) is not None:
-            function()
+        process = os.getpid()
+        while True:
+            try:
+                self._wakes.get()
+            except BaseException:  # noqa: BLE001  a library may raise it in this thread after the handler has ended
+                self._wakes.put(None)
+                continue
+            function, self._next = self._next, None
+            if function is not None:
+                function()
+                # The next call must not use the closed event loop of a handler.
+                asyncio.set_event_loop(None)
             # An idle thread must not keep the last task alive.
             del function
+            # If a handler has forked this process, there is no event loop here, and nothing more to do.
+            if self._ending or os.getpid() != process:
+                return
 
 
 class ThreadPool:
@@ -61,7 +83,7 @@ class ThreadPool:
         found = _pool_of_loop.get(loop)
         if found is None:
             found = _pool_of_loop[loop] = ThreadPool()
-            # The threads also end if the loop is closed without `close`.
+            # Without `close`, the threads end when the loop is freed.
             weakref.finalize(loop, _end_all, found._idle).atexit = False
         return found
 
@@ -78,7 +100,8 @@ class ThreadPool:
                 return thread
         thread = HandlerThread()
         thread.call(function, name)
-        thread.start()
+        # The thread must not keep the context of its first call, as Python 3.14 and captured prints would.
+        contextvars.Context().run(thread.start)
         return thread
 
     def keep(self, thread: HandlerThread) -> None:
@@ -95,7 +118,8 @@ class ThreadPool:
         # The timer is not stored, because it refers to the loop, and the pool must not keep the loop alive.
         if not self._will_trim:
             self._will_trim = True
-            asyncio.get_running_loop().call_later(seconds, self._trim)
+            # In the context of the caller, the timer would keep the last task alive.
+            asyncio.get_running_loop().call_later(seconds, self._trim, context=contextvars.Context())
 
     def _trim(self) -> None:
         """End the threads that have been idle for `IDLE_SECONDS`."""
