@@ -229,6 +229,20 @@ async def test_spans_follow_the_conventions_for_messaging(
     assert wait.status.status_code is StatusCode.UNSET, "the wait itself succeeded"
 
 
+async def test_the_status_of_an_error_without_a_message_is_its_type(
+    nq: nqnb.Client, settings: nqnb.Settings, memory: Memory
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("silent")
+    def fail(job: nqnb.Job) -> None:
+        raise ValueError
+
+    async with worker:
+        assert await (await nq.submit("silent")).wait(30) is nqnb.Status.FAILED
+    assert memory.only("run silent").status.description == "ValueError"
+
+
 async def test_the_context_survives_schedules_even_if_a_worker_does_not_trace(
     nq: nqnb.Client, settings: nqnb.Settings, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,7 +205,7 @@ class RunSpan:
         self._status = status
         if error is not None:
             span.set_attribute("error.type", error.type)
-            span.set_status(StatusCode.ERROR, f"{error.type}: {error.message}")
+            span.set_status(StatusCode.ERROR, ": ".join(part for part in (error.type, error.message) if part))
             parts = {"type": error.type, "message": error.message, "stacktrace": error.traceback}
             span.add_event("exception", {f"exception.{part}": text for part, text in parts.items()})
         if status is Status.PENDING:
