@@ -218,7 +218,7 @@ def check_group(name: object) -> str:
     """Return a group name. Raise `BadInput` unless the name consists of 1 to 200 printable characters."""
     if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME or not name.isprintable():
         raise BadInput(
-            f"group={shown(name)} is invalid: must be a string of 1 to {LONGEST_NAME} printable characters. "
+            f"group={shown(name)} is invalid: expected a string of 1 to {LONGEST_NAME} printable characters. "
             "Pass a name such as 'sweep-7'."
         )
     return exact_text(name)

@@ -716,7 +716,10 @@ class Client:
         return await self._submitted(requeue(self.backend, task_id, self.name), origin=task_id)
 
     async def _submitted(self, submitting: Awaitable[TaskMessage], origin: str = "") -> Task:
-        """Await a submit, and return the handle of the new task. ``origin`` is the id of a requeue's original task."""
+        """Await a submit, and return the handle of the new task.
+
+        If the task is a requeue, ``origin`` is the id of the original task.
+        """
         if tracing.active is None:
             message = await submitting
             return Task(self, message.ID, message.Queue)

@@ -118,7 +118,7 @@ def check_serial(serial: object) -> str:
     """Return a serial key. Raise `BadInput` unless the key consists of 1 to 200 printable characters."""
     if not isinstance(serial, str) or not 1 <= len(serial) <= LONGEST_NAME or not serial.isprintable():
         raise BadInput(
-            f"serial={shown(serial)} is invalid: must be a string of 1 to {LONGEST_NAME} printable characters. "
+            f"serial={shown(serial)} is invalid: expected a string of 1 to {LONGEST_NAME} printable characters. "
             "Pass a key such as 'customer-7'."
         )
     return exact_text(serial)

@@ -184,7 +184,7 @@ def _check_text(name: str, value: object, most: int) -> str:
     if not isinstance(value, str):
         raise BadInput(f"{name}={shown(value)} is invalid: expected a string, got {kind_of(value)}.")
     if not value.strip() or len(value) > most:
-        raise BadInput(f"{name}={shown(value)} is invalid: must be a string of 1 to {most} characters.")
+        raise BadInput(f"{name}={shown(value)} is invalid: expected a string of 1 to {most} characters.")
     return " ".join(exact_text(value).split())
 
 

@@ -556,7 +556,7 @@ def _preview(record: Preview) -> RenderableType:
 
 
 def _first_due(group: OpenTasks) -> str:
-    """Return the time until the first task of a group is due, or an empty string if the tasks are due already."""
+    """Return the time until the first task of a group is due, or an empty string if it is already due."""
     rest = 0.0 if group.first_due is None else -seconds_since(group.first_due)
     return f"{'first ' if group.tasks > 1 else ''}in {duration(rest)}" if rest > 0 else ""
 

@@ -72,7 +72,9 @@ def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
     """Combine the task ids of the argument and ``--id``, without duplicates. Raise UsageError if both are empty."""
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
-        raise click.UsageError("no task was selected: at least one task id is required. Use ID or --id ID")
+        raise click.UsageError(
+            "no task was selected: at least one task id is required. Pass ids as arguments, or as --id ID"
+        )
     return chosen
 
 

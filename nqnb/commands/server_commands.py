@@ -92,8 +92,8 @@ def up(
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
         raise click.UsageError(
-            f"too many options: --{mode} applies to a server that is already running. "
-            "Remove --port, --store-dir and --go-queue"
+            f"too many options: --{mode} cannot be combined with --port, --store-dir or --go-queue, which apply only "
+            f"when a server is started. Use --{mode} alone"
         )
     if mode == "status":
         return _status()

@@ -335,7 +335,7 @@ def _id_argument_or_option(function: Any) -> Any:
 
 def _chosen_id(id: str | None, named: str | None) -> str:
     if id is None and named is None:
-        raise click.UsageError("the task id is missing: expected one task id. Use ID or --id ID")
+        raise click.UsageError("the task id is missing. Pass the id as an argument, or as --id ID")
     if id is not None and named is not None:
         raise click.UsageError("too many task ids: ID and --id cannot be combined. Use only one of them")
     return id or named or ""

@@ -21,7 +21,7 @@ from nqnb.commands.command_records import Workers
 from nqnb.commands.param_types import AtLeast, health_address, metrics_address, queue_weights
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
 from nqnb.commands.worker_reload import Reloader, watched_folders
-from nqnb.error_text import clause
+from nqnb.error_text import clause, kind_of
 from nqnb.errors import NqnbError
 from nqnb.listen_address import ALL_INTERFACES, MAX_PORT, ListenAddress
 from nqnb.server.server_choice import resolve
@@ -299,7 +299,7 @@ def _find_worker(target: str) -> Worker:
         found = getattr(found, part)
     if not isinstance(found, Worker):
         raise click.UsageError(
-            f"worker {target!r} is invalid: expected an nqnb.Worker, got a {type(found).__name__}. "
+            f"worker {target!r} is invalid: expected an nqnb.Worker, got {kind_of(found)}. "
             "Use the name of a Worker in the module"
         )
     return found

@@ -318,7 +318,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
 
 async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
     """Yield the pages of a new consumer. If a message was lost, yield the earlier entries, then raise Unconfirmed."""
-    last = await _last_sequence(connection, bucket)
+    last, end = await _last_sequence(connection, bucket), 0
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
     except ServerRefused as error:
@@ -340,7 +340,12 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
                 yield batch.entries
             # The caller may update entries that it has received. The listing need not yield these updates, so it may
             # end with the last entry that the bucket had at the start.
-            drained = batch.drained or (consumer.number == consumer.waiting and consumer.sequence <= last)
+            drained = consumer.number == consumer.waiting and consumer.sequence <= last
+            if batch.drained and not drained:
+                # The server confirms a write slightly before it counts the write as pending for its consumers. So an
+                # entry that was overwritten during the listing may still be missing.
+                end = end or await _last_sequence(connection, bucket)
+                drained = consumer.sequence >= end
             # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
             short = batch.size < size and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):

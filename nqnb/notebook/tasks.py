@@ -831,7 +831,7 @@ def _stored_keys(labels: Iterable[Any], stored: Sequence[object]) -> list[object
 
 
 def _in_utc(label: object) -> object:
-    """Convert each time with a time zone in a stored label to UTC."""
+    """Convert a stored label to UTC if it is a time with a time zone. Convert the items of a tuple."""
     if isinstance(label, tuple):
         return tuple(map(_in_utc, label))
     if isinstance(label, str) and _STORED_TIME.fullmatch(label):

@@ -79,7 +79,7 @@ class Requeues:
     def of(self, task: TaskMessage) -> str:
         """Return the id of the latest copy of an ended task, or an empty string if no later copy exists.
 
-        The latest copy is found for the original task and for every earlier copy.
+        ``task`` is the original task, or any copy of it.
         """
         _, latest = self._latest.get(task.meta.origin or task.ID, (0.0, ""))
         return latest if task.Status.terminal and latest != task.ID else ""

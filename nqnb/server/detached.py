@@ -191,7 +191,7 @@ def stop() -> Detached | None:
         if not _belongs_to(server, server.keeper) and is_lock_held(folder):
             raise DevServerError(
                 f"the detached server at {server.url} cannot be stopped here: it was started on {server.host!r}, or "
-                "in another container that shares your files. Run `nqnb up --stop` there."
+                "in another container with the same home folder. Run `nqnb up --stop` where the server was started."
             )
         _send_signal(server.pid if sys.platform == "win32" else server.keeper, signal.SIGTERM)
         ended = _wait_until(

@@ -34,8 +34,9 @@ _OPEN = tuple(number for state, number in _NUMBERS.items() if not state.terminal
 class Rows:
     """The tasks of a table, with a filter, a search and an order. This class is not thread-safe.
 
-    A change to a task requires a binary search and, while a search is active, a scan of the task's text. A new search
-    scans the texts of all tasks. The text of a task is built only once. A new filter or order sorts the matching tasks.
+    A change to a task requires a binary search and, if the user is searching, a scan of the task's text. A new search
+    scans the texts of all tasks. The text of a task is built only once. After a new filter or order, the matching tasks
+    are sorted.
     The counts are updated with each change. The time to return a page is proportional to the page's length.
 
     Args:

@@ -193,8 +193,9 @@ def make_handler(
     first_is_payload = _is_payload(target, parameters[0].name)
     if takes_both and first_is_payload:
         raise InvalidHandler(
-            f"{name}{signature} cannot handle tasks: the first of two parameters receives the Job, but its name or "
-            "annotation stands for a payload. Use the parameters (job, payload), or put all values into one payload."
+            f"{name}{signature} cannot handle tasks: the first of two parameters receives the Job, but the name or "
+            "annotation of this parameter describes a payload. Use the parameters (job, payload), or put all "
+            "values into one payload."
         )
     takes_one = not takes_both and first_is_payload
     return Handler(

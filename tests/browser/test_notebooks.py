@@ -26,15 +26,19 @@ NAMES = [path.name for path in NOTEBOOKS]
 TASK_ID = r"\b(?:[0-9A-Za-z]{22}|[a-z]+-\d+)\b"
 """An id of nqnb, or one of the notebook about Go."""
 
+SLOW_CALL = re.compile(r"waited |[\d,]+ of [\d,]+ tasks \w+$")
+
 
 def kinds(notebook: Any) -> list[list[str]]:
-    """Return the types of the outputs of each cell, without the lines of waits, which only a slow machine shows."""
-    return [[each.output_type for each in cell.get("outputs", []) if not is_wait_line(each)] for cell in notebook.cells]
+    """Return the types of the outputs of each cell, without the outputs that only a slow machine shows."""
+    return [
+        [each.output_type for each in cell.get("outputs", []) if not is_of_a_slow_call(each)] for cell in notebook.cells
+    ]
 
 
-def is_wait_line(output: Any) -> bool:
-    """Return whether an output is the line that a call leaves if it waited for more than a second."""
-    return str(output.get("data", {}).get("text/plain", "")).startswith("waited ")
+def is_of_a_slow_call(output: Any) -> bool:
+    """Return whether an output is a line that a call leaves only if it takes long: that it waited, or its progress."""
+    return SLOW_CALL.match(str(output.get("data", {}).get("text/plain", ""))) is not None
 
 
 def complaints(notebook: Any) -> list[str]:

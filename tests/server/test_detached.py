@@ -373,7 +373,7 @@ def test_no_process_is_ended_by_its_number_alone(running: detached.Detached) -> 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
         try:
             rewrite(keeper=bystander.pid, host="another")
-            with pytest.raises(DevServerError, match=r"'another'.* Run `nqnb up --stop` there"):
+            with pytest.raises(DevServerError, match=r"'another'.* Run `nqnb up --stop` where"):
                 detached.stop()
             assert bystander.poll() is None
             rewrite(token="refused, so that only the lock says that it lives")

@@ -91,7 +91,7 @@ class TestSignatures:
         def swapped(payload, job): ...  # type: ignore[no-untyped-def]  # a beginner's handler
 
         for function in (resize, swapped):
-            with pytest.raises(InvalidHandler, match=r"the first of two parameters receives the Job, but its name or"):
+            with pytest.raises(InvalidHandler, match=r"the first of two parameters receives the Job, but the name or"):
                 make_handler("q", function)
 
     def test_further_parameters_with_defaults_are_left_alone(self) -> None:

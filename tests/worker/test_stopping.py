@@ -62,7 +62,7 @@ async def test_the_log_names_a_cancelled_task_whose_code_does_not_stop(
     monkeypatch.setattr(ignored_cancels, "WARN_AFTER_SECONDS", 0.1)
     caplog.set_level(logging.WARNING, "nqnb")
     worker = nqnb.Worker(settings, concurrency=2)
-    begun, release = threading.Event(), threading.Event()
+    begun, other_begun, release = threading.Event(), threading.Event(), threading.Event()
 
     async def coroutine(job: nqnb.Job) -> None:
         begun.set()
@@ -76,6 +76,7 @@ async def test_the_log_names_a_cancelled_task_whose_code_does_not_stop(
 
     @worker.handler("willing", grace=0.02)
     async def willing(job: nqnb.Job) -> None:
+        other_begun.set()
         await asyncio.sleep(60)
 
     worker.handler("work", grace=0.02)(coroutine if kind == "coroutine" else thread)
@@ -86,7 +87,7 @@ async def test_the_log_names_a_cancelled_task_whose_code_does_not_stop(
     async with worker, contextlib.AsyncExitStack() as stack:
         stack.callback(release.set)
         task, other = await nq.submit("work"), await nq.submit("willing")
-        await until_async(lambda: begun.is_set() and len(worker.running) == 2)
+        await until_async(lambda: begun.is_set() and other_begun.is_set())
         assert (await task.cancel()).stopping
         await other.cancel()
         assert await other.wait(20) is nqnb.Status.CANCELLED

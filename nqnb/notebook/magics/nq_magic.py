@@ -121,7 +121,7 @@ def _finish(front: Any, record: Any) -> Any:
 
 
 def _is_statement(shell: Any) -> bool:
-    """Return whether the magic is a separate statement, whose result IPython would display."""
+    """Return whether the magic is a whole statement, not part of one. IPython would display the statement's result."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals is not shell.user_global_ns:
         frame = frame.f_back

@@ -158,7 +158,7 @@ def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
         word = lexer.get_token()
     except ValueError:
         raise BadInput(
-            f"cannot parse the line: {text.strip()} contains an unclosed quote. Close the quote, or escape it if it is "
-            "a literal character."
+            f"cannot parse the line: `{readable(text.strip(), 200)}` contains an unclosed quote. "
+            "Close the quote, or escape it if it is a literal character."
         ) from None
     return word or "", text[stream.tell() :]
