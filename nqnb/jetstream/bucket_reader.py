@@ -327,15 +327,21 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
         raise
     async with consumer:
         drained = consumer.waiting == 0
+        missing = received = 0  # the numbers of messages that the pull has not delivered yet, and that it has delivered
+        more = PAGE
         while not drained:
-            # The last page has only the entries that are left. If more entries have been written in the meantime, full
-            # pages are requested, so that a listing catches up with many writers.
-            left = consumer.waiting - consumer.number
-            size = min(left, PAGE) if left > 0 else PAGE
-            # With no_wait, the server reports immediately that nothing is left, for example after deletions.
-            await consumer.pull({"batch": size, "no_wait": True}, page=size)
+            if missing == 0:
+                # The last page has only the entries that are left. If more entries have been written in the meantime,
+                # the pages become larger, so that the listing catches up with many writers, even over a slow network.
+                left = consumer.waiting - consumer.number
+                missing, received = min(left, PAGE) if left > 0 else more, 0
+                more = more if left > 0 else min(2 * more, MOST_PAGE)
+                # With no_wait, the server reports immediately that nothing is left, for example after deletions.
+                await consumer.pull({"batch": missing, "no_wait": True}, page=missing)
             await consumer.page_arrived()
             batch = consumer.read()
+            received += batch.size
+            missing = 0 if batch.ended else missing - batch.size
             if batch.entries:
                 yield batch.entries
             # The caller may update entries that it has received. The listing need not yield these updates, so it may
@@ -347,7 +353,7 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
                 end = end or await _last_sequence(connection, bucket)
                 drained = consumer.sequence >= end
             # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
-            short = batch.size < size and not (batch.size and batch.ended)
+            short = received == 0 if batch.ended else missing > 0 and not batch.drained
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
                     f"listing bucket {bucket!r} failed after {consumer.number:,} entries: the server did not send "

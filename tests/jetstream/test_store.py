@@ -189,6 +189,28 @@ class TestListing:
             await far.close()
         assert set(found) >= set(range(35))
 
+    async def test_a_listing_ends_although_others_keep_overwriting(
+        self, shared_server: nqnb.DevServer, bucket: str, store: KeyValueStore
+    ) -> None:
+        """More entries are overwritten during a round trip than the first pages of the listing have."""
+        ended = False
+
+        async def overwrite() -> None:
+            for number in itertools.cycle(range(35)):
+                if ended:
+                    return
+                await store.put(f"{number}", b"")
+                await asyncio.sleep(0.001)
+
+        async with Proxy(shared_server, delay=0.02) as proxy:
+            far = await Connection.open(nqnb.Settings(proxy.url))
+            overwriting = [asyncio.ensure_future(overwrite()) for _ in range(3)]
+            found = await asyncio.wait_for(_keys(KeyValueStore(far, bucket).entries()), 30)
+            ended = True
+            await asyncio.gather(*overwriting)
+            await far.close()
+        assert sorted(found) == list(range(35))
+
     async def test_a_listing_survives_a_restart_of_the_server(self, tmp_path: Path) -> None:
         with nqnb.DevServer(store_dir=tmp_path) as server:
             connection = await Connection.open(nqnb.Settings(server.url, retry_for=20))
