@@ -52,6 +52,8 @@ PULL_EXPIRES_SECONDS = 30.0
 """Seconds until a feed's pull expires on the server."""
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
+_MAX_CHECKS = 10
+"""How often a listing checks whether an entry follows the last pending one. Others may keep writing without end."""
 _CHECK_SECONDS = 0.25
 """Seconds between two checks for a lost connection."""
 
@@ -318,7 +320,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
 
 async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
     """Yield the pages of a new consumer. If a message was lost, yield the earlier entries, then raise Unconfirmed."""
-    last, end = await _last_sequence(connection, bucket), 0
+    last, checks = await _last_sequence(connection, bucket), 0
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
     except ServerRefused as error:
@@ -338,6 +340,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
                 more = more if left > 0 else min(2 * more, MOST_PAGE)
                 # With no_wait, the server reports immediately that nothing is left, for example after deletions.
                 await consumer.pull({"batch": missing, "no_wait": True}, page=missing)
+            else:
+                consumer.expect(missing)
             await consumer.page_arrived()
             batch = consumer.read()
             received += batch.size
@@ -350,8 +354,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             if batch.drained and not drained:
                 # The server confirms a write slightly before it counts the write as pending for its consumers. So an
                 # entry that was overwritten during the listing may still be missing.
-                end = end or await _last_sequence(connection, bucket)
-                drained = consumer.sequence >= end
+                checks += 1
+                drained = checks > _MAX_CHECKS or not await _is_followed(connection, bucket, consumer.sequence)
             # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
             short = received == 0 if batch.ended else missing > 0 and not batch.drained
             if not drained and (short or consumer.lost):
@@ -369,6 +373,17 @@ async def _last_sequence(connection: Connection, bucket: str) -> int:
         # The bucket does not exist, or the user may list its entries but not read its info.
         return 0
     return int(info["state"]["last_seq"])
+
+
+async def _is_followed(connection: Connection, bucket: str, sequence: int) -> bool:
+    """Return whether a bucket has an entry or a tombstone after a sequence. If this cannot be read, return False."""
+    body = {"seq": sequence + 1, "next_by_subj": names.key_subject(bucket, ">")}
+    try:
+        await connection.api(f"STREAM.MSG.GET.{names.bucket_stream(bucket)}", body)
+    except ServerRefused:
+        # There is none, the bucket was deleted, or the user may list its entries but not read a single entry.
+        return False
+    return True
 
 
 class _Batch(NamedTuple):
@@ -447,6 +462,12 @@ class _BucketConsumer:
         await self._connection.send(
             f"$JS.API.CONSUMER.MSG.NEXT.{self._name}", msgspec.json.encode(request), reply=self._inbox
         )
+
+    def expect(self, page: int) -> None:
+        """Set the event `ready` once ``page`` messages have arrived, or now if they have already arrived."""
+        self._page = page
+        if len(self._messages) >= page:
+            self.ready.set()
 
     async def page_arrived(self) -> None:
         """Wait until a page is ready, the connection is lost, or no message has arrived for ``request_timeout``."""

@@ -281,6 +281,62 @@ class TestListing:
         assert found == [*range(12), *range(13, 31, 2), *range(31, 35)]
         assert time.monotonic() - start < 4
 
+    async def test_one_listing_is_enough_if_the_newest_entry_is_gone(
+        self, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The last sequence of the bucket then belongs to no message, as after an expiry, and is never reached."""
+        made: list[str] = []
+        make_consumer = bucket_reader.make_consumer
+
+        async def counted(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
+            made.append(bucket)
+            return await make_consumer(connection, bucket, outlives=outlives, after=after)
+
+        async def delete(*numbers: int) -> None:
+            for number in numbers:
+                entry = await store.get(f"{number}")
+                assert entry is not None
+                await store.delete(f"{number}", entry.revision)
+
+        monkeypatch.setattr(bucket_reader, "make_consumer", counted)
+        await delete(34)
+        entries = store.entries()
+        found = [int((await anext(entries)).key)]
+        await delete(20, 33)
+        assert [*found, *await _keys(entries)] == [*range(20), *range(21, 33)]
+        assert len(made) == 1
+
+    async def test_the_rest_of_a_pull_is_not_awaited_after_it_has_arrived(
+        self, connection: Connection, bucket: str, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """If the first half of a page ends with a late count, the second half may end without any sign of an end."""
+        late = {32: 0, 35: 1}
+
+        class LateFacts:
+            @staticmethod
+            def of(reply: str) -> AckFacts:
+                facts = AckFacts.of(reply)
+                return structs.replace(facts, pending=late.get(facts.sequence, facts.pending))
+
+        monkeypatch.setattr(bucket_reader, "AckFacts", LateFacts)
+        receive = bucket_reader._BucketConsumer._receive
+        held: list[tuple[bucket_reader._BucketConsumer, Message]] = []
+
+        def receive_in_two_parts(consumer: bucket_reader._BucketConsumer, message: Message) -> None:
+            is_late = message.reply.startswith("$JS.ACK.") and AckFacts.of(message.reply).sequence > 32
+            if is_late and len(held) < 3:
+                held.append((consumer, message))
+                asyncio.get_running_loop().call_later(0.1, receive, consumer, message)
+            else:
+                receive(consumer, message)
+
+        monkeypatch.setattr(bucket_reader._BucketConsumer, "_receive", receive_in_two_parts)
+        start = time.monotonic()
+        # The last entry has a pending one after it, according to the server, so another pull follows.
+        assert await _keys(store.entries()) == list(range(35))
+        assert len(held) == 3
+        assert time.monotonic() - start < connection.settings.request_timeout
+
     async def test_an_entry_rewritten_meanwhile_is_listed_once(
         self, connection: Connection, bucket: str, store: KeyValueStore
     ) -> None:
