@@ -328,7 +328,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             return
         raise
     async with consumer:
-        drained = consumer.waiting == 0
+        # In a cluster, the consumer may be on a server that lags behind the leader.
+        drained = consumer.waiting == 0 and (last == 0 or not await _is_followed(connection, bucket, 0))
         missing = received = 0  # the numbers of messages that the pull has not delivered yet, and that it has delivered
         more = PAGE
         while not drained:
@@ -350,8 +351,9 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
                 yield batch.entries
             # The caller may update entries that it has received. The listing need not yield these updates, so it may
             # end with the last entry that the bucket had at the start.
-            drained = consumer.number == consumer.waiting and consumer.sequence <= last
-            if batch.drained and not drained:
+            counted = consumer.number == consumer.waiting and consumer.sequence <= last
+            drained = counted and consumer.sequence == last
+            if not drained and (counted or batch.drained):
                 # The server confirms a write slightly before it counts the write as pending for its consumers. So an
                 # entry that was overwritten during the listing may still be missing.
                 checks += 1

@@ -281,6 +281,20 @@ class TestListing:
         assert found == [*range(12), *range(13, 31, 2), *range(31, 35)]
         assert time.monotonic() - start < 4
 
+    @pytest.mark.parametrize("lag", [1, 35])
+    async def test_a_listing_does_not_end_early_on_a_server_that_lags(
+        self, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch, lag: int
+    ) -> None:
+        """The consumer may be on a server that does not have the newest entries yet when it counts them."""
+        make_consumer = bucket_reader.make_consumer
+
+        async def counted(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
+            name, waiting = await make_consumer(connection, bucket, outlives=outlives, after=after)
+            return name, waiting - lag
+
+        monkeypatch.setattr(bucket_reader, "make_consumer", counted)
+        assert await _keys(store.entries()) == list(range(35))
+
     async def test_one_listing_is_enough_if_the_newest_entry_is_gone(
         self, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
