@@ -383,7 +383,7 @@ async def _is_followed(connection: Connection, bucket: str, sequence: int) -> bo
     try:
         await connection.api(f"STREAM.MSG.GET.{names.bucket_stream(bucket)}", body)
     except ServerRefused:
-        # There is none, the bucket was deleted, or the user may list its entries but not read a single entry.
+        # No message follows, the bucket was deleted, or the user may list its entries but not read a single entry.
         return False
     return True
 
