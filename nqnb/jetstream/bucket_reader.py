@@ -52,6 +52,10 @@ PULL_EXPIRES_SECONDS = 30.0
 """Seconds until a feed's pull expires on the server."""
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
+_MAX_EMPTY_PULLS = 3
+"""How many pulls of a listing may be empty although an entry follows. A server does not deliver some entries of other
+programs, which have unusual keys."""
+_EMPTY_PULL_SECONDS = 0.05
 _MAX_CHECKS = 10
 """How often a listing checks whether an entry follows the last pending one. Others may keep writing without end."""
 _CHECK_SECONDS = 0.25
@@ -320,7 +324,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
 
 async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
     """Yield the pages of a new consumer. If a message was lost, yield the earlier entries, then raise Unconfirmed."""
-    last, checks = await _last_sequence(connection, bucket), 0
+    last, checks, empty = await _last_sequence(connection, bucket), 0, 0
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
     except ServerRefused as error:
@@ -358,6 +362,11 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
                 # entry that was overwritten during the listing may still be missing.
                 checks += 1
                 drained = checks > _MAX_CHECKS or not await _is_followed(connection, bucket, consumer.sequence)
+            if not drained and checks and batch.ended and received == 0:
+                empty += 1
+                drained = empty > _MAX_EMPTY_PULLS
+                await asyncio.sleep(_EMPTY_PULL_SECONDS)
+                continue
             # If entries are missing, they were either deleted or lost. A new listing shows which of the two happened.
             short = received == 0 if batch.ended else missing > 0 and not batch.drained
             if not drained and (short or consumer.lost):

@@ -295,6 +295,20 @@ class TestListing:
         monkeypatch.setattr(bucket_reader, "make_consumer", counted)
         assert await _keys(store.entries()) == list(range(35))
 
+    async def test_a_listing_ends_although_the_server_does_not_deliver_an_entry(
+        self, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def is_followed(connection: Connection, bucket: str, sequence: int) -> bool:
+            return True
+
+        monkeypatch.setattr(bucket_reader, "_is_followed", is_followed)
+        entry = await store.get("34")
+        assert entry is not None
+        await store.delete("34", entry.revision)
+        start = time.monotonic()
+        assert await _keys(store.entries()) == list(range(34))
+        assert time.monotonic() - start < 4
+
     async def test_one_listing_is_enough_if_the_newest_entry_is_gone(
         self, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
