@@ -362,7 +362,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
                 # entry that was overwritten during the listing may still be missing.
                 checks += 1
                 drained = checks > _MAX_CHECKS or not await _is_followed(connection, bucket, consumer.sequence)
-            if not drained and checks and batch.ended and received == 0:
+            if not drained and (checks or consumer.waiting == 0) and batch.ended and received == 0:
+                # An entry follows, but the server counts none.
                 empty += 1
                 drained = empty > _MAX_EMPTY_PULLS
                 await asyncio.sleep(_EMPTY_PULL_SECONDS)

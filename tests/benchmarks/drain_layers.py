@@ -234,6 +234,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.tasks <= WARM_UP:
         parser.error(f"--tasks {options.tasks}: too few; give more than {WARM_UP}")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: too few; give at least 1")
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in LAYERS}
     for _ in range(options.rounds):
         for name, layer in LAYERS.items():

@@ -307,6 +307,9 @@ class TestListing:
         await store.delete("34", entry.revision)
         start = time.monotonic()
         assert await _keys(store.entries()) == list(range(34))
+        for number in range(34):
+            await store.delete(f"{number}", 1000)
+        assert await _keys(store.entries()) == []
         assert time.monotonic() - start < 4
 
     async def test_one_listing_is_enough_if_the_newest_entry_is_gone(
