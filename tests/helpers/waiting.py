@@ -68,6 +68,18 @@ def _expired(condition: Callable[[], object], seconds: float, what: str, value: 
     return f"not within {seconds:g} s: {what}; the last value was {value!r}"
 
 
+def noting_end(ended: threading.Event, function: Callable[..., T]) -> Callable[..., T]:
+    """Return a function that calls ``function`` and then sets an event."""
+
+    def call(*args: Any) -> T:
+        try:
+            return function(*args)
+        finally:
+            ended.set()
+
+    return call
+
+
 def noting(begun: threading.Event, handler: Callable[..., Any]) -> Callable[..., Any]:
     """Return a handler that sets an event when it begins, so that a test can stop it then and not before."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers.waiting import noting, until, until_async
+from helpers.waiting import noting, noting_end, until, until_async
 
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.protocol.lifecycle import Ended
@@ -24,7 +24,7 @@ from nqnb.worker.executors import make_executor, thread_pool
 from nqnb.worker.executors.coroutine import CoroutineExecutor
 from nqnb.worker.executors.executor import Executor, Result
 from nqnb.worker.executors.thread import ThreadExecutor, _set_async_exc
-from nqnb.worker.executors.thread_pool import ThreadPool
+from nqnb.worker.executors.thread_pool import HandlerThread, ThreadPool
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
 
@@ -272,12 +272,55 @@ class TestThread:
         for _ in range(2):
             threads = [result.value for result in await asyncio.gather(*(ended(executor(who)) for _ in range(20)))]
             assert len(set(threads)) <= 20
+        # A thread may have been woken for a call that another thread has made.
+        calls = ThreadPool.here()._shared
+        known = {each for each in threading.enumerate() if isinstance(each, HandlerThread) and each._pool is calls}
+        await until_async(lambda: set(calls.idle) == known)
         one, two = (await ended(executor(who))).value, (await ended(executor(who))).value
         assert one is two, "the thread that was used last is reused first"
-        assert one in threads
+        assert one in known
         assert one.name == "nqnb-idle"
         await until_async(lambda: threading.active_count() <= before)
         assert (await ended(executor(who))).value is not one
+
+    async def test_short_calls_share_a_thread(self) -> None:
+        await self.make_calls_short()
+        threads = {result.value for result in await asyncio.gather(*(ended(executor(who)) for _ in range(100)))}
+        assert len(threads) < 50
+
+    async def test_a_long_call_does_not_delay_the_short_calls_behind_it(self) -> None:
+        await self.make_calls_short()
+        release = threading.Event()
+        blocked = asyncio.ensure_future(ended(executor(lambda job: release.wait(60))))
+        others = [asyncio.ensure_future(ended(executor(who))) for _ in range(20)]
+        assert len(await asyncio.wait_for(asyncio.gather(*others), 30)) == 20
+        assert not blocked.done()
+        release.set()
+        assert await blocked == Result(Ended.RETURNED, True)
+
+    async def test_long_calls_run_at_the_same_time_although_the_last_calls_were_short(self) -> None:
+        await self.make_calls_short()
+        together = threading.Barrier(40)
+        results = await asyncio.gather(*(ended(executor(lambda job: together.wait(30))) for _ in range(40)))
+        assert {result.ended for result in results} == {Ended.RETURNED}
+
+    async def test_a_stopped_call_does_not_take_the_calls_behind_it_along(self) -> None:
+        await self.make_calls_short()
+        runs = [executor(lambda job: job.wait(60), grace=0.02), *(executor(who) for _ in range(20))]
+        ending = [asyncio.ensure_future(ended(run)) for run in runs]
+        await asyncio.sleep(0)
+        runs[0].stop()
+        results = await asyncio.wait_for(asyncio.gather(*ending), 30)
+        assert [result.ended for result in results] == [Ended.STOPPED, *[Ended.RETURNED] * 20]
+
+    @staticmethod
+    async def make_calls_short() -> None:
+        """Make short calls, one after another, until the pool lets calls share a thread."""
+        calls = ThreadPool.here()._shared
+        until = time.monotonic() + 30
+        while calls.typical_seconds > thread_pool._SHORT_SECONDS:
+            assert time.monotonic() < until, "short calls are not short"
+            await ended(executor(lambda job: None))
 
     async def test_a_thread_is_not_reused_once_its_handler_was_asked_to_stop(self) -> None:
         seen: list[threading.Thread] = []
@@ -496,7 +539,7 @@ class TestStress:
             run = executor(handle)
             assert isinstance(run, ThreadExecutor)
             told = threading.Event()
-            monkeypatch.setattr(run, "_tell", noting(told, run._tell))
+            monkeypatch.setattr(run, "make", noting_end(told, run.make))
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
             assert returning.wait(30)

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers.waiting import noting, until, until_async
+from helpers.waiting import noting, noting_end, until, until_async
 
 import nqnb
 from nqnb import Status
@@ -22,6 +22,7 @@ from nqnb.errors import JobCancelled
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.thread import Interrupter, ThreadExecutor, interrupt
+from nqnb.worker.executors.thread_pool import SharedCalls
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
 
@@ -258,10 +259,10 @@ class TestThreadsThatHaveLeftTheirHandler:
 
     async def test_another_thread_with_its_identifier_is_not_hit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Its thread ends without reporting, as if a foreign exception had killed it.
-        monkeypatch.setattr(ThreadExecutor, "_tell", lambda self: None)
+        monkeypatch.setattr(SharedCalls, "tell", lambda self, call: False)
         run = executor(lambda job: "done")
         ending = asyncio.ensure_future(run.run())
-        await asyncio.sleep(0)
+        await until_async(lambda: run._base is not None)
         assert run._thread is not None
         base, ident = run._base, run._thread.ident
         assert base is not None
@@ -310,7 +311,7 @@ class TestThreadsThatHaveLeftTheirHandler:
         for _ in range(200):
             run = executor(lambda job: "done", grace=0.001)
             told = threading.Event()
-            monkeypatch.setattr(run, "_tell", noting(told, run._tell))
+            monkeypatch.setattr(run, "make", noting_end(told, run.make))
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
             run.stop()

@@ -26,7 +26,6 @@ guaranteed if another thread raised the exception.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import ctypes
 import functools
@@ -84,39 +83,39 @@ class ThreadExecutor(Executor):
 
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Result] = self._loop.create_future()
+        self._ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._ladder = StopLadder(self._push, handler.grace)
         self._thread: HandlerThread | None = None
+        """The thread, or None before the call."""
         self._base: FrameType | None = None
         """The frame that calls the handler."""
+        self._left = False
+        """Whether the handler has ended. The thread may make other calls then."""
+        self._abandoned = False
+        """Whether the caller of `run` was cancelled."""
+        self._refused: RuntimeError | None = None
+        """The error if no thread could be started."""
+        self._context = contextvars.copy_context()
+        self.name = f"nqnb-{job.id}"
         self._result = Result(Ended.STOPPED)
 
     async def _run(self) -> Result:
-        pool, main = ThreadPool.here(), functools.partial(contextvars.copy_context().run, self._main)
-        try:
-            thread = self._thread = pool.call(main, f"nqnb-{self._job.id}")
-        except RuntimeError as error:
-            # The handler has not run, so the task is redelivered.
-            self.how = "its thread was not started"
-            self._warn_of_no_thread(error)
-            await asyncio.sleep(_NO_THREAD_PAUSE_SECONDS)
-            self._ladder.end()
-            return self._result
-        reusable = False
+        ThreadPool.here().call(self)
         try:
             result = await self._ended
-            self._ladder.end()
-            base, self._base = self._base, None
-            # From now on, `stop_aside` removes what it adds, so nothing is left after this removal.
-            if self._stopping and thread.ident is not None and base is not None:
-                Interrupter.here().remove(thread.ident, base)
-            reusable = not (self._stopping or self._job.state.stop.is_set())
-        finally:
-            if reusable:
-                pool.keep(thread)
-            else:
-                thread.end()
+        except asyncio.CancelledError:
+            self._abandoned = True
+            raise
+        if self._refused is not None:
+            # The handler has not run, so the task is redelivered.
+            self.how = "its thread was not started"
+            self._warn_of_no_thread(self._refused)
+            await asyncio.sleep(_NO_THREAD_PAUSE_SECONDS)
+        self._ladder.end()
+        thread, base, self._base = self._thread, self._base, None
+        # From now on, `stop_aside` removes what it adds, so nothing is left after this removal.
+        if self._stopping and thread is not None and thread.ident is not None and base is not None:
+            Interrupter.here().remove(thread.ident, base)
         return result
 
     def _warn_of_no_thread(self, error: RuntimeError) -> None:
@@ -141,6 +140,8 @@ class ThreadExecutor(Executor):
         """Return the line of code that the thread is running; see `Executor.line`."""
         thread = self._thread
         place = None if thread is None or thread.ident is None else Place.of(thread.ident, THREAD_STARTERS)
+        if self._left:
+            return ""
         return "" if place is None or not place.in_handler else place.text
 
     def stop_aside(self) -> None:
@@ -148,13 +149,23 @@ class ThreadExecutor(Executor):
         thread, base = self._thread, self._base
         if thread is not None and thread.ident is not None and base is not None and thread.is_alive():
             self._job.state.progress_raises = False
-            Interrupter.here().add(thread.ident, base)
-            if self._base is not base:
-                # The worker's loop has ended the run in the meantime.
-                Interrupter.here().remove(thread.ident, base)
+            self._interrupt(thread.ident, base)
 
-    # The next four methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
+    def _interrupt(self, thread_id: int, base: FrameType) -> None:
+        if not self._left:
+            Interrupter.here().add(thread_id, base)
+            if self._left or self._base is not base:
+                # The run has ended in the meantime.
+                Interrupter.here().remove(thread_id, base)
+
+    # The next five methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
     # handler. After that, at most one exception is pending. nqnb holds no lock where an exception can be raised.
+
+    def make(self, thread: HandlerThread) -> bool:
+        """Call the handler in this thread; see `ThreadCall.make`."""
+        self._thread = thread
+        self._context.run(self._main)
+        return not (self._stopping or self._abandoned or self._job.state.stop.is_set())
 
     def _main(self) -> None:
         # Do not use contextlib.suppress, which is Python code: an exception could be raised in it, outside its `try`.
@@ -163,10 +174,10 @@ class ThreadExecutor(Executor):
             _check()
         except JobCancelled:
             pass
-        self._tell()
+        self._left = True
 
     def _call(self) -> Result:
-        if self.lapsed():
+        if self._stopping or self.lapsed():
             # The process was suspended after the worker had checked the lease. Another worker may run the task by now.
             return Result(Ended.STOPPED)
         try:
@@ -178,10 +189,15 @@ class ThreadExecutor(Executor):
         self._base = sys._getframe()
         return call()
 
-    def _tell(self) -> None:
-        # The loop may have closed while the thread could not be stopped.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._settle)
+    def settle(self) -> None:
+        """Pass on the result of the handler; see `ThreadCall.settle`."""
+        if not self._ended.done():
+            self._ended.set_result(self._result)
+
+    def refuse(self, error: RuntimeError) -> None:
+        """End the run, because no thread can be started; see `ThreadCall.refuse`."""
+        self._refused = error
+        self.settle()
 
     def _push(self) -> None:
         thread, base = self._thread, self._base
@@ -189,14 +205,10 @@ class ThreadExecutor(Executor):
             return
         if thread.is_alive():
             self._job.state.progress_raises = False
-            Interrupter.here().add(thread.ident, base)
+            self._interrupt(thread.ident, base)
         else:
             # Other code has ended the thread before it could report its result.
-            self._settle()
-
-    def _settle(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(self._result)
+            self.settle()
 
 
 def _check() -> None:

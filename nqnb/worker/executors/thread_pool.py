@@ -1,6 +1,10 @@
 """Reuse the threads of handlers. Starting a thread takes several times as long as handing it a call.
 
-A thread is reused only if its last handler was never asked to stop, so no exception can be pending in the thread.
+Waking a thread also takes much longer than a short call. So while calls are short, one thread makes all waiting calls,
+one after another. A call that is not short delays the calls behind it by one or two milliseconds. Then other threads
+are woken. If calls are usually not short, each call wakes a thread.
+
+A thread is reused only if its last handler was not asked to stop, so no exception can be pending in the thread.
 Thread-local variables remain for the next handler, and so does everything else that belongs to a thread, except its
 event loop. An exception that a library raises in a thread too late may hit the next handler, as in every pool of
 threads.
@@ -9,37 +13,63 @@ threads.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import queue
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections import deque
+from typing import Protocol
 
 from nqnb.clock import elapsed
 
 IDLE_SECONDS = 10.0
 """Seconds after which an idle thread ends."""
 _IDLE_NAME = "nqnb-idle"
+_SHORT_SECONDS = 0.0001
+"""The mean duration of recent calls below which calls share a thread. Waking a thread takes about as long."""
+_LONGEST_COUNTED_SECONDS = 0.01
+"""The duration that is counted for all longer calls, so that some short calls after a long call are noticed."""
+_NEWEST_SHARE = 1 / 8
+"""The weight of the newest call in the mean duration of recent calls."""
+_NEXT_WAKE_SECONDS = 0.001
+"""Seconds after which more threads are woken if calls are still waiting. Epoll cannot wait for a shorter time."""
+
+
+class ThreadCall(Protocol):
+    """A call to make in a thread."""
+
+    name: str
+    """The name of the thread during the call."""
+
+    def make(self, thread: HandlerThread) -> bool:
+        """Make the call in this thread, without raising exceptions. Return whether the thread may be reused."""
+
+    def settle(self) -> None:
+        """Pass on the result of the call. This method is called on the pool's event loop."""
+
+    def refuse(self, error: RuntimeError) -> None:
+        """Report that no thread can be started. This method is called on the pool's event loop."""
 
 
 class HandlerThread(threading.Thread):
-    """A thread that makes calls one after another, until it is told to end."""
+    """A thread that makes the waiting calls of a pool, one after another, whenever it is woken."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: SharedCalls, name: str) -> None:
         # Code that cannot be stopped must not keep the program from ending.
-        super().__init__(daemon=True)
-        self._next: Callable[[], object] | None = None
-        self._ending = False
+        super().__init__(name=name, daemon=True)
+        self._pool = pool
+        self._ending = self._resting = False
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        """An item for each call of `call` or `end`."""
+        """An item for each call of `wake` or `end`."""
         self.idle_since = 0.0
         """The time on the `elapsed` clock since which the thread has been idle."""
 
-    def call(self, function: Callable[[], object], name: str) -> None:
-        """Call a function in this thread, which is idle or has not been started. ``name`` is the thread's name."""
-        self.name = name
-        self._next = function
+    def wake(self) -> None:
+        """Make the waiting calls in this thread, which is idle or has not been started."""
+        self._resting = False
         self._wakes.put(None)
 
     def end(self) -> None:
@@ -48,33 +78,118 @@ class HandlerThread(threading.Thread):
         self._wakes.put(None)
 
     def run(self) -> None:
-        """Make the calls; see `threading.Thread.run`."""
-        process = os.getpid()
-        while True:
+        """Make calls until the thread is told to end; see `threading.Thread.run`."""
+        try:
+            while True:
+                try:
+                    self._wakes.get()
+                except BaseException:  # noqa: BLE001  a library may raise it in this thread after the handler has ended
+                    self._wakes.put(None)
+                    continue
+                if self._ending:
+                    return
+                # After such an exception, the thread may be woken although it is still among the idle threads.
+                if not self._resting and not self._make_calls():
+                    return
+        finally:
+            self._pool.is_watched = False
+
+    def _make_calls(self) -> bool:
+        """Make the waiting calls, and return whether the thread may be reused."""
+        pool, process, idle = self._pool, os.getpid(), False
+        while not idle:
             try:
-                self._wakes.get()
-            except BaseException:  # noqa: BLE001  a library may raise it in this thread after the handler has ended
-                self._wakes.put(None)
-                continue
-            function, self._next = self._next, None
-            if function is not None:
-                function()
-                # The next call must not use the closed event loop of a handler.
-                asyncio.set_event_loop(None)
-            # An idle thread must not keep the last task alive.
-            del function
+                call = pool.calls.popleft()
+            except IndexError:
+                # The thread must be idle before the last result is passed on: the next call may follow immediately.
+                return self._rest()
+            pool.taken += 1
+            self.name = call.name
+            begun = time.perf_counter()
+            reusable = call.make(self)
+            pool.count(time.perf_counter() - begun)
+            # The next call must not use the closed event loop of a handler.
+            asyncio.set_event_loop(None)
             # If a handler has forked this process, there is no event loop here, and nothing more to do.
-            if self._ending or os.getpid() != process:
-                return
+            if os.getpid() != process:
+                return False
+            reusable = reusable and not self._ending
+            idle = reusable and not pool.calls
+            if idle:
+                reusable = self._rest()
+            elif not reusable:
+                pool.is_watched = False
+            if not pool.tell(call) or not reusable:
+                return False
+            # An idle thread must not keep the last task alive.
+            del call
+        return True
+
+    def _rest(self) -> bool:
+        """Become idle, and return whether the thread may be reused, because the pool has not been closed."""
+        pool, self.name, self.idle_since, self._resting = self._pool, _IDLE_NAME, elapsed(), True
+        pool.is_watched = False
+        pool.idle.append(self)
+        if pool.closed:
+            with contextlib.suppress(ValueError):  # the pool has already removed and ended the thread
+                pool.idle.remove(self)
+        return not pool.closed
+
+
+class SharedCalls:
+    """What a pool shares with its threads. It does not refer to the event loop, except by a weak reference."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.calls: deque[ThreadCall] = deque()
+        """The calls that wait for a thread."""
+        self.idle: list[HandlerThread] = []
+        """The idle threads; the last one was used last."""
+        self.closed = False
+        self.is_watched = False
+        """Whether a thread has been woken and has not become idle since. It may be in a long call."""
+        self.taken = 0
+        """A number that changes when a thread takes a call."""
+        self.typical_seconds = _LONGEST_COUNTED_SECONDS
+        """The mean duration of recent calls, in seconds."""
+        self._made: deque[ThreadCall] = deque()
+        """The calls whose results must be passed on."""
+        self._told = False
+        """Whether the event loop has been told that there are results."""
+        self._loop = weakref.ref(loop)
+
+    def count(self, seconds: float) -> None:
+        """Count the duration of a call. Any thread may call this method."""
+        self.typical_seconds += (min(seconds, _LONGEST_COUNTED_SECONDS) - self.typical_seconds) * _NEWEST_SHARE
+
+    def tell(self, call: ThreadCall) -> bool:
+        """Pass on the result of a call soon, and return True, unless the event loop has been closed."""
+        self._made.append(call)
+        if not self._told:
+            self._told, loop = True, self._loop()
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._settle)
+                    return True
+            except RuntimeError:  # the loop was closed while the thread could not be stopped
+                pass
+            # The calls refer to the loop, and must not keep it alive.
+            self._made.clear()
+            return False
+        return True
+
+    def _settle(self) -> None:
+        # A thread first appends its call. So if it finds this flag set, the loop below finds the call.
+        self._told = False
+        while self._made:
+            self._made.popleft().settle()
 
 
 class ThreadPool:
-    """The idle threads of an event loop. Use this object only on that loop."""
+    """The threads of an event loop. Use this object only on that loop."""
 
-    def __init__(self) -> None:
-        self._idle: list[HandlerThread] = []
-        """The idle threads; the last one was used last."""
-        self._will_trim = False
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._shared = SharedCalls(loop)
+        self._will_trim = self._will_wake = False
 
     @staticmethod
     def here() -> ThreadPool:
@@ -82,57 +197,85 @@ class ThreadPool:
         loop = asyncio.get_running_loop()
         found = _pool_of_loop.get(loop)
         if found is None:
-            found = _pool_of_loop[loop] = ThreadPool()
+            found = _pool_of_loop[loop] = ThreadPool(loop)
             # Without `close`, the threads end when the loop is freed.
-            weakref.finalize(loop, _end_all, found._idle).atexit = False
+            weakref.finalize(loop, _close, found._shared).atexit = False
         return found
 
-    def call(self, function: Callable[[], object], name: str) -> HandlerThread:
-        """Call a function in an idle or a new thread, and return the thread. Pass it to `keep` after the call.
-
-        Raises:
-            RuntimeError: no thread can be started.
-        """
-        while self._idle:
-            thread = self._idle.pop()
-            if thread.is_alive():  # other code may have ended it
-                thread.call(function, name)
-                return thread
-        thread = HandlerThread()
-        thread.call(function, name)
-        # The thread must not keep the context of its first call, as Python 3.14 and captured prints would.
-        contextvars.Context().run(thread.start)
-        return thread
-
-    def keep(self, thread: HandlerThread) -> None:
-        """Keep a thread for the next call. Its last call has ended, or is about to return."""
-        thread.name, thread.idle_since = _IDLE_NAME, elapsed()
-        self._idle.append(thread)
-        self._trim_later(IDLE_SECONDS)
+    def call(self, call: ThreadCall) -> None:
+        """Make a call in an idle, a busy or a new thread. If no thread can be started, the call is refused."""
+        shared = self._shared
+        shared.closed = False
+        shared.calls.append(call)
+        if not shared.is_watched or shared.typical_seconds > _SHORT_SECONDS:
+            self._wake(1)
+        if not self._will_wake:
+            self._wake_later(2)
+        if not self._will_trim:
+            self._trim_later(IDLE_SECONDS)
 
     def close(self) -> None:
-        """End all idle threads."""
-        _end_all(self._idle)
+        """End all threads that are idle, now or after their current calls."""
+        _close(self._shared)
+
+    def _wake(self, count: int) -> None:
+        """Let up to ``count`` more threads make the waiting calls."""
+        shared = self._shared
+        shared.is_watched = True
+        for _ in range(min(count, len(shared.calls))):
+            while shared.idle:
+                thread = shared.idle.pop()
+                if thread.is_alive():  # other code may have ended it
+                    thread.wake()
+                    break
+            else:
+                try:
+                    self._start_thread()
+                except RuntimeError as error:
+                    # Otherwise, the newest call would wait for a busy thread, without a limit.
+                    if shared.calls:
+                        shared.calls.pop().refuse(error)
+
+    def _start_thread(self) -> None:
+        calls = self._shared.calls
+        thread = HandlerThread(self._shared, calls[-1].name if calls else _IDLE_NAME)
+        thread.wake()
+        # The thread must not keep the context of its first call, as Python 3.14 and captured prints would.
+        contextvars.Context().run(thread.start)
+
+    def _wake_later(self, count: int) -> None:
+        """Wake ``count`` more threads soon, and then twice as many each time, if no thread takes the waiting calls."""
+        self._will_wake, loop = True, asyncio.get_running_loop()
+        taken = self._shared.taken
+        loop.call_later(_NEXT_WAKE_SECONDS, self._wake_more, count, taken, context=contextvars.Context())
+
+    def _wake_more(self, count: int, taken: int) -> None:
+        self._will_wake = False
+        if self._shared.calls:
+            if self._shared.taken == taken:
+                self._wake(count)
+                count *= 2
+            self._wake_later(count)
 
     def _trim_later(self, seconds: float) -> None:
         # The timer is not stored, because it refers to the loop, and the pool must not keep the loop alive.
-        if not self._will_trim:
-            self._will_trim = True
-            # In the context of the caller, the timer would keep the last task alive.
-            asyncio.get_running_loop().call_later(seconds, self._trim, context=contextvars.Context())
+        self._will_trim = True
+        # In the context of the caller, the timer would keep the last task alive.
+        asyncio.get_running_loop().call_later(seconds, self._trim, context=contextvars.Context())
 
     def _trim(self) -> None:
         """End the threads that have been idle for `IDLE_SECONDS`."""
-        self._will_trim, now = False, elapsed()
-        while self._idle and now - self._idle[0].idle_since >= IDLE_SECONDS:
-            self._idle.pop(0).end()
-        if self._idle:
-            self._trim_later(self._idle[0].idle_since + IDLE_SECONDS - now)
+        self._will_trim, now, idle = False, elapsed(), self._shared.idle
+        while idle and now - idle[0].idle_since >= IDLE_SECONDS:
+            idle.pop(0).end()
+        if idle:
+            self._trim_later(idle[0].idle_since + IDLE_SECONDS - now)
 
 
-def _end_all(threads: list[HandlerThread]) -> None:
-    while threads:
-        threads.pop().end()
+def _close(shared: SharedCalls) -> None:
+    shared.closed = True
+    while shared.idle:
+        shared.idle.pop().end()
 
 
 _pool_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPool] = weakref.WeakKeyDictionary()
