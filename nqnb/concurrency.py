@@ -47,7 +47,7 @@ def handled_signals(handlers: Mapping[int, Callable[[], object]]) -> Iterator[No
 
 
 def start_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Run a coroutine as a task. From Python 3.12 on, its first step runs before this function returns."""
+    """Run a coroutine as a task. In Python 3.12 and later, its first step runs before this function returns."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
     return asyncio.Task(coroutine, loop=asyncio.get_running_loop())
@@ -159,4 +159,6 @@ def log_aside(logger: logging.Logger, level: int, text: str, *values: object) ->
 def _ended(task: asyncio.Task[Any]) -> None:
     _running.discard(task)
     if not task.cancelled() and task.exception() is not None:
-        log.error("a background operation failed: unexpected error in nqnb", exc_info=task.exception())
+        log.error(
+            "a background operation failed: unexpected error in nqnb. Report the traceback.", exc_info=task.exception()
+        )

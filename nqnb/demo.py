@@ -1,4 +1,4 @@
-"""The demo of ``nqnb demo``: submit tasks, retry one, delay one, cancel two, and check every outcome."""
+"""The demo that ``nqnb demo`` runs: it submits tasks, retries one, delays one, cancels two, and checks all outcomes."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ class _Script:
             return
         if scheduled.started_at < due:
             early = (due - scheduled.started_at).total_seconds()
-            self.problems.append(f"task {scheduled.id} started {early:.1f} s before its time")
+            self.problems.append(f"task {scheduled.id} started {early:.1f} s before its scheduled time")
         else:
             self.in_time += 1
 

@@ -44,7 +44,7 @@ def clause(error: BaseException) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Describe the type of a value, for example as ``type int``, or as ``None`` for None."""
+    """Return a description of a value's type, such as ``type int``, or ``None`` if the value is None."""
     return "None" if value is None else f"type {type(value).__name__}"
 
 

@@ -567,7 +567,7 @@ class DevServerError(NqnbError):
         ...     nqnb.DevServer(config="no_such_option: 1").start()
         ... except nqnb.DevServerError as error:
         ...     print(error)
-        nats-server with store '...' failed: it exited with code 1; the end of its log:
+        nats-server with store '...' failed: it exited with code 1. The end of the server's log:
         nats-server: ... unknown field "no_such_option"
     """
 

@@ -19,7 +19,7 @@ FAILURE_INDEX = "failure"
 """The name of the index of a DataFrame of failure groups."""
 _PATTERN_CHARACTERS = 300
 _READ_CHARACTERS = 8192
-"""The maximum number of characters to read from a message or traceback. Other programs may write longer texts."""
+"""The maximum number of characters to read from a message or traceback. Text from other programs may be longer."""
 _QUOTED = r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*"|`[^`]*`|\u2018[^\u2019]*\u2019|\u201c[^\u201d]*\u201d"""
 _VARIABLE = re.compile(
     rf"(?P<text>{_QUOTED})"
@@ -32,7 +32,7 @@ _VARIABLE = re.compile(
 )
 """A pattern for the parts of an error message that differ even if tasks failed for the same reason."""
 _FRAME = re.compile(r'^ *(?:File "([^"\n]+)"|(\S[^"\n]*?)), line (\d+), in ([^\n]*)$', re.MULTILINE)
-"""A pattern for a line of a traceback that names a file or the cell of a notebook."""
+"""A pattern for a traceback line that names a file or a notebook cell."""
 _LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|/lib/python\d|\\Lib\\|^<frozen ")
 """A pattern for the names of files that belong to libraries."""
 
@@ -46,8 +46,8 @@ class FailureGroup(Struct, frozen=True, kw_only=True):
         error_type: the type of the error, or an empty string if it is unknown.
         pattern: the error message, with placeholders for the parts that differ between tasks: ``<number>``, ``<id>``,
             ``<path>``, ``<url>``, and ``<text>`` for quoted text.
-        where: the line of the handler's code, such as ``resize.py:12 in resize``. Lines in libraries are skipped. The
-            string is empty if the task has no traceback.
+        where: the line of the handler's code, such as ``resize.py:12 in resize``; see `handler_line`. The string is
+            empty if the tasks have no traceback.
         ids: the ids of the tasks, with the least recently changed task first.
         requeued: the number of these tasks that were requeued. Requeues are counted only if all tasks of the queue were
             listed.
@@ -105,7 +105,7 @@ class FailureReason(NamedTuple):
 
     @classmethod
     def of(cls, task: TaskInfo) -> FailureReason:
-        """Return the reason why a failed task failed."""
+        """Return the reason for the failure of a task."""
         error = task.error
         if error is None:
             return cls(task.queue, "", "", "")

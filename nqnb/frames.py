@@ -45,14 +45,13 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
 
     Args:
         infos: the tasks, as returned by a client.
-        now: the time up to which the run time of running tasks is counted; the default is the current time.
+        now: the end of the run time of tasks that are still running; the default is the current time.
         flat: whether to create a column for each field of the payloads and results that are JSON objects.
             For example, the payload field ``path`` becomes the column ``path``, and the result field ``bytes`` becomes
-            the column ``→ bytes``. If another column already has the name of a payload field, such as ``status``, or
-            if that name begins with ``→ ``, the name of the new column begins with ``payload.``, as in
-            ``payload.status``. Only the 50 most common payload fields and the 50 most common result fields become
-            columns. The columns ``payload`` and ``result`` then contain only the remaining values, and are omitted if
-            they would be empty.
+            the column ``→ bytes``. If the name of a payload field is already taken, such as ``status``, or begins
+            with ``→ ``, the name of the column begins with ``payload.``, as in ``payload.status``. Only the
+            50 most common payload fields and the 50 most common result fields become columns. The columns ``payload``
+            and ``result`` then contain only the remaining values, and are omitted if they would be empty.
     """
     tasks, flat = _listed("infos", infos, TaskInfo), check_flag("flat", flat)
     if now is None:
@@ -237,7 +236,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
             f"outcomes={shown(outcomes)} is invalid: expected a dict, got {kind_of(outcomes)}. "
             "Pass a dict that maps each task id to a receipt or an error."
         )
-    ids = _listed("the ids of outcomes", outcomes, str)
+    ids = _listed("the list of ids in outcomes", outcomes, str)
     _listed("outcomes", outcomes.values(), (CancelReceipt, NqnbError))
     receipts = [each if isinstance(each, CancelReceipt) else None for each in outcomes.values()]
     errors = [each if isinstance(each, NqnbError) else None for each in outcomes.values()]
@@ -270,7 +269,7 @@ def _refusal(error: NqnbError | None) -> str:
 
 
 class OutcomesFrame(pd.DataFrame):
-    """A DataFrame of cancel outcomes. Awaiting the DataFrame returns it, so ``await tasks.cancel()`` also works."""
+    """A DataFrame of cancel outcomes. Awaiting it returns the same object, so ``await tasks.cancel()`` also works."""
 
     @property
     def _constructor(self) -> Any:
@@ -320,7 +319,7 @@ def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> li
         if not isinstance(each, kinds):
             named = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
             raise BadInput(
-                f"{name} is invalid: the item {shown(each)} is of {kind_of(each)}. Pass items of type {named}."
+                f"{name} is invalid: expected items of type {named}, got {kind_of(each)} (the item {shown(each)})."
             )
     return found
 
@@ -336,7 +335,7 @@ def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any], note_if_em
 
 
 def _of_columns(columns: Mapping[str, Any], index: pd.Index) -> pd.DataFrame:
-    """Return a DataFrame with unchanged object columns. In columns of strings, pandas 3 would replace None with NaN."""
+    """Return a DataFrame whose object columns are unchanged. By default, pandas 3 replaces None in strings with NaN."""
     made: pd.DataFrame = pd.DataFrame(
         {
             name: pd.Series(column, index=index, dtype=object) if column.dtype == object else column
@@ -388,7 +387,7 @@ def _spans(values: Iterable[timedelta | None]) -> Any:
 
 
 def _microseconds(values: Iterable[timedelta | None]) -> Any:
-    """Return durations as microseconds, because NumPy converts integers several times faster than timedelta objects."""
+    """Convert durations to microseconds. NumPy reads integers several times faster than timedelta objects."""
     return np.array([_NOT_A_TIME if value is None else value // _MICROSECOND for value in values], dtype="int64")
 
 

@@ -1,7 +1,7 @@
 """Reduce the number of garbage collections while nqnb handles many tasks.
 
-nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's threshold of 700 new
-objects, the collector visits the objects of hundreds of running tasks or requests again and again.
+nqnb creates few reference cycles, so most garbage is freed without a collection. With Python's default threshold
+of 700 new objects, the collector visits the objects of hundreds of running tasks or requests again and again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ THRESHOLD = 10_000
 
 _lock = threading.Lock()
 _replaced: list[tuple[int, int, int]] = []
-"""One item for each active block of `rare_collections`: the thresholds from before the first of these blocks."""
+"""An item for each active block of `rare_collections`. Each item is the thresholds before the first block began."""
 
 
 @contextlib.contextmanager

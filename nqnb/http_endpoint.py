@@ -76,14 +76,14 @@ class _Handler(WSGIRequestHandler):
     timeout = _CLIENT_TIMEOUT_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log nothing: probes and scrapes arrive every few seconds."""
+        """Do nothing. Requests are not logged, because probes and scrapes arrive every few seconds."""
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind the socket, but do not look up the host's name as `WSGIServer` does, because this can take seconds."""
+        """Bind the socket without looking up the host's name. `WSGIServer` does this lookup, which can take seconds."""
         # On Windows, this option would allow a port that another process uses. Either process could get a request.
         self.allow_reuse_address = os.name == "posix"
         self.allow_reuse_port = False

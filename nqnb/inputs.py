@@ -54,7 +54,7 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_optional_flag(name: str, value: object) -> bool | None:
-    """Check a flag in the same way as `check_flag`, but also accept None and return it."""
+    """Convert a boolean to a ``bool`` as `check_flag` does, or return None if the value is None."""
     return None if value is None else check_flag(name, value)
 
 
@@ -258,8 +258,8 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
 
     Args:
         name: the name of the argument.
-        value: a datetime, or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
-        now: see `check_moment`.
+        value: a datetime, or an age (a number of seconds, a timedelta, or a string such as ``"10m"``).
+        now: the current time, as in `check_moment`.
 
     Raises:
         BadInput: the value is of another type, cannot be parsed, or is out of range.

@@ -32,7 +32,8 @@ _PLAIN_TYPES: dict[str, Any] = {
     "numpy.timedelta64": timedelta,
     "numpy.ndarray": list,
 }
-"""A map from the full name of a class to the type from which instances of the class and its subclasses are created."""
+"""A map from the full name of a class to a type. Instances of the class and its subclasses are created from a value of
+this type."""
 
 
 def from_json(kind: Any, value: Any) -> Any:
@@ -65,7 +66,7 @@ def undecodable(kind: Any) -> type | None:
     """Return a class that makes an annotated type impossible to decode from JSON, or None if the type can be decoded.
 
     Args:
-        kind: the type, for which msgspec can create a decoder.
+        kind: the annotated type. msgspec must be able to create a decoder for this type.
     """
     try:
         info = msgspec.inspect.type_info(kind)
@@ -87,7 +88,7 @@ def _undecodable(info: msgspec.inspect.Type, seen: set[int]) -> type | None:
 
 
 def _parts(info: Any) -> Iterable[msgspec.inspect.Type]:
-    """Return the types that the parts of a value must have. A field with a default may be missing."""
+    """Return the types that the parts of a value must have, except those of fields that have a default."""
     own = (getattr(info, name, None) for name in ("type", "item_type", "key_type", "value_type"))
     fields = (field.type for field in getattr(info, "fields", ()) if field.required)
     return [*filter(None, own), *getattr(info, "item_types", ()), *fields]
@@ -113,7 +114,7 @@ def _plain_type(kind: type) -> Any:
 
 
 def _created(own: Any, kind: Any, value: Any, plain: Any) -> Any:
-    """Create an instance of the class ``own`` from a JSON value or from ``plain``, the value as its plain type."""
+    """Create an instance of the class ``own`` from a JSON value, or from ``plain``, the value in its plain type."""
     library = own.__module__.partition(".")[0]
     if isinstance(plain, list):
         types = get_args(get_args(kind)[1]) if get_args(kind) else ()

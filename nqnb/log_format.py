@@ -16,7 +16,7 @@ class Logged(Protocol):
     """An object that provides the log fields of the current task or worker."""
 
     def log_fields(self) -> dict[str, object]:
-        """Return the values of those `FIELDS` that are known."""
+        """Return a dict of the `FIELDS` whose values are known."""
         ...
 
 

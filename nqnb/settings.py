@@ -65,7 +65,7 @@ _WEB_PORTS = {"ws": 80, "wss": 443}
 _SEED = re.compile(r"S[A-Z2-7]{57}")
 _LONGEST_SHOWN_PATH = 300
 _FILE_CONTENTS = re.compile(r"[\r\n]|-----BEGIN|[A-Za-z0-9]{50,}|^eyJ|^LS0t")
-"""A pattern for text that cannot be a path: several lines, a PEM header, a seed or a JWT, also if encoded in Base64."""
+"""A pattern for text that is probably not a path: several lines, a PEM header, a seed or a JWT, possibly in Base64."""
 
 LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
 """The settings for each kind of login, in the NATS CLI's order of precedence. Only one kind is used."""
@@ -319,8 +319,8 @@ class Settings:
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
         """Create settings from existing settings, from an address, or from the defaults (None).
 
-        Each option replaces one setting, except that an option that is part of a login replaces the whole login. The
-        option ``context`` also replaces the address and the TLS settings.
+        Most options replace a single setting. An option that is part of a login replaces the whole login. The option
+        ``context`` replaces the address, the login and the TLS settings.
 
         Raises:
             BadInput: an option is unknown, or a value is invalid.
@@ -354,7 +354,7 @@ class Settings:
 
     @classmethod
     def local(cls, url: str | Sequence[str], **options: Any) -> Settings:
-        """Create settings for a server that nqnb started, or settings that another process has resolved.
+        """Create settings for a server that nqnb started, or recreate settings that another process resolved.
 
         No environment variable or context is read, because the user's variables may belong to another server.
 
@@ -414,7 +414,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _read_environment(variables: Mapping[str, str]) -> _Source:
-    """Return the settings in all environment variables that are not empty. ``variables`` maps settings to variables."""
+    """Return the settings from the nonempty environment variables. ``variables`` maps settings to their variables."""
     values = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
     return _Source(variables.__getitem__, values)
 
@@ -453,7 +453,7 @@ def _read_context(name: str) -> _Source:
             raise ValueError("it is not a JSON object")
     except FileNotFoundError:
         raise BadInput(
-            f"{where} is unknown: there is no such context. List your contexts with `nats context ls`, or set an "
+            f"{where} was not found: the file does not exist. List your contexts with `nats context ls`, or set an "
             "address."
         ) from None
     except (OSError, ValueError) as error:
@@ -519,7 +519,7 @@ def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[s
     for number, address in enumerate(texts, 1):
         parts, problem = _split(address.strip() if isinstance(address, str) else "")
         if parts is None:
-            which = label if len(texts) == 1 else f"{label}, number {number} of {len(texts)},"
+            which = label if len(texts) == 1 else f"address {number} of {len(texts)} in {label}"
             raise BadInput(f"{which} is invalid: {problem}. Use an address like {DEFAULT_URL}.")
         user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
         if user is not None and not login:
@@ -605,7 +605,7 @@ def _complete(found: dict[str, Any], sources: Sequence[_Source]) -> None:
 
 
 def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
-    """Check that a file can be read, and return its path. ``label`` is the name of the setting in the error."""
+    """Check that a file can be read, and return its path. ``label`` names the setting in the error."""
     path = os.path.expanduser(path)
     try:
         with open(path, "rb"):
@@ -623,7 +623,7 @@ def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
 
 
 def _may_be_contents(path: str) -> bool:
-    """Return whether a path may be the contents of a file that was passed by mistake, and so may be a secret."""
+    """Return whether a path looks like file contents that were passed by mistake. Such contents may be secret."""
     return len(path) > _LONGEST_SHOWN_PATH or _FILE_CONTENTS.search(path) is not None
 
 

@@ -15,7 +15,7 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """The value of a key at one revision. ``created`` is the Unix time of the write, by the store's clock.
+    """The value of a key at one revision. ``created`` is the Unix time of the write, according to the store's clock.
 
     Examples:
         >>> store = nqnb.MemoryStore()
@@ -59,7 +59,7 @@ class StateStore(Protocol):
         ...
 
     def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> Awaitable[int]:
-        """Overwrite a key if ``revision`` is its current revision, and return the new revision.
+        """Overwrite a key if ``revision`` is the key's current revision, and return the new revision.
 
         Raises:
             RevisionConflict: the key has another revision, or does not exist.
@@ -85,13 +85,13 @@ class StateStore(Protocol):
 
         Args:
             key: the key.
-            revision: if set, delete the key only if this is its current revision. The store does not have to notify
-                subscribers of such a deletion.
+            revision: if set, the key is deleted only if ``revision`` is its current revision. The store does not have
+                to notify subscribers of such a deletion.
         """
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the current entries of all keys, oldest write first. Keys written during the call may be missed."""
+        """Yield the current entries of all keys, oldest write first. Keys written during iteration may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
@@ -145,7 +145,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._ends: dict[str, float] = {}
-        """The expiry time of each key, by the monotonic clock."""
+        """The time, on the monotonic clock, at which each key expires."""
         self._wakers: dict[str, list[Callable[[], None]]] = {}
         self._revision = 0
 

@@ -1,6 +1,7 @@
-"""Supervise a child process that must not outlive its parent.
+"""Supervise a child process that must not outlive the process that needs the child.
 
-This file is run as a script. The script supervises one child on behalf of its parent, in one of two roles:
+This file is run as a script. The process that needs the child starts the script, and is called the parent. The script
+supervises one child at a time, in one of two roles:
 
 ``supervisor.py server PARENT LOCKS FOLDER SERVER [ARGUMENT ...]``
     supervises a nats-server, for `nqnb.server.devserver`; see `keep_server`.
@@ -12,8 +13,8 @@ it, when stdin ends, or when the process PARENT has died. Stdin may stay open af
 other forks of the parent may keep the pipe open. Therefore, the supervisor also checks a few times a second whether its
 parent's process id is still PARENT.
 
-Imports delay the start of each process, so this file imports only fast modules of the standard library. The supervisor
-has only one thread. This makes forks safe, including the code that runs between fork and exec.
+Imports delay the start of each process, so this file imports only modules of the standard library that load quickly.
+The supervisor has only one thread, so it can safely fork, and run code between fork and exec.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) 
 
     The supervisor creates `folder`, and writes the result of each command to the file ``status`` in this folder. Before
     exiting, the supervisor stops the server, removes `folder` and releases the locks. After DETACH, the supervisor
-    does this only on SIGTERM. If a detached server exits by itself, the supervisor also exits, but does not remove
+    does so only on SIGTERM. If a detached server exits on its own, the supervisor also exits, but does not remove
     `folder`, so that the log can be read.
 
     Args:
@@ -271,9 +272,10 @@ def keep_task(worker: int, connection: int, module: str) -> None:
     the function ``run`` of `module` with the socket. The supervisor reads the worker's ``sys.path`` from stdin as a
     line of JSON, and then reads commands. After the fork, the supervisor writes the fork's process id to stdout. When
     the fork has exited, KILL is received, or the worker has died, the supervisor kills the process group and, on Linux,
-    all remaining descendants. The supervisor then writes two numbers to stdout: the fork's exit code, which is negative
-    if a signal killed the fork, and 1 if NEXT may follow, otherwise 0. The supervisor then waits for NEXT, and forks a
-    process for another task.
+    all remaining descendants. The supervisor then writes two numbers to stdout. The first number is the fork's exit
+    code, which is negative if a signal killed the fork. The second number is 1 if NEXT may follow, otherwise 0. If NEXT
+    may follow, the supervisor waits for NEXT, and then forks a process for the next task. Otherwise, the supervisor
+    exits.
 
     A fork takes milliseconds, but importing `module` takes a hundred times as long. Therefore, on Linux, the supervisor
     imports `module` before the first fork. The handler's code is imported only in the forks. NEXT may follow only if
@@ -285,7 +287,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
     Args:
         worker: the process id of the worker.
         connection: the descriptor of the socket to the worker.
-        module: the dotted name of the module whose ``run`` the fork calls.
+        module: the dotted name of the module whose function ``run`` the fork calls.
     """
     if os.getsid(0) != os.getpid():
         os.setsid()  # not every system can create the session when it spawns a process
@@ -356,7 +358,10 @@ def _read_path(worker: int) -> list[str] | None:
 
 
 def _read_early_command() -> bytes | None:
-    """Return a command that arrived before the fork, b"" at the end of stdin, or None. This function never waits."""
+    """Return a command that arrived before the fork, b"" at the end of stdin, or None if no command has arrived.
+
+    This function never waits.
+    """
     from select import select  # imported late, because Windows cannot use it for pipes
 
     return os.read(0, 1) if select([0], [], [], 0)[0] else None

@@ -28,7 +28,7 @@ TEXT = pd.StringDtype("python")
 FIRST_REST = "max_retry"
 """The first of the columns that a display omits."""
 _MAX_FIELDS = 50
-"""The maximum number of fields of payloads, and of results, that become columns."""
+"""The maximum number of payload fields that become columns. The same limit applies to result fields."""
 _CELL_STYLE = "max-width: 22em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap"
 _CHARACTERS = 80
 """The maximum number of characters of a value in a display."""
@@ -109,7 +109,8 @@ class TaskFrame(pd.DataFrame):
         """Return the names of the columns to show, or an empty list if only some columns were selected.
 
         Empty columns are omitted. The column ``attempt`` is omitted if every attempt is the first attempt. The column
-        ``due_at`` is included if a task is waiting for its due time. The user may have removed these two columns.
+        ``due_at`` is included if a task is waiting for its due time. Either column may be missing, because the user may
+        have removed it.
         """
         names = list(self.columns)
         texts = all(isinstance(name, str) for name in names)
@@ -145,7 +146,7 @@ class TaskFrame(pd.DataFrame):
 
 
 def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], str]) -> dict[str, Any]:
-    """Return a dict that maps names to columns: one for each field of the JSON objects in ``values``.
+    """Return a dict that maps names to columns, with a column for each field of the JSON objects in ``values``.
 
     The columns are in the order in which the fields first appear.
 
@@ -170,7 +171,8 @@ def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], s
 def objects(values: Iterable[Any]) -> Any:
     """Return the values as a NumPy array of objects.
 
-    In a DataFrame, pandas 3 converts such an array unless a Series with the dtype ``object`` contains the array.
+    When such an array becomes a column of a DataFrame, pandas 3 converts the array. To prevent the conversion, put the
+    array into a Series with the dtype ``object`` first.
     """
     plain = list(values)
     column = np.empty(len(plain), dtype=object)

@@ -34,7 +34,8 @@ def preview(payload: bytes, width: int = 80) -> str:
 def decoded(data: bytes) -> Any:
     """Decode a payload or result for display.
 
-    Bytes that are not JSON, or are nested too deeply to print, are returned unchanged. Empty bytes become None.
+    Bytes are returned unchanged if they are not JSON, or if the JSON is nested too deeply to print. Empty bytes become
+    None.
     """
     if not data:
         return None
@@ -45,7 +46,7 @@ def decoded(data: bytes) -> Any:
 
 
 def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
-    """Return the run time of the last attempt, or None if it is unknown. A running task is timed up to ``now``."""
+    """Return the run time of the last attempt, or None if it is unknown. For a running task, measure up to ``now``."""
     if task.started_at is None or task.status is Status.PENDING:
         return None
     end = task.completed_at if task.status.terminal else now

@@ -130,7 +130,7 @@ def in_parentheses(text: str) -> str:
 
 
 def receipt_words(receipt: CancelReceipt) -> str:
-    """Describe the outcome of a cancel in a few words."""
+    """Return a short description of the outcome of a cancel call."""
     if receipt.stopping:
         return f"requested; {receipt.how or 'its code is still stopping'}"
     if receipt.status is Status.CANCELLED and receipt.seconds is not None and receipt.delivered_at is not None:
@@ -141,7 +141,7 @@ def receipt_words(receipt: CancelReceipt) -> str:
 
 
 def displayed_state(task: TaskInfo) -> State:
-    """Return the state to show to users. A pending task that is not due yet is scheduled."""
+    """Return the state to show to users. A pending task that is not due yet is shown as scheduled."""
     return Waiting.SCHEDULED if task.due_at is not None and seconds_since(task.due_at) < 0 else task.status
 
 

@@ -377,7 +377,7 @@ class TestQueues:
         config = (await api(nq, "STREAM.INFO.lossy"))["config"]
         for options, text in (
             ({"max_age": int(86_400e9)}, "waiting for 1 d (max_age of stream lossy)"),
-            ({"max_msgs_per_subject": 5}, "a limit of 5 messages for each subject"),
+            ({"max_msgs_per_subject": 5}, "max_msgs_per_subject of stream lossy is 5"),
             ({"max_msgs_per_subject": 5, "discard": "new"}, "more tasks replace the oldest, which never run."),
             (
                 {"max_msgs_per_subject": 5, "discard": "new", "discard_new_per_subject": True},
@@ -393,7 +393,7 @@ class TestQueues:
         await api(nq, "CONSUMER.DELETE.lossy.MONITOR")
         await api(nq, "CONSUMER.DURABLE.CREATE.lossy.MONITOR", {"stream_name": "lossy", "config": limited})
         found = one(await nq.doctor("lossy", ignore=ignored), "loses-tasks")
-        assert "at most 1 times (max_deliver of consumer MONITOR)" in found.problem
+        assert "deliveries per task is 1 (max_deliver of consumer MONITOR)" in found.problem
         # Each task is delivered once, to a client that does not ack it.
         js = nq.backend.connection.client.jetstream()
         pulled = await js.pull_subscribe_bind("MONITOR", "lossy")

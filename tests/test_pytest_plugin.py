@@ -73,7 +73,7 @@ def test_the_fixtures_work_with(plugin: str, tmp_path: Path) -> None:
     options = ["-p", "no:asyncio"] if plugin == "anyio" else ["--asyncio-mode", mode, *LOOP_SCOPE, "-W", "error"]
     output = run_tests(tmp_path, *options)
     assert "2 passed, 1 error" in output
-    assert "the fixture nq cannot be used by test_of_no_loop: the test is not an `async def` test" in output
+    assert "the fixture nq cannot be used by test_of_no_loop: the test must be an `async def` function" in output
 
 
 def test_a_test_on_another_event_loop_fails_with_a_remedy(tmp_path: Path) -> None:

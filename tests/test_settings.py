@@ -232,7 +232,7 @@ class TestSecrets:
         told.append(str(caught.value))
         if isinstance(given, str):
             path = write_context(home, "prod", {"url": given})
-            with pytest.raises(BadInput, match=f"^'url' of NATS context 'prod' .{path}") as caught:
+            with pytest.raises(BadInput, match=rf"^(address \d of \d in )?'url' of NATS context 'prod' .{path}") as caught:
                 Settings(context="prod")
             told.append(str(caught.value))
             monkeypatch.setenv("NATS_URL", given)
@@ -242,7 +242,7 @@ class TestSecrets:
         assert "s3cret" not in "".join(told)
 
     def test_a_refused_address_is_told_by_its_number_and_its_fault(self) -> None:
-        with pytest.raises(BadInput, match=r"^url, number 2 of 3, is invalid: its port must be a number up to 65535"):
+        with pytest.raises(BadInput, match=r"^address 2 of 3 in url is invalid: its port must be a number up to 65535"):
             Settings("a:1,ann:s3cret,b:2")
         with pytest.raises(
             BadInput, match=r"^url is invalid: it must begin with one of nats://, tls://, ws://, wss://\."
@@ -551,7 +551,7 @@ class TestContexts:
     def test_a_missing_context_is_explained(self, home: Path) -> None:
         with pytest.raises(
             BadInput,
-            match=r"'prod' \(.*prod\.json\) is unknown: there is no such context\. List your contexts with `nats",
+            match=r"'prod' \(.*prod\.json\) was not found: the file does not exist\. List your contexts with `nats",
         ):
             Settings(context="prod")
         home.mkdir()

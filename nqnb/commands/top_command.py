@@ -34,9 +34,9 @@ def top(ctx: click.Context, queue: str | None, theme: str | None) -> None:
     """Show tasks, queues and workers in a full-screen view.
 
     In the view, you can filter tasks, show a task's payload, error and traceback, cancel and requeue tasks, and pause
-    queues. The last line shows the most important keys. Press ? to show all keys, and q to quit. If changes are not
-    confirmed yet, the view asks before it quits. With QUEUE, only the tasks of this queue are shown. Requires a
-    terminal and nqnb[top].
+    queues. The last line shows the most important keys. Press ? to show all keys, and q to quit. If the server has
+    not confirmed all changes yet, the view asks before it quits. With QUEUE, only the tasks of this queue are shown.
+    Requires a terminal and nqnb[top].
     """
     front = front_of(ctx)
     if front.json or not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
@@ -55,4 +55,7 @@ def top(ctx: click.Context, queue: str | None, theme: str | None) -> None:
 
     left = ask(ctx, show)
     if left:
-        front.say(f"not confirmed by the server, and perhaps lost: {left}. Run `nqnb top` again to see the tasks.")
+        front.say(
+            f"the server has not confirmed some changes, which may be lost: {left}. "
+            "Run `nqnb top` again to see the tasks."
+        )

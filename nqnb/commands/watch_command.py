@@ -114,9 +114,9 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
     Without arguments, all queues and tasks are watched until Ctrl-C. With QUEUE, only that queue is watched. With task
     ids, only these tasks are watched, until all of them have ended.
 
-    Each snapshot reads all watched tasks, so choose a longer --interval if there are many tasks. A snapshot shows at
-    most 50 tasks, and on a terminal only as many as fit: the running tasks, and then the tasks that changed last. To
-    list all tasks, use `nqnb tasks --json`.
+    All watched tasks are read for each snapshot, so choose a longer --interval if there are many tasks. A snapshot
+    shows at most 50 tasks, and on a terminal only as many as fit: the running tasks, and then the tasks that changed
+    last. To list all tasks, use `nqnb tasks --json`.
 
     Without a terminal, one line is printed for each task that changed, unless --once is given. With --json, one line of
     JSON is printed for each snapshot that differs from the previous snapshot.
@@ -155,7 +155,7 @@ class _Watcher:
         self._by_id: bool | None = None if what else False
         self._last: Snapshot | None = None
         self._seen: dict[str, tuple[int, bool]] = {}
-        """The revision of each task, and whether its worker was silent, by task id."""
+        """For each task id, the revision of the task, and whether the task's worker was silent."""
         self._pending: asyncio.Future[Snapshot] | None = None
         self._refusals: set[str] = set()
         """The reasons for failed reconnects that have been reported since the server last answered."""
@@ -209,7 +209,11 @@ class _Watcher:
             ) from None
 
     async def next_snapshot(self, nq: Client) -> Snapshot | None:
-        """Return a new snapshot, or None if nothing has changed. If the server does not answer, report this problem."""
+        """Return a new snapshot, or None if nothing has changed.
+
+        If the server does not answer, return the previous snapshot, with a description of the problem in ``trouble``.
+        If the problem has already been reported, return None.
+        """
         last = self._last
         if last is None:
             return await self.snapshot(nq)
@@ -238,7 +242,7 @@ class _Watcher:
             await _cancelled(self._pending)
 
     def _unreachable(self, last: Snapshot, why: str, refusal: str) -> Snapshot | None:
-        """Return the last snapshot with the problem, or None if this problem has already been reported."""
+        """Return the last snapshot with the problem in ``trouble``, or None if the problem is already known."""
         if last.trouble and (not refusal or refusal in self._refusals):
             return None
         self._refusals.add(refusal)

@@ -96,15 +96,15 @@ Examples:
     "--metrics",
     type=metrics_address,
     metavar="[HOST:]PORT",
-    help="Serve metrics for Prometheus; without HOST, on all interfaces; with --processes, each process uses the next "
-    "port",
+    help="Serve metrics for Prometheus; without HOST, on all interfaces; with --processes, each further process uses "
+    "the next port",
 )
 @click.option(
     "--health",
     type=health_address,
     metavar="[HOST:]PORT",
-    help="Answer /healthz and /readyz; without HOST, only on 127.0.0.1; with --processes, each process uses the next "
-    "port",
+    help="Answer /healthz and /readyz; without HOST, only on 127.0.0.1; with --processes, each further process uses "
+    "the next port",
 )
 @click.option(
     "--reload", is_flag=True, help="Restart the worker when a Python file of its package changes; for development"
@@ -130,19 +130,20 @@ def worker(
     """Run a worker, which executes tasks from its queues until Ctrl-C.
 
     MODULE is the name of a Python module, which may be in the current folder. WORKER is the name of an nqnb.Worker in
-    that module. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks then have the worker's shutdown_timeout to
-    finish, which is 10 seconds by default. A second signal stops these tasks immediately.
+    that module. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks may then continue for the worker's
+    shutdown_timeout, which is 10 seconds by default. A second signal stops these tasks immediately.
 
-    A process whose handlers are coroutines or threads uses about one CPU core. --processes starts several processes,
-    each with the full concurrency of the worker. A process that crashes is replaced. Signals are forwarded to all
-    processes. The exit code is the highest exit code of the processes.
+    If the handlers are coroutines or run in threads, a process can use only about one CPU core. --processes starts
+    several processes, each with the full concurrency of the worker. A process that crashes is replaced. Signals are
+    forwarded to all processes. The exit code is the highest exit code of the processes.
 
-    --health serves two pages for Kubernetes, Docker and load balancers. /healthz fails if the event loop is blocked for
-    longer than 60 seconds, or the connection is lost for longer than 5 minutes and also longer than the longest ack
-    wait. /readyz fails until the worker can receive cancels and tasks, during each reconnect, while the worker is
-    paused (SIGTSTP), and from the moment when the worker begins to stop.
+    --health serves two pages for Kubernetes, Docker and load balancers. /healthz fails if the event loop has been
+    blocked for more than 60 seconds. It also fails if the connection has been lost for more than 5 minutes and for more
+    than the longest ack wait. /readyz fails until the worker can receive cancels and tasks, and again when the worker
+    begins to stop. It also fails while the event loop is blocked, during each reconnect, and while the worker is paused
+    (SIGTSTP).
 
-    --reload requires nqnb[reload]. It watches the package of MODULE, or the folder of a module without a package.
+    --reload watches the package of MODULE, or the folder of a module without a package, and requires nqnb[reload].
     --reload and --processes are not available on Windows.
     """
     front = front_of(ctx)
@@ -210,10 +211,11 @@ def _processes(ctx: click.Context, found: Worker, options: dict[str, Any]) -> Wo
 
 
 def _check_ports(endpoints: Mapping[str, ListenAddress], count: int) -> None:
-    """Check that the ports of all processes exist, and that no two processes use the same port.
+    """Check that the ports of all processes are valid, and that no port is used twice.
 
     Args:
-        endpoints: the addresses of the first process, by option. Each further process uses the next ports.
+        endpoints: the addresses of the first process, by option. Each further process uses the next port of each
+            address.
         count: the number of processes.
 
     Raises:
@@ -231,7 +233,7 @@ def _check_ports(endpoints: Mapping[str, ListenAddress], count: int) -> None:
     if len(used) > 1 and (len(hosts) == 1 or hosts & _WILDCARDS) and max(ports) - min(ports) < count:
         raise click.UsageError(
             f"{' and '.join(f'{option} {address}' for option, address in used.items())} overlap with --processes "
-            f"{count}: each process uses the next ports. Use ports that are at least {count} apart"
+            f"{count}: each further process adds 1 to each port. Use ports that are at least {count} apart"
         )
 
 
@@ -291,7 +293,7 @@ def _find_worker(target: str) -> Worker:
     found: Any = module
     for part in path.split("."):
         if not hasattr(found, part):
-            there = ", ".join(f"{name}:{each}" for each, value in vars(module).items() if isinstance(value, Worker))
+            there = " or ".join(f"{name}:{each}" for each, value in vars(module).items() if isinstance(value, Worker))
             raise click.UsageError(
                 f"worker {target!r} is invalid: module {name!r} has no attribute {path!r}. "
                 + (f"Use {there}" if there else "Define an nqnb.Worker in the module")

@@ -39,10 +39,10 @@ from nqnb.worker.worker import State, Worker
 log = logging.getLogger("nqnb.worker")
 
 _PROGRAM = str(Path(nqnb.__file__).with_name("__main__.py"))
-"""The program of a worker process.
+"""The path of the script that each worker process runs.
 
-As with the command ``nqnb``, the current folder is not on the path until the user's module is imported. With
-``python -m nqnb``, a module such as email.py in the folder would hide Python's module of the same name.
+As with the command ``nqnb``, the current folder is not in ``sys.path`` until the user's module is imported. With
+``python -m nqnb``, a module such as email.py in the current folder would hide Python's module of the same name.
 """
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
@@ -93,8 +93,8 @@ class WorkerProcesses:
         """Run the processes until a signal is received, all processes have exited, or a process crashes repeatedly.
 
         Returns:
-            The highest exit code of the processes that were not replaced. If a signal killed a process, the exit code
-            is 128 plus the signal number.
+            The highest exit code of the processes that were not replaced. The exit code of a process that a signal
+            killed is 128 plus the signal number.
         """
         killer = asyncio.ensure_future(self._kill_late())
         with forwarded_signals(self._forward):
@@ -214,7 +214,7 @@ class WorkerProcess:
 
     @property
     def has_served(self) -> bool:
-        """Whether `serves` has found that the process is serving."""
+        """Whether a call to `serves` has returned True."""
         return self._serves
 
     async def serves(self) -> bool:
@@ -250,7 +250,7 @@ class WorkerProcess:
             return f"worker process {self.pid} was killed by signal {-self.code}"
 
     def leave(self) -> None:
-        """Make the process stop as if it had received a signal.
+        """Ask the process to stop, with the same effect as SIGTERM.
 
         The process exits at most `EXTRA_STOP_SECONDS` after its shutdown timeout.
         """

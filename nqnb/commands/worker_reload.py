@@ -25,8 +25,9 @@ log = logging.getLogger("nqnb.worker")
 class Reloader:
     """A worker process that is restarted when a Python file in one of the folders changes.
 
-    To restart, the worker stops as if it had received a signal: it waits for running tasks, and unfinished tasks are
-    redelivered. If the process fails, for example because of a syntax error, the parent waits for the next change.
+    Before a restart, the worker stops in the same way as after SIGTERM: it waits for running tasks, and unfinished
+    tasks are redelivered. If the process fails, for example because of a syntax error, the parent waits for the next
+    change.
 
     Args:
         arguments: the arguments after ``nqnb worker`` on the command line of the process.
@@ -86,7 +87,7 @@ class Reloader:
                 self._process.signal(signal.SIGKILL)
 
     async def _ended(self, process: WorkerProcess, watching: asyncio.Future[None]) -> None:
-        """Wait until the process has ended. After a change, make the process stop."""
+        """Wait until the process has exited. If a file changes, ask the process to stop."""
 
         async def end() -> None:
             await process.serves()
@@ -148,7 +149,7 @@ def watched_folders(module: str) -> list[str]:
     The module is not imported, because it may contain an error that the user is about to correct.
 
     Raises:
-        UsageError: there is no such module.
+        UsageError: the module was not found.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

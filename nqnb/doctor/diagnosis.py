@@ -47,7 +47,8 @@ class Finding(Struct, frozen=True, kw_only=True):
         problem: what is wrong and why it matters.
         remedy: what to do, usually with a command to copy.
         queue: the queue, or an empty string if the finding concerns the whole server.
-        ids: the ids of all tasks concerned, or the names of the entries, streams or workers. The list may be empty.
+        ids: the ids of all affected tasks, or the names of the affected entries, schedules, streams or servers. The
+            list may be empty.
 
     Examples:
         >>> task = await nq.submit("mail", {"to": "a@example.org"})
@@ -143,7 +144,7 @@ class Diagnosis(Struct, frozen=True, kw_only=True):
         return "\n".join((*parts, *self.fixes, self.summary))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """Show the findings below a cell. Remedies name ``%nq`` magics, not shell commands, except ``nqnb worker``."""
+        """Show the findings below a cell. Commands begin with ``%nq`` instead of ``nqnb``, except ``nqnb worker``."""
         printer.text(re.sub(r"`nqnb (?!worker )", "`%nq ", str(self)))
 
     @property

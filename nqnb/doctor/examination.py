@@ -1,8 +1,8 @@
 """Read entries, messages, presence, schedules and configuration, and report inconsistencies.
 
-The contents of a busy server change during the examination. For example, a task that is being submitted has a message
-but no entry for a short time, and a task that ends between two reads seems to have no message. The examination
-therefore looks at the server twice. The first look reads everything with few requests, and collects suspects: tasks,
+The contents of a busy server change during the examination. For example, a task that is being submitted has a message,
+but has no entry yet. A task that ends between two reads seems to have no message. The examination therefore looks at
+the server twice. The first look reads everything with few requests, and collects suspects: tasks,
 messages and queues that seem inconsistent. After a pause, the second look reads each suspect from the leader of its
 stream. Only suspects that are still inconsistent become findings.
 """
@@ -40,8 +40,8 @@ LOOK_AGAIN_SECONDS = 1.0
 STUCK_CANCEL_SECONDS = 10.0
 """The minimum age, in seconds, at which a cancel of a running task is reported."""
 OWN_UNWRITTEN_SECONDS = 5.0
-"""The minimum age, in seconds, at which a message of nqnb without an entry is reported. Usually, the submitter writes
-the entry soon after the message."""
+"""The minimum age, in seconds, at which a message without an entry is reported if nqnb published the message. Usually,
+the submitter writes the entry soon after the message."""
 
 
 async def examine(backend: Backend, queue: str | None = None, ignore: Collection[str] = ()) -> Diagnosis:
@@ -78,7 +78,7 @@ class _Examination:
         self._facts = seen.facts
         self._queue = queue
         self._ids: dict[str, asyncio.Task[set[str]]] = {}
-        """A dict that maps each stream to the asyncio task that reads the task ids of all messages from the leader."""
+        """For each stream, the asyncio task that reads the task ids of all its messages from the stream's leader."""
 
     async def run(self) -> list[Finding]:
         backend, seen = self._backend, self._seen

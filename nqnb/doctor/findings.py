@@ -40,9 +40,9 @@ def no_message(queue: str, tasks: Sequence[OpenTask]) -> Finding:
         queue=queue,
         ids=[each.id for each in tasks],
         problem=f"{them} stored as pending or processing, but without a message in the queue. No worker can ever run a "
-        "task without a message, so its real state is unknown.",
-        remedy=f"Run `nqnb doctor {queue} --fix` to mark the tasks as ended, and `nqnb task requeue {tasks[0].id}` for "
-        "each task that must still run.",
+        "task without a message, and the real state of such a task is unknown.",
+        remedy=f"Run `nqnb doctor {queue} --fix` to mark the tasks as ended. Then requeue each task that must still "
+        f"run, for example with `nqnb task requeue {tasks[0].id}`.",
     )
 
 
@@ -116,7 +116,7 @@ def stuck_cancel(queue: str, tasks: Sequence[OpenTask], workers: Collection[str]
         problem=f"{them} a cancel request up to {duration(seconds, gap=' ')} old, but the code is still running in "
         f"{where}.",
         remedy="Wait until the code ends, or stop the worker with SIGTERM: another worker of the queue then marks the "
-        'task as cancelled. The page docs/cancelling.md, "When a cancel does not end", lists the causes.',
+        'task as cancelled. The section "When a cancel does not end" of docs/cancelling.md lists the causes.',
     )
 
 
@@ -222,7 +222,7 @@ def about_server(facts: ServerFacts, seen: FirstLook, ahead: tuple[float, float]
 
 
 def _losses(facts: ServerFacts) -> Iterator[Finding]:
-    """Yield a finding for each option of a queue's stream or consumer because of which tasks never run."""
+    """Yield a finding for each option of a queue's stream or consumer that can prevent tasks from running."""
     for queue in facts.queues.values():
         stream, consumer = queue.tasks, queue.consumer
         if stream is None:
@@ -240,8 +240,8 @@ def _losses(facts: ServerFacts) -> Iterator[Finding]:
             yield Finding(
                 code="loses-tasks",
                 queue=queue.name,
-                problem=f"The stream {stream.name} has a limit of {stream.max_per_subject:,} messages for each subject "
-                "(max_msgs_per_subject), and all tasks have the same subject: more tasks "
+                problem=f"The option max_msgs_per_subject of stream {stream.name} is {stream.max_per_subject:,}, and "
+                "all tasks of the queue have the same subject: at the limit, more tasks "
                 f"{'are refused' if stream.refuses_per_subject else 'replace the oldest, which never run'}.",
                 remedy=f"Run {edit} --max-msgs-per-subject=-1 --force`.",
             )
@@ -249,9 +249,9 @@ def _losses(facts: ServerFacts) -> Iterator[Finding]:
             yield Finding(
                 code="loses-tasks",
                 queue=queue.name,
-                problem=f"The server delivers each task at most {consumer.max_deliver:,} times (max_deliver of "
-                f"consumer {names.CONSUMER}). Each retry, each limit and each lost worker costs a delivery. After the "
-                "last one, a task stays pending but never runs.",
+                problem=f"The maximum number of deliveries per task is {consumer.max_deliver:,} (max_deliver of "
+                f"consumer {names.CONSUMER}). Each retry, each delay by a limit and each lost worker uses up one "
+                "delivery. After the last delivery, a task stays pending but is never delivered again.",
                 remedy=f"Run `nats consumer rm {shlex.quote(stream.name)} {names.CONSUMER} --force`, then "
                 f"`nqnb doctor {queue.name} --fix`, which creates the consumer again, so that all tasks are delivered.",
             )

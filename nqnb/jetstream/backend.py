@@ -1,4 +1,4 @@
-"""The interface through which clients and workers use the server: buckets, queues, messages and schedules.
+"""The interface that clients and workers use to access the server: buckets, queues, messages and schedules.
 
 Code outside ``nqnb.jetstream`` uses `Backend`, and does not use the connection directly.
 """
@@ -79,7 +79,7 @@ _MIN_RETENTION_ACK_WAITS = 10
 A dead worker's message may be redelivered after each ack wait.
 """
 _RESULT_MARGIN_SECONDS = 3600.0
-"""The number of seconds by which a result outlives the task's state, because the result is written first."""
+"""The number of seconds by which a result's TTL exceeds the TTL of the task's state. The result is written first."""
 _REPAIR_PATIENCE_SECONDS = 0.1
 """Seconds to wait for the recreation of missing streams and buckets before a request is retried."""
 _CLUSTER_SKEW_SECONDS = 1.0
@@ -149,7 +149,7 @@ class Backend:
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
         """The latest repair for each queue. The key None is for repairs that recreate only buckets."""
         self._queues: dict[str, asyncio.Future[QueueStreams]] = {}
-        """The streams of each queue, as futures that are done: `ensure_queue` returns these without a coroutine."""
+        """For each queue, a completed future of its streams. `ensure_queue` returns the future without a coroutine."""
         self._ensuring: dict[str, asyncio.Future[QueueStreams]] = {}
         self._scheduling: set[str] = set()
         """The queues whose streams are known to accept schedules."""
@@ -214,7 +214,7 @@ class Backend:
 
     @property
     def refusal(self) -> str:
-        """The reason why the connection is down, if the user must act, or ""; see `Connection.refusal`."""
+        """The reason why the connection is down if the user must act, otherwise ""; see `Connection.refusal`."""
         return self.connection.refusal
 
     @property
@@ -229,7 +229,7 @@ class Backend:
 
     @property
     def outage(self) -> Outage:
-        """The log of the connection's outages. Callers report each error that an outage may have caused."""
+        """The log of the connection's outages, to which callers report all errors that an outage may have caused."""
         return self.connection.outage
 
     @property
@@ -249,7 +249,7 @@ class Backend:
         return ("", 0) if url is None else (url.hostname or "", url.port or 0)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Register a callback that is called at every disconnect. The callback must not raise exceptions."""
+        """Register a callback that is called on every disconnect. The callback must not raise exceptions."""
         self.connection.on_disconnect(callback)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
@@ -350,7 +350,7 @@ class Backend:
 
     @property
     def limits(self) -> StateStore:
-        """The limits of the queues, and the records with which workers enforce the limits.
+        """The limits of the queues, and the records that workers use to enforce the limits.
 
         Call `ensure_limits` before a write.
         """
@@ -435,7 +435,7 @@ class Backend:
                 yield page
 
     async def state_position(self) -> tuple[int, str]:
-        """See `KeyValueStore.position`. For a custom store, the result is 0 and an empty string."""
+        """Return the result of `KeyValueStore.position`. For a custom store, the result is 0 and an empty string."""
         return await self._bucket.position() if self.states is self._bucket else (0, "")
 
     async def remove_oldest_states(self, revision: int, created: str) -> None:
@@ -543,7 +543,7 @@ class Backend:
         await ensure_consumer(self.connection, await self.ensure_queue(queue), paused=paused)
 
     async def has_messages(self, queue: str) -> bool:
-        """Return whether a queue has a message that is waiting for a worker or is leased by one."""
+        """Return whether a queue has a message that is waiting for a worker or that a worker has leased."""
         return (await service_of(self.connection, queue, 0)).waiting
 
     async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
@@ -688,7 +688,7 @@ class Backend:
         return can_schedule(self.connection)
 
     async def takes_schedules(self, queue: str) -> bool:
-        """Return whether a queue's stream accepts schedules, after trying to enable schedules if necessary."""
+        """Enable schedules on a queue's stream if necessary, and return whether the stream accepts schedules."""
         if not self.can_schedule:
             return False
         try:
@@ -762,11 +762,11 @@ class Backend:
         return CancelListener(self.connection, self.intents, worker, on_cancel, on_early_cancel)
 
     def lost_messages(self, queue: str) -> LostMessages:
-        """Create the search for a queue's lost messages; see `LostMessages`."""
+        """Create the object that searches for a queue's lost messages; see `LostMessages`."""
         return LostMessages(self.connection, self.states, self.presence, queue)
 
     def overdue_schedules(self, queue: str) -> OverdueSchedules:
-        """Create the search for a queue's overdue schedules; see `OverdueSchedules`."""
+        """Create the object that searches for a queue's overdue schedules; see `OverdueSchedules`."""
         return OverdueSchedules(self.connection, queue)
 
     async def move_presence(self) -> None:
@@ -790,7 +790,7 @@ class Backend:
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:
-        """Return the remaining time, in seconds, of the period that the last call of `spare_owners` started.
+        """Return the remaining time, in seconds, of the period that the last call to `spare_owners` started.
 
         The total length of the period is ``seconds``.
         """

@@ -71,7 +71,7 @@ class KeyValueStore:
 
         Raises:
             Unconfirmed: an earlier write to the key is still in progress, and the key has no value yet. The earlier
-                write may be a request from this client whose reply was lost. A leader without a quorum refuses the new
+                write may be a request by this client that got no reply. A leader without a quorum refuses the new
                 write with "wrong last sequence", although the earlier write may never be stored.
         """
         revision = 0
@@ -341,7 +341,7 @@ async def ensure_bucket(
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        max_age: seconds after which each key expires, or 0 for never. Leave this at 0 if any guarantee relies on keys
+        max_age: seconds after which each key expires, or 0 for never. It must be 0 if any guarantee relies on keys
             that do not expire.
         expires: whether each write may have a TTL (NATS ADR-43, server >= 2.11). An existing bucket is updated.
         memory: whether to create the bucket in the server's memory, if there is enough memory.

@@ -40,9 +40,9 @@ OPERATION = "KV-Operation"
 PAGE = 1000
 """The number of entries that each pull of a listing requests, and the minimum number for a pull of a feed."""
 MOST_PAGE = 5000
-"""The maximum number of entries that each pull of a feed requests. Fewer pulls need less time."""
+"""The maximum number of entries that each pull of a feed requests. With larger pulls, a feed needs less time."""
 PAGE_BYTES = 4_000_000
-"""The maximum size of the entries that each pull of a feed requests, if this is more than `PAGE` entries."""
+"""The estimated size, in bytes, to which a feed limits each pull. A pull still requests at least `PAGE` entries."""
 NEWEST = 2000
 """The number of newest entries that a feed of a large bucket yields first."""
 LISTING_OUTLIVES_SECONDS = 30.0
@@ -53,11 +53,12 @@ PULL_EXPIRES_SECONDS = 30.0
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 _MAX_EMPTY_PULLS = 3
-"""How many pulls of a listing may be empty although an entry follows. A server does not deliver some entries of other
-programs, which have unusual keys."""
+"""The number of empty pulls that a listing repeats if another entry follows. Then the listing ends, because servers do
+not deliver some entries with unusual keys, which other programs may have written."""
 _EMPTY_PULL_SECONDS = 0.05
 _MAX_CHECKS = 10
-"""How often a listing checks whether an entry follows the last pending one. Others may keep writing without end."""
+"""The maximum number of times that a listing checks whether an entry follows the last pending entry. Without this
+limit, a listing might not end while other clients keep writing."""
 _CHECK_SECONDS = 0.25
 """Seconds between two checks for a lost connection."""
 
@@ -121,7 +122,7 @@ class BucketFeed:
     """A feed of a bucket: every entry and then every change, in the order in which the server stored them.
 
     If the bucket is large, the newest entries are yielded first, because the user usually wants to see these entries
-    first. Later, they are yielded again, in order with the other entries.
+    first. Later, the newest entries are yielded again, after all older entries.
     """
 
     def __init__(self, connection: Connection, bucket: str) -> None:
@@ -372,8 +373,8 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             short = received == 0 if batch.ended else missing > 0 and not batch.drained
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
-                    f"listing bucket {bucket!r} failed after {consumer.number:,} entries: the server did not send "
-                    "the remaining entries. Try again."
+                    f"listing bucket {bucket!r} failed: the server did not send all entries (number of received "
+                    f"entries: {consumer.number:,}). Try again."
                 )
 
 
@@ -388,7 +389,7 @@ async def _last_sequence(connection: Connection, bucket: str) -> int:
 
 
 async def _is_followed(connection: Connection, bucket: str, sequence: int) -> bool:
-    """Return whether a bucket has an entry or a tombstone after a sequence. If this cannot be read, return False."""
+    """Return whether a bucket has an entry or a tombstone after a sequence number, or False if the read is refused."""
     body = {"seq": sequence + 1, "next_by_subj": names.key_subject(bucket, ">")}
     try:
         await connection.api(f"STREAM.MSG.GET.{names.bucket_stream(bucket)}", body)
@@ -482,7 +483,7 @@ class _BucketConsumer:
             self.ready.set()
 
     async def page_arrived(self) -> None:
-        """Wait until a page is ready, the connection is lost, or no message has arrived for ``request_timeout``."""
+        """Wait until a page is ready, the connection is lost, or no message arrives for ``request_timeout`` seconds."""
         arrived, since = 0, time.monotonic()
         while not self.ready.is_set() and not self.lost:
             await first_of(self.ready, timeout=_CHECK_SECONDS)

@@ -29,7 +29,7 @@ log = logging.getLogger("nqnb.cancels")
 _CONSUMER_OUTLIVES_NANOSECONDS = 300_000_000_000
 """The number of nanoseconds after which the server deletes the consumer of a disconnected worker."""
 _REDELIVER_NANOSECONDS = 1_000_000_000
-"""The number of nanoseconds after which the server redelivers an unacked cancel message. This is harmless."""
+"""The number of nanoseconds after which the server redelivers an unacked cancel message. A redelivery is harmless."""
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:

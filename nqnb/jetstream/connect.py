@@ -147,7 +147,7 @@ class _FirstClient(FastClient):
         self._require_tls = require_tls
         self._needs_certificate = False
         self.was_connected = False
-        """Whether the client has connected before, so that further attempts to connect are reconnects."""
+        """Whether the client has connected before. If so, every further attempt to connect is a reconnect."""
 
     @property
     def ssl_context(self) -> ssl.SSLContext:
@@ -198,7 +198,7 @@ class _FirstClient(FastClient):
         self._pass_on_tls_name()
 
     def _forget_servers(self, info: dict[str, Any]) -> None:
-        """Remove the addresses that an earlier message of a server listed and the current one does not list.
+        """Remove the addresses that a server listed in an earlier message but does not list in the current message.
 
         Otherwise, nats-py would try the addresses of former servers at each reconnect, one after another.
         """
@@ -212,9 +212,10 @@ class _FirstClient(FastClient):
             ]
 
     def _pass_on_tls_name(self) -> None:
-        """Check the certificates of new servers for the host name with which the current server is checked.
+        """Set the host name for which the certificates of new servers are checked: the TLS name of the current server.
 
-        nats-py checks them for the address of the current server instead. This address may come from a server's list.
+        Otherwise, nats-py would use the host name in the address of the current server. This address may come from a
+        server's list.
         """
         current: Any = getattr(self, "_current_server", None)
         name = getattr(current, "tls_name", None)
@@ -237,7 +238,7 @@ class _FirstClient(FastClient):
         return command
 
     def _read_nkey_again(self) -> None:
-        """Use the current content of the nkey file. If the file is invalid, its previous content is used."""
+        """Read the nkey file again. If the file is invalid, keep using its previous content."""
         members = ("_nkeys_seed_str", "_setup_nkeys_connect")
         if self._settings.nkey is not None and all(hasattr(self, name) for name in members):
             with contextlib.suppress(BadInput):
@@ -345,7 +346,7 @@ def _why(error: Exception) -> str:
 class Credentials:
     """A credentials file. It is read again for each connection, because the credentials may have been renewed.
 
-    nats-py is not used to read the file, because nats-py loops forever if the file contains no JWT.
+    This class reads the file itself, because nats-py loops forever if the file contains no JWT.
     """
 
     def __init__(self, path: str) -> None:
@@ -360,7 +361,7 @@ class Credentials:
         return base64.b64encode(_key_pair(self._read[1]).sign(nonce.encode()))
 
     def jwt(self) -> bytearray:
-        """Return the JWT from the same version of the file as the seed that the last call of `sign` used."""
+        """Return the JWT from the version of the file that the last call to `sign` used."""
         return bytearray(self._read[0])
 
 

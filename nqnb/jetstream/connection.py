@@ -71,7 +71,7 @@ _MAX_RETRY_PAUSE_SECONDS = 0.25
 _TIMER_SECONDS = 0.1
 """Seconds between two checks for requests that have timed out."""
 _LATE_TIMER_SECONDS = 0.5
-"""If two checks are this many seconds apart, the event loop was blocked, and replies may not have been read yet."""
+"""If two checks are at least this many seconds apart, the event loop was blocked, and replies may still be unread."""
 
 
 class PubAck(msgspec.Struct, rename={"sequence": "seq"}, gc=False):
@@ -105,12 +105,12 @@ class Connection:
         self._lost_at = 0.0
         """The time on the `elapsed` clock at which the connection was lost, or 0 while the connection is up."""
         self.clustered = client.clustered
-        """Whether the server belongs to a cluster. If so, the server may reply even if a stream has no leader."""
+        """Whether the server belongs to a cluster. If so, a request may get no reply because a leader has changed."""
         self.outage = Outage()
         self.max_payload = int(client.max_payload)
         """The maximum size of a message in bytes, including the headers."""
         self.clock = ServerClock()
-        """An estimate of the server's clock. Most calls of `api` update the estimate."""
+        """An estimate of the server's clock. Most calls to `api` update the estimate."""
         self.full_at = 0.0
         """The time on the `elapsed` clock at which a storage limit last caused a message to be refused, or 0."""
         self._timeout = settings.request_timeout
@@ -150,7 +150,7 @@ class Connection:
     def loss_reason(self) -> str:
         """The reason why the connection is down or closed, and a remedy, or "" if the reason is not known.
 
-        After a failed reconnect, this is the reason of the failure. The text has no secrets.
+        After a failed reconnect, this is the reason for the failure. The text contains no secrets.
         """
         return self.outage.reason
 
@@ -184,8 +184,8 @@ class Connection:
 
         Raises:
             ConnectionFailed: the connection is closed.
-            NoResponders: the message was not sent, because the send buffer is full, and the connection is down or has
-                not taken enough data within ``settings.request_timeout`` seconds.
+            NoResponders: the send buffer is full, so the message was not sent. The connection is down, or the server
+                accepted too little data within ``settings.request_timeout`` seconds.
         """
         if self.put(subject, data, reply):
             return
@@ -467,7 +467,7 @@ class Connection:
     async def when_refused(self, error: Exception) -> None:
         """Fail the pending requests on a denied subject, because the server does not reply to them.
 
-        The reason for the end of the login or for a failed reconnect is recorded.
+        If the login has ended or a reconnect has failed instead, record the reason.
         """
         denied = denied_subject(error)
         if denied is None:
@@ -611,7 +611,7 @@ def whole(reply: Message, request: Pending[Any]) -> Message:
             )
         raise NoResponders(
             f"request on {subject!r} failed: the subject has no responders. JetStream may be disabled, or the stream "
-            "may have no leader or not exist. Check that JetStream is enabled and that, in a cluster, a majority of "
+            "may be missing or have no leader. Check that JetStream is enabled and that, in a cluster, a majority of "
             "the servers are running. Then try again.",
             subject,
         )
@@ -805,7 +805,7 @@ class Outage:
         self._since = 0.0
 
     def explain(self, reason: str, *, refused: bool) -> None:
-        """Set `reason` and `refused`. If an outage is active, log each reason on which the user must act once."""
+        """Set `reason` and `refused`. During an outage, log a reason that requires the user to act, but only once."""
         if self._closed:
             return
         self.reason, self.refused = reason, refused

@@ -100,7 +100,7 @@ class Delivery(msgspec.Struct, eq=False):
     async def ack(self) -> None:
         """Ack the message, so that the server removes it.
 
-        If the ack is lost, the server redelivers the message, and the worker finds the outcome and acks again.
+        If the ack is lost, the server redelivers the message. The worker then finds the stored outcome, and acks again.
         """
         # Usually the send buffer has room, and no coroutine is needed.
         if not self.void and not self.connection.put(self.reply, b"+ACK"):

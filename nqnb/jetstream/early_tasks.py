@@ -1,8 +1,8 @@
 """Count the tasks that are not due yet, but whose messages the server does not count as scheduled.
 
 The server counts the message of such a task as pending until it is delivered. If a worker receives a task before the
-task's start time or before its retry is due, the worker naks the message with a delay. Until the delay is over, the
-server counts the message as leased.
+task or its retry is due, the worker naks the message with a delay. Until the delay is over, the server counts the
+message as leased.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ _LOGIN_ENDED = re.compile(
     "'?(authorization violation|(user |account )?authentication (expired|revoked|timeout)|"
     "maximum (account active )?connections exceeded)"
 )
-"""A pattern for the errors, in lower case, with which a server ends a connection that another login may renew."""
+"""A pattern for the errors, in lower case, after which the client reconnects. The server has closed the connection,
+but the credentials may have been renewed."""
 _LONGEST_SUBJECT = 2000
 _SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
 """A pattern for valid subjects. The length is limited because a line may contain two subjects, and servers accept
@@ -51,7 +52,7 @@ _CALLBACK_FAILED = "unexpected error in nqnb while handling a message on %s"
 _LARGE_WRITE_BYTES = 256 * 1024
 """If at least this many bytes are buffered, nats-py writes them, and waits until the socket accepts more data."""
 _SPACE_CHECK_SECONDS = 0.005
-"""Seconds between two checks whether a full send buffer has space again."""
+"""Seconds between two checks for space in a full send buffer."""
 _LONGEST_COUNT = 12
 """Sizes and subscription ids always have fewer digits than this."""
 _HEADER_SIGNS = len("\r\n:")
@@ -95,7 +96,7 @@ class Message(msgspec.Struct, gc=False):
 
 
 class LoginEnded(nats.errors.Error):
-    """The server ended the connection, because its login is no longer valid or the server has too many connections."""
+    """The server ended the connection: the login is no longer valid, or there are too many connections."""
 
 
 OnMessage = Callable[[Message], None]
@@ -116,8 +117,8 @@ class _Unused:
 _Turn: TypeAlias = "asyncio.Future[asyncio.Task[None] | None]"
 """A future for a message that waits for space in the send buffer.
 
-The future is done once the message has been appended to the buffer (the result is None), or once a task that passes the
-message to nats-py has been started (the result is the task).
+The result is None once the message has been appended to the buffer. If nats-py must publish the message instead, the
+result is the task that passes the message to nats-py.
 """
 
 
@@ -138,7 +139,7 @@ class FastClient(NatsClient):
         """Whether a write of the send buffer is scheduled."""
         self._unused = _Unused()
         self._waiting: dict[_Turn, tuple[str, bytes, str, bytes]] = {}
-        """The messages that wait for space in the send buffer, in the order of the calls of `write`."""
+        """The messages that wait for space in the send buffer, in the order of the calls to `write`."""
         self._space_check: asyncio.TimerHandle | None = None
         self._next_write: asyncio.TimerHandle | None = None
 
@@ -205,7 +206,7 @@ class FastClient(NatsClient):
             publishing.result()
 
     def _append_waiting(self) -> None:
-        """Append the waiting messages to the send buffer as long as it has space, and then check again later."""
+        """Append waiting messages to the send buffer while it has space. If messages remain, schedule another check."""
         self._space_check = None
         while self._waiting and self._space_check is None and not self.is_full:
             turn = next(iter(self._waiting))
@@ -375,7 +376,7 @@ class FastClient(NatsClient):
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
-        """Wait for the messages in transit, then remove the subscription. It is also removed if the wait fails."""
+        """Wait for the messages in transit, then remove the subscription, even if the wait fails."""
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:
@@ -439,7 +440,7 @@ def header_block(headers: Mapping[str, str]) -> bytes:
     """Encode headers (NATS ADR-4). Raise nats.errors.Error if a header contains a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
-        raise nats.errors.Error(f"one of the headers {', '.join(map(repr, headers))} contains a line break")
+        raise nats.errors.Error(f"a header contains a line break; headers: {', '.join(map(repr, headers))}")
     return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
@@ -492,7 +493,7 @@ class SafeParser(Parser):
         super().__init__(client)
         self._dispatch = dispatch
         self._parsing = False
-        """Whether a call of `parse` has not returned yet."""
+        """Whether a call to `parse` is in progress."""
 
     def parse_now(self, data: bytes) -> int:
         """Pass the complete messages at the start of the data to their callbacks, and return their total size.

@@ -73,7 +73,7 @@ async def read_log(
 ) -> AsyncGenerator[tuple[int, list[LogLine]], None]:
     """Yield the parts of a task's log, beginning with the sequence ``start``.
 
-    Each part is a pair of the sequence at which the next call can continue, and the lines. For a part of an
+    Each part is yielded as a pair: the sequence at which the next call can continue, and the lines. For a part of an
     earlier task with the same id, the list of lines is empty. Parts that cannot be decoded are skipped. If the stream
     does not exist, nothing is yielded.
 

@@ -1,12 +1,12 @@
 """Find messages that a server older than 2.11 no longer delivers after a crash, so that they can be redelivered.
 
-When such a server restarts, the state of a consumer may be wrong in two ways: a message that was delivered but not
+When such a server restarts, the state of a consumer may be wrong in two ways. A message that was delivered but not
 acked may count as acked, or an unacked message may not be redelivered after the ack wait. In both cases, the message
 stays in the stream, and its task would never end. The second case can be detected once the queue has been idle for two
 ack waits.
 
-The remedy is to delete the consumer, because a new consumer delivers all messages of the stream. This is safe, because
-workers can handle the messages of tasks that are running or have ended.
+The remedy is to delete the consumer, because a new consumer delivers all messages of the stream. The deletion is
+safe, because workers can handle the messages of tasks that are running or have ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("nqnb.pull")
 _QUIET_ACK_WAITS = 2.0
 """The number of ack waits without a delivery after which a missing redelivery counts as overdue."""
 _MESSAGES_PER_LOOK = 64
-"""The maximum number of delivered messages that each call of `LostMessages.look` checks, oldest first."""
+"""The maximum number of delivered messages that each call to `LostMessages.look` checks, oldest first."""
 
 
 class LostMessages:

@@ -144,7 +144,7 @@ async def first_messages(connection: Connection, stream: str, count: int) -> lis
 async def oldest_messages(
     connection: Connection, stream: str, sequences: Collection[int]
 ) -> tuple[str, dict[int, bytes]]:
-    """Return the oldest messages of a stream, up to the first message with an unexpected sequence.
+    """Return the oldest messages of a stream, stopping before the first message with an unexpected sequence.
 
     Args:
         connection: the connection.
@@ -153,8 +153,8 @@ async def oldest_messages(
 
     Returns:
         The stream's creation time, and the data of the messages by sequence, oldest first. If the server is older than
-        2.11 or the stream does not allow direct reads, no messages are returned, because a single request cannot read
-        several messages.
+        2.11 or the stream does not allow direct reads, a single request cannot read several messages. In these cases,
+        no messages are returned.
 
     Raises:
         ServerRefused: the user has no permission to read the messages.

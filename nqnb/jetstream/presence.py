@@ -6,16 +6,16 @@ entry.
 The entry describes all tasks that the worker is running, so that another worker can take over a task that this worker
 has dropped. However, the ids of about 40,000 tasks exceed the server's maximum message size. A worker with that many
 tasks would be unable to write its entry, and all its leases would expire. Therefore, an entry lists ids only up to a
-limit. The other tasks are recorded in a filter: an array of bits, in which each task sets the bit that is selected by
-the hash of its id. The filter has two properties:
+limit. The other tasks are recorded in a filter, which is an array of bits. Each task sets one bit, which is selected by
+the hash of the task's id. The filter has two properties:
 
 - The bit of a running task is always set, so no running task is taken over.
 - The bit of a task that is not running may also be set, because another task has the same bit. With 16 bits per task,
   this happens in 6% of cases. The message of such a task is nak'ed again. The salt of the hash changes with each write
   of the entry, so later checks use other bits, and a dropped task is eventually taken over.
 
-It would not be enough to store only the number of unlisted tasks: every task that is not listed would have to count as
-running, and a dropped task would wait until its worker stops. Several entries per worker would not help, because they
+Storing only the number of unlisted tasks would not be enough. Every unlisted task would have to count as running, and a
+dropped task would wait until its worker stops. Several entries per worker would not help, because they
 could not be written atomically.
 """
 
@@ -45,10 +45,10 @@ from nqnb.store import Entry
 SILENT_SHARE = 0.6
 """The share of the TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
 _UNLISTED_CLAIM_SECONDS = 2.0
-"""A task that is missing from its worker's entry counts as running if the worker claimed the task later than this many
-seconds before the entry was stored. The entry may have been encoded before the claim and stored after the claim, and in
-a cluster, the servers that store the two may have different clocks. Within a second, the worker writes its next entry,
-which lists the task."""
+"""A task that is missing from its worker's entry counts as running unless the worker claimed the task at least this
+many seconds before the entry was stored. The entry may have been encoded before the claim and stored after the claim.
+In a cluster, the entry and the claim may also be stored by servers with different clocks. Within a second, the worker
+writes its next entry, which lists the task."""
 MIN_SILENT_SECONDS = 2.0
 """The minimum time, in seconds, after which a worker counts as silent. A busy machine may delay heartbeats."""
 
@@ -95,7 +95,7 @@ class Presence:
     async def read_clock(self) -> None:
         """Read the server's clock, unless it was read recently.
 
-        A worker reads the timestamp of its presence entry. A client has no entry, and requests the bucket's info.
+        A worker reads the timestamp of its presence entry. A client has no entry, so it requests the bucket's info.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for the request.
@@ -122,8 +122,8 @@ class Presence:
             queue: the task's queue. Its ack wait affects the result.
             task_id: the task.
             written: the time, by the server's clock, at which the worker wrote the task's entry. This write is also a
-                sign of life. If this time is later than the worker's presence entry, that entry cannot contain the task
-                yet.
+                sign of life. If the write is later than the worker's presence entry, the presence entry cannot contain
+                the task yet.
             lease: the age, in seconds, at which the presence bucket no longer counts as new. While the bucket is new, a
                 worker without an entry counts as alive, because the worker's entry may have been lost with an earlier
                 bucket.

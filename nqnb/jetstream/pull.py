@@ -142,8 +142,8 @@ class PullLoop:
     async def check(self) -> None:
         """Restore the queue's streams and consumer, if necessary, so that tasks can be requested again.
 
-        This is necessary after the consumer was deleted or the server dropped a pull. Call this method often. If the
-        attempt fails, the error is logged, and the next call tries again.
+        This is necessary after the consumer has been deleted or the server has dropped a pull. Call this method often.
+        If the attempt fails, the error is logged, and the next call tries again.
         """
         self._check_pause()
         silent = self.asked and time.monotonic() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
@@ -200,14 +200,14 @@ class PullLoop:
                 self._paused_again = now
                 await pause_consumer(self._connection, self._streams.tasks, self._paused)
         except NqnbError as error:
-            log.debug("the check for a pause and for limits of queue %s failed: %s", self.queue, error)
+            log.debug("updating the pause and the limits of queue %s failed: %s", self.queue, error)
         finally:
             self._checking = False
             self._wake()
 
     async def _request(self, body: dict[str, object], count: int) -> None:
         if self._streams is None:
-            raise RuntimeError("ensure() must be called first")
+            raise RuntimeError("cannot request tasks: the queue's streams are not known yet. Call ensure() first.")
         if self._subscription is None:
             self._inbox = self._connection.client.new_inbox()
             self._subscription = await self._connection.subscribe(self._inbox, self._receiver())

@@ -48,7 +48,7 @@ class ConsumerLimits:
     max_batch: int = 1_000_000
     max_expires: float = 3600.0
     made: bool = False
-    """Whether the consumer did not exist and was created."""
+    """Whether the consumer was missing and has just been created."""
 
 
 async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
@@ -96,7 +96,7 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
 async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
     """Create a stream. Do nothing if another client has already created the stream.
 
-    The stream has at least as many replicas as the state bucket, because not every client has the setting ``replicas``.
+    The stream has at least as many replicas as the state bucket, because some clients may not set ``replicas``.
 
     Raises:
         ServerRefused: the user has no permission to create a stream.
@@ -212,9 +212,9 @@ async def queue_infos(
         states: the states of the tasks.
         serving: the number of live workers for each queue.
         paused: the queues that a user has paused.
-        early: whether to find the tasks that are not due yet among the pending and leased messages, and the oldest
-            pending message if it is not the first one in the stream. This reads up to 512 messages and entries for each
-            queue.
+        early: whether to find the tasks that are not due yet among the pending and leased messages. If True, the oldest
+            pending message is also found when it is not the first message in the stream. Up to 512 messages and entries
+            are read for each queue.
     """
     limit = asyncio.Semaphore(_CONCURRENT_QUEUES)
 

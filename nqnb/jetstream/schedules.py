@@ -2,7 +2,7 @@
 
 A schedule is a message on the subject ``<q>.sched.<id>``. Its headers contain a time and the target ``<q>.task``. At
 that time, the server publishes the message to the target. A schedule survives a restart of the server. Unlike a nak'ed
-message, a schedule does not count towards the consumer's limit of unacked messages.
+message, a schedule does not count towards the consumer's limit on unacked messages.
 
 If a schedule becomes due while the server's storage is full, the server does not fire the schedule. Versions 2.12 to
 2.15 of nats-server retry such a schedule only after a restart. `OverdueSchedules` finds these schedules and publishes
@@ -35,9 +35,9 @@ LATE_SECONDS = 3.0
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
 """Seconds between two sweeps over all schedules, after a short sweep and after a long sweep."""
 _FULL_FOR_SECONDS = 60.0
-"""After a storage limit was reached, the pauses between sweeps are short for this many seconds."""
+"""For this many seconds after a storage limit was reached, the pauses between sweeps are short."""
 _SCHEDULES_PER_LOOK = 500
-"""The maximum number of schedules that each call of `OverdueSchedules.look` reads."""
+"""The maximum number of schedules that each call to `OverdueSchedules.look` reads."""
 _FEW_SCHEDULES = 100
 """If a queue has at most this many schedules, the next sweep starts as soon as a schedule is overdue."""
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
@@ -130,7 +130,7 @@ class OverdueSchedules:
         self._connection = connection
         self._queue = queue
         self._next_sequence = 1
-        """The sequence at which the next call of `look` starts to read."""
+        """The sequence at which the next call to `look` starts to read."""
         self._sweep_began = self._next_sweep = 0.0
         """The times on the `elapsed` clock at which this sweep began and the next sweep will begin."""
         self._read, self._soonest = 0, math.inf
@@ -143,8 +143,8 @@ class OverdueSchedules:
         """Read the next schedules if a sweep is due, and republish the overdue schedules.
 
         Raises:
-            NqnbError: the server did not reply, or has no space for a schedule. The next call continues with this
-                schedule. A schedule that the server refuses for another reason is left for the next sweep.
+            NqnbError: the server did not reply, or has no space for a schedule. The next call continues where this
+                call stopped. A schedule that the server refuses for another reason is left for the next sweep.
         """
         if not (self._allowed and can_schedule(self._connection)):
             return

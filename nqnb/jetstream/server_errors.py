@@ -27,7 +27,7 @@ STREAM_FULL = 10077
 _NO_FILES = 10049
 """JetStream's code for "error creating store for stream", for example while a deleted stream's files are removed."""
 _TOO_MANY = 10167
-"""JetStream's code for "too many requests": more messages wait to be stored in a stream than the server buffers."""
+"""JetStream's code for "too many requests": the server's buffer for messages to be stored in a stream is full."""
 _NOT_NOW = {
     **dict.fromkeys((10007, 10008, 10009), "JetStream currently has no leader"),
     **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is currently off"),
@@ -74,7 +74,7 @@ class ApiError(msgspec.Struct):
 
 
 def translated(error: nats.errors.Error, settings: Settings, subject: str, reason: str = "") -> ConnectionFailed:
-    """Convert a nats-py error that occurred while sending to ``subject`` to an nqnb error.
+    """Convert a nats-py error to an nqnb error. The error occurred while sending to ``subject``.
 
     ``reason`` is the reason why the connection is down, or "" if the reason is not known or the connection is up.
     """

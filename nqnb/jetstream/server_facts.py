@@ -35,21 +35,21 @@ class StreamFacts:
     max_age: float = 0.0
     """The number of seconds after which the server deletes a message, or 0 if it deletes none."""
     max_per_subject: int = 0
-    """The maximum number of messages with the same subject, or 0 without a maximum."""
+    """The maximum number of messages with the same subject, or 0 if there is no maximum."""
     refuses_per_subject: bool = False
-    """Whether the stream refuses more messages with the same subject. Otherwise, they replace the oldest."""
+    """Whether the stream refuses messages beyond ``max_per_subject``. Otherwise, a new message replaces the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerFacts:
-    """The consumer that all workers of a queue share. ``unacked`` is the number of unacked messages, and its limit."""
+    """The consumer that all workers of a queue share. ``unacked`` is the number of unacked messages and its limit."""
 
     ack_wait: float
     """The ack wait in seconds."""
     paused: bool
     unacked: Usage
     max_deliver: int = 0
-    """The maximum number of deliveries of a message, or 0 without a maximum."""
+    """The maximum number of deliveries of a message, or 0 if there is no maximum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ class ServerFacts:
 
     Attributes:
         version: the version as a tuple, such as (2, 12), or None if it is unknown.
-        servers: the number of servers in the cluster, or 1 without a cluster. A server with several IPv4 addresses is
-            counted several times.
+        servers: the number of servers in the cluster, or 1 if the server is not in a cluster. A server with several
+            IPv4 addresses is counted several times.
         buckets: the streams of nqnb's buckets.
         logs: the stream of task logs, or None if it does not exist.
         queues: the queues by name.
         account: the limits of the account.
-        clocks: a dict that maps the name of each server to a lower and an upper bound on the number of seconds by which
-            the server's clock is ahead of this machine's clock.
+        clocks: a dict that maps the name of each server to two bounds, a lower and an upper one. They are the minimum
+            and the maximum number of seconds by which the server's clock is ahead of this machine's clock.
     """
 
     version: tuple[int, int] | None
@@ -88,7 +88,7 @@ class ServerFacts:
 
     @property
     def streams(self) -> Iterator[StreamFacts]:
-        """The streams of all buckets, task logs and queues. A stream that queues share is included only once."""
+        """The streams of all buckets and queues, and of the task logs. A stream that queues share appears only once."""
         of_queues = (stream for queue in self.queues.values() for stream in (queue.tasks, queue.cancels) if stream)
         logs = [] if self.logs is None else [self.logs]
         yield from {stream.name: stream for stream in (*self.buckets, *logs, *of_queues)}.values()

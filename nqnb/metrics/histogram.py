@@ -23,7 +23,7 @@ class Histogram:
         self.seconds = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Add a duration. A negative duration, which results from two clocks that differ, counts as 0."""
+        """Add a duration. A negative duration, which can occur when two clocks differ, counts as 0."""
         if seconds < 0:
             seconds = 0.0
         self.counts[bisect_left(BOUNDS_SECONDS, seconds)] += 1
@@ -39,7 +39,7 @@ class Histogram:
 class QueueLabels:
     """The labels of queues. Prometheus stores a time series for each label, so the number of labels is limited.
 
-    The label of each of the first ``most`` queues is the queue's name. All further queues share `OTHER_QUEUES`.
+    Each of the first ``most`` queues is labelled with its own name. All further queues share `OTHER_QUEUES`.
 
     Args:
         most: the maximum number of labels, not counting `OTHER_QUEUES`.

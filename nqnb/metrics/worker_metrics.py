@@ -87,7 +87,7 @@ class WorkerMetrics:
             counters.waits.observe(meta.started_at - since)
 
     def cancelled(self, queue: str, seconds: float) -> None:
-        """Count a cancelled run. The run stopped ``seconds`` after the cancel request."""
+        """Count a cancelled run, which stopped ``seconds`` seconds after the cancel request."""
         self._of[queue].cancels.observe(seconds)
 
     def redelivered(self, queue: str) -> None:

@@ -17,7 +17,7 @@ from nqnb.protocol.wire import Source
 from nqnb.text import line
 
 _LINE_CHARACTERS = 80
-"""The maximum length of the first line of a cell, of a notebook's name and of a kernel's id, in characters."""
+"""The maximum length, in characters, of a cell's first line, a notebook's name and a kernel's id."""
 _STRING = re.compile(r"""('{3}|"{3}|'|")(?:\\.|(?!\1).)*(?:\1|$)""")
 _MAGIC = re.compile(r"(?:(?![%!]).*?=\s*)?(?:%%?nq +[a-z]+|[%!]+\w*)")
 """A pattern for the start of a magic or a shell command, whose result may be assigned to a variable."""

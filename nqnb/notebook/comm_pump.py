@@ -1,4 +1,4 @@
-"""The handling of widget messages while a cell waits, in kernels that would otherwise queue these messages.
+"""Handle widget messages while a cell waits, in kernels that would otherwise queue these messages.
 
 Versions of ipykernel before 7 handle the messages of the shell channel one at a time, and the request to run a cell is
 one of these messages. A button click therefore stays in the queue until the cell has finished. While an nqnb call

@@ -48,13 +48,13 @@ _MAX_QUEUES = 10
 _MAX_GROUPS = 50
 """The maximum number of groups on the card."""
 _EXAMPLES = 3
-"""The maximum number of tasks that a question names."""
+"""The maximum number of tasks that a confirmation question names."""
 _ALL = "all"
 """The key of the row for all groups. The keys of the other rows are the ids of the groups."""
 
 
 def failure_board(client: Client, feed: TableFeed, what: object, start: float | None) -> Board:
-    """Return a live card.
+    """Return a live card of a queue, of the given tasks, or of all tasks.
 
     Args:
         client: the client of the session.
@@ -137,7 +137,7 @@ class _Tasks:
     # Changes
 
     def show_early(self, tasks: list[TaskInfo]) -> None:
-        """Show tasks until the feed has read all tasks. Before that, it is not known which tasks were requeued."""
+        """Show ``tasks`` until the feed has read all tasks. Until then, it is unknown which tasks were requeued."""
         self.update(TaskBatch(tasks=tasks))
         self._early = bool(tasks)
 
@@ -359,7 +359,7 @@ async def _known(client: Client, ids: Collection[str]) -> list[TaskInfo]:
 
 
 def _named(task: TaskInfo) -> str:
-    """Return the start of the payload of a task, or the id of a task without a payload."""
+    """Return the start of a task's payload, or the task's id if the task has no payload."""
     return preview(task.payload) or task.id
 
 

@@ -60,8 +60,8 @@ class Submission:
 
         Args:
             payloads: the payloads.
-            show: called after each batch with three counts: the payloads accepted so far, the payloads refused so far,
-                and the accepted payloads whose key already had a task.
+            show: a function that is called after each batch with three counts: the payloads accepted so far, the
+                payloads refused so far, and the accepted payloads whose key already had a task.
 
         Returns:
             The task or error for each payload, in the order of the payloads.
@@ -96,7 +96,7 @@ class Submission:
     def after_interrupt(self, queue: str, *, cancel: bool) -> str:
         """Return a message that reports how many tasks were submitted before the interrupt.
 
-        ``cancel`` says whether the tasks that this call submitted will be cancelled.
+        ``cancel`` says whether the tasks that the interrupted call submitted will be cancelled.
         """
         text = f"interrupted: {_tasks(self._accepted - self._attached)} {_were(self._accepted - self._attached)}"
         text += f" submitted to {queue}"
@@ -150,7 +150,7 @@ def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool, other: 
         client: the client to use.
         ids: the ids of the awaited tasks that had not ended when the interrupt arrived.
         cancel: whether to cancel these tasks.
-        other: the server's address, if `%nq` and `nqnb.session()` use a different session. Otherwise, an empty string.
+        other: the address of the client's server if `%nq` and `nqnb.session()` use another session, otherwise "".
 
     Returns:
         The message for the user, and the ids of the tasks in the message. Both are empty if all tasks have ended.

@@ -12,7 +12,7 @@ from typing import Any
 from nqnb.commands.command_records import CommandProgress
 
 _QUICK_SECONDS = 0.3
-"""The progress of a command is shown only if the command takes longer than this."""
+"""The progress of a command is shown only if the command takes longer than this time."""
 _REDRAW_SECONDS = 0.1
 """The minimum time between updates of the output."""
 
@@ -68,7 +68,7 @@ class TerminalLine:
 
 
 _lines: dict[object, CellLine] = {}
-"""The line for the latest run of a cell, by the id of the request that started the run."""
+"""The line for the latest run of a cell, keyed by the id of the request that started the run."""
 
 
 def line_output() -> CellLine | TerminalLine | None:
@@ -185,7 +185,7 @@ class SubmitProgress:
 
 
 def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str:
-    """Return text as HTML. Unless ``finished`` is True, the HTML starts with a progress bar."""
+    """Return the text as HTML. Unless ``finished`` is True, the HTML starts with a progress bar."""
     if finished:
         return escape(text)
     value = "" if total is None else f' value="{done}"'
@@ -211,7 +211,7 @@ def _write_if_terminal(text: str) -> None:
 
 
 def _kernel() -> Any:
-    """Return the kernel of this process, or None. A process that has not imported IPython is not a kernel."""
+    """Return the kernel of this process, or None if there is no kernel. A kernel always imports IPython."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None)

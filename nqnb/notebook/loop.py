@@ -32,11 +32,11 @@ _CANCELLED_CALL_SECONDS = 0.15
 _CLOSE_SECONDS = 0.5
 """How long the loop waits for its remaining tasks when it is closed."""
 _INTERRUPT_SECONDS = 5.0
-"""An await that is cancelled within this time after an interrupt counts as interrupted. A busy loop cancels it late."""
+"""An await that is cancelled within this time after an interrupt counts as interrupted. A busy loop may cancel late."""
 
 
 class Call(Generic[T]):
-    """A handle to a coroutine that runs on the loop thread. Other threads use this handle.
+    """A handle to a coroutine that runs on the loop thread, for use by other threads.
 
     Attributes:
         interrupted: whether the code that awaited the coroutine was interrupted. The value is False if this code was
@@ -156,7 +156,7 @@ class _Interrupts:
     def any_since(cls, began: float) -> bool:
         """Return whether an interrupt arrived after ``began`` and in the last `_INTERRUPT_SECONDS`.
 
-        ``began`` is a time of the monotonic clock.
+        ``began`` is a time on the monotonic clock.
         """
         return cls._latest >= max(began, time.monotonic() - _INTERRUPT_SECONDS)
 
@@ -219,7 +219,7 @@ class Loop:
         ``patience`` seconds if the coroutine has not ended by then.
 
         Args:
-            coroutine: the coroutine.
+            coroutine: the coroutine to run.
             meanwhile: a function to call on this thread about 20 times a second during the wait, in addition to the
                 loop's `meanwhile` function.
             patience: how long to wait for an interrupted coroutine to end, in seconds.
@@ -362,8 +362,8 @@ def nest() -> None:
     """Make asyncio reentrant in this kernel with nest_asyncio2, so that cells can call ``asyncio.run(...)``.
 
     nqnb itself does not need a reentrant loop: session calls are synchronous, and tasks can be awaited in a cell. The
-    change also reduces the throughput of a NATS client on the kernel's loop by about a third. To undo the change,
-    restart the kernel. This function is idempotent.
+    change reduces the throughput of a NATS client on the kernel's loop by about a third. To undo the change, restart
+    the kernel. This function is idempotent.
 
     Raises:
         BadInput: no event loop is running in this thread.

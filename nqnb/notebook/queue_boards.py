@@ -29,7 +29,7 @@ def open_board(title: str, source: BoardSource, on_close: Callable[[], None] = l
 
     Args:
         title: the title of the table.
-        source: the content, and the actions of the buttons.
+        source: the source of the table's content and of the buttons' actions.
         on_close: a function that is called once when the table is closed.
     """
     from nqnb.widgets.board import Board

@@ -105,8 +105,9 @@ class Session:
         detached: whether the server is the user's detached server.
         local: the handlers that run in this kernel; see `Local`.
         cancel_on_interrupt: whether an interrupted wait cancels the tasks that it was waiting for. If False, the tasks
-            continue, and a message reports their states. Each call that waits can override this attribute. If a timeout
-            or other code cancels an ``await``, this is not an interrupt: the tasks continue, and nothing is printed.
+            continue, and a message reports their states. Each call that waits can override this attribute. An
+            ``await`` that is cancelled by a timeout or by other code does not count as interrupted: the tasks continue,
+            and nothing is printed.
 
     Examples:
         >>> nq = nqnb.session()
@@ -136,7 +137,7 @@ class Session:
         self._boards: weakref.WeakSet[Board] = weakref.WeakSet()  # ipywidgets keeps references to open boards
         self._process_id = os.getpid()
         self._abandoned: dict[bool | None, list[str]] = {}
-        """The ids of the tasks whose awaits were interrupted, by the ``cancel`` argument of `abandon`."""
+        """The ids of the tasks whose awaits were interrupted, keyed by the ``cancel`` argument of `abandon`."""
         self._interrupted_ids: list[str] = []
         self._on_down = on_down
         self._is_default = is_default
@@ -306,8 +307,9 @@ class Session:
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which the task may start, in the same form as ``deadline``.
-            serial: a serial key, such as ``"customer-7"``. Of the queue's tasks with this key, only one runs at a time,
-                across all nqnb workers. These tasks do not necessarily run in the order in which they were submitted.
+            serial: a serial key, such as ``"customer-7"``. At most one task of the queue with this serial key runs at a
+                time, across all nqnb workers. Tasks with the same serial key do not necessarily run in the order in
+                which they were submitted.
 
         Returns:
             The handle of the task.
@@ -333,7 +335,10 @@ class Session:
         try:
             task = self.call(self.client.submit_item(batch, batch.only()))
         except KeyboardInterrupt:
-            self.say(f"interrupted: the task may or may not have been submitted to queue {shown(queue)}")
+            self.say(
+                f"interrupted: the task may or may not have been submitted to queue {shown(queue)}. "
+                "Check the queue before you submit the task again."
+            )
             raise
         return self._handle(task)
 
@@ -390,13 +395,14 @@ class Session:
         """Submit many tasks to a queue, 256 at a time.
 
         If the call is interrupted, a message reports the tasks that were already submitted. If the session's
-        ``cancel_on_interrupt`` is True, these tasks are also cancelled, except for tasks that already had their keys
-        before the call. The attribute `interrupted` lists all of these tasks.
+        ``cancel_on_interrupt`` is True, these tasks are also cancelled, except for tasks that already existed before
+        the call. The attribute `interrupted` lists all of these tasks.
 
         Args:
             queue: the queue; it is created if it does not exist.
             payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. If you
-                pass a DataFrame, each row becomes a dict with None for NaN, and the results have the DataFrame's index.
+                pass a DataFrame, each row becomes a dict in which None replaces NaN, and the results have the
+                DataFrame's index.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
@@ -490,7 +496,8 @@ class Session:
         Args:
             queue: the queue; it is created if it does not exist.
             payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. If you
-                pass a DataFrame, each row becomes a dict with None for NaN, and the results have the DataFrame's index.
+                pass a DataFrame, each row becomes a dict in which None replaces NaN, and the results have the
+                DataFrame's index.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
@@ -510,7 +517,7 @@ class Session:
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted. ``"return"`` returns each error in place of the task.
             cancel_on_interrupt: whether an interrupt cancels the tasks that this call has submitted. Tasks that already
-                had their keys before the call continue. If None, the session's ``cancel_on_interrupt`` is used.
+                existed before the call continue. If None, the session's ``cancel_on_interrupt`` is used.
 
         Returns:
             A `TaskList` in the order of the payloads. If some payloads were not accepted, the result is a plain list of
@@ -583,7 +590,7 @@ class Session:
 
         Args:
             id: the id of the task.
-            follow: whether to wait until the task has ended, and return all lines.
+            follow: whether to wait until the task has ended, so that the list contains all of its lines.
 
         Raises:
             InvalidTaskId: the id is invalid.
@@ -723,8 +730,8 @@ class Session:
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(
-                    f"interrupted: {missing:,} of {len(ids):,} tasks were not cancelled. "
-                    "Repeat the call to cancel these tasks."
+                    f"interrupted: {missing:,} of {len(ids):,} tasks not cancelled. "
+                    "Repeat the call to cancel the remaining tasks."
                 )
             else:
                 self.say("interrupted: all cancel requests are stored. Repeat the call to wait for the code to stop.")
@@ -773,7 +780,8 @@ class Session:
                 ``"raise"`` raises an error. ``"return"`` returns each error in place of the new task.
 
         Returns:
-            The new task. If you pass several tasks, a `TaskList`, or a plain list if the list contains errors.
+            The new task. For several tasks, the result is a `TaskList`, or a plain list of tasks and errors if some
+            tasks were refused.
 
         Raises:
             BadInput: ``what`` does not contain task ids.
@@ -790,10 +798,13 @@ class Session:
         try:
             fresh, outcomes = self.call(self._requeue_fresh(ids, done))
         except KeyboardInterrupt:
-            self.say(f"interrupted: {len(done):,} tasks were requeued. Repeat the call to requeue the others.")
+            self.say(
+                f"interrupted: {len(done):,} of {len(ids):,} tasks requeued. "
+                "Repeat the call to requeue the remaining tasks."
+            )
             raise
         if len(fresh) < len(ids):
-            self.say(f"{len(ids) - len(fresh):,} of {len(ids):,} tasks were skipped: they had already been requeued.")
+            self.say(f"skipped {len(ids) - len(fresh):,} of {len(ids):,} tasks: already requeued.")
         made = [self._handle(each) if isinstance(each, Task) else each for each in outcomes]
         failed = next((each for each in made if isinstance(each, NqnbError)), None)
         if failed is None:
@@ -923,8 +934,8 @@ class Session:
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
                 queue. If None, the table shows all tasks.
-            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be
-                that of a standard column, a payload field or, with the prefix ``"→ "`` or ``"->"``, a result field. If
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name refers
+                to a standard column, to a payload field or, with the prefix ``"→ "`` or ``"->"``, to a result field. If
                 None, the table selects the columns.
             format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
                 function that receives the value and returns the text. If a format raises an exception, the plain value
@@ -957,7 +968,7 @@ class Session:
         return table
 
     def _suggest_queue(self, queue: str) -> None:
-        """Print a similar queue name, if any, if a queue does not exist."""
+        """Print a similar queue name if the queue does not exist and such a name is known."""
         with contextlib.suppress(NqnbError):  # the table shows a lost connection; a user may not list queues
             known = self.call_within(self.client.backend.queue_names(), _SUGGEST_SECONDS)
             if queue not in known and (advice := hint(queue, known)):
@@ -984,7 +995,7 @@ class Session:
     # Queues and workers
 
     def watch_queues(self) -> Board:
-        """Return a live table of all queues, with numbers of tasks and workers, rates, and hints about problems.
+        """Return a live table of all queues that shows task counts, worker counts, rates, and hints about problems.
 
         The buttons pause, resume or purge a queue, or cancel its tasks. Each button asks for confirmation.
         """
@@ -1267,8 +1278,8 @@ class Session:
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.
-            queue: the queue whose tasks are removed. If None, the tasks of all queues are removed, and also results
-                and cancel requests that belong to no task.
+            queue: remove only the data of tasks in this queue. If None, remove the data of tasks in all queues, and
+                also results and cancel requests that do not belong to any task.
             dry_run: whether to count the items that would be removed, without removing them.
 
         Raises:
@@ -1381,12 +1392,12 @@ class Session:
         """Run a coroutine that waits for tasks. After an interrupt, report or cancel the tasks that have not ended.
 
         Args:
-            coroutine: the coroutine.
+            coroutine: the coroutine to run.
             open_ids: a function that returns the ids of the tasks that have not ended.
             cancel: whether an interrupt cancels these tasks. If None, `cancel_on_interrupt` is used.
             total: the number of tasks. If the call takes a long time, a line shows their states. If ``total`` is 0, no
                 line is shown.
-            line: the line of a loop, whose calls share it. The default is a new line.
+            line: the line that all calls in a loop share. If None, the call shows its own line.
         """
         try:
             client = self.client
@@ -1530,7 +1541,7 @@ def _canceller(client: Client, what: object) -> Client | _TracedClient:
 
 
 def _is_script() -> bool:
-    """Return whether this process runs a program, and is neither a notebook nor an interactive shell."""
+    """Return whether this process runs a script, not a notebook or an interactive shell."""
     return not hasattr(sys, "ps1") and "get_ipython" not in vars(builtins)
 
 

@@ -48,7 +48,7 @@ class Card:
         """Add information from the server. Information that the user has no permission to read is omitted.
 
         Raises:
-            ConnectionFailed: the server is not connected.
+            ConnectionFailed: the session is not connected to the server.
         """
         self.version = client.server_version
         backend = client.backend

@@ -31,7 +31,7 @@ _EXIT_SECONDS = 0.7
 """How long the process waits at exit for the sessions to close."""
 
 _sessions: dict[tuple[str, ...], Session] = {}
-"""The sessions, by the addresses of their servers."""
+"""The sessions, keyed by the addresses of their servers."""
 _latest: list[Session] = []
 """A list with the most recently requested session. The list is empty if that session has been closed."""
 _opening: list[Session] = []
@@ -48,8 +48,8 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
     A call without arguments returns the most recently requested session if that session is still open. Otherwise, the
     server is taken from ``NATS_URL`` or a NATS CLI context. If neither is set, the user's detached server is used, and
     is started if necessary. A server at the default address is used only if you pass its address. ``session.why``
-    explains why the server was chosen. ``help(nq)`` lists the methods of the session ``nq``, such as ``failures``, and
-    ``help(tasks)`` those of the list of tasks that ``nq.map`` returns.
+    explains why the server was chosen. ``help(nq)`` lists the methods of the session ``nq``, such as ``failures``.
+    ``nq.map`` returns a list of tasks, and ``help(tasks)`` lists the methods of such a list.
 
     Args:
         url: the address of the server.
@@ -141,7 +141,7 @@ def _open(key: tuple[str, ...], choice: Choice, store: StateStore | None, *, sta
 
 @contextlib.contextmanager
 def _opened_by_one_thread(key: tuple[str, ...]) -> Iterator[None]:
-    """Hold the lock of a server."""
+    """Hold the lock of a server until the end of the block."""
     lock = _opening_locks.setdefault(key, threading.RLock())
     while not lock.acquire(timeout=INTERRUPT_CHECK_SECONDS):
         pass  # on Windows, an interrupt ends only waits with a time limit
@@ -186,7 +186,7 @@ def _choose(**options: Any) -> tuple[Choice, bool]:
 
 
 def _other() -> str:
-    """Return a hint if another server, perhaps the user's `nqnb up`, is listening at the default address."""
+    """Return a hint if another server, such as one started by `nqnb up`, is listening at the default address."""
     address = urlsplit(DEFAULT_URL)
     try:
         with socket.create_connection((f"{address.hostname}", address.port or 0), _PROBE_SECONDS):
@@ -217,7 +217,7 @@ def _stop_if_unused() -> None:
 
 
 def _reset() -> None:
-    """Discard the locks, and the sessions that are connecting, which belong to threads that a fork does not copy."""
+    """Discard the locks and the sessions that are connecting. A fork does not copy the threads that own them."""
     global _loop_lock
     _loop_lock = threading.RLock()
     _opening_locks.clear()

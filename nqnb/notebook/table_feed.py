@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class TableFeed(TaskFeed):
-    """The live tables of one session. Call `open`, `follow`, `cancel` and `close_tables` on any thread."""
+    """The live tables of one session. Any thread can call `open`, `follow`, `cancel` and `close_tables`."""
 
     def __init__(self, client: Client) -> None:
         super().__init__(client)

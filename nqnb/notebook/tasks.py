@@ -71,15 +71,15 @@ _LISTED_PER_SECOND = 10_000
 _ID_COLUMNS = ("id", "origin", "requeued_as", "task", "task_task")
 """The names of columns that contain task ids."""
 _JOINED_COLUMN = re.compile("(task_)*task")
-"""The name of the column of task ids in a DataFrame from `TaskList.join`, which may have been joined several times."""
+"""A pattern for the name of the column of task ids from `TaskList.join`. Each further join adds a prefix."""
 _STORED_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?([+-]\d\d:\d\d|Z)")
-"""The text of a stored label that is a time with a time zone."""
+"""A pattern for a stored label that is a time with a time zone."""
 _NO_LABEL = object()
-"""The key of a row whose label no task can have."""
+"""The key of a row whose label cannot belong to any task."""
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _LAST_READ_SECONDS = 1.0
-"""The time limit for the last read in `TaskList.completed`, which `_LISTED_PER_SECOND` increases for many tasks."""
+"""The time limit for the last read in `TaskList.completed`. `_LISTED_PER_SECOND` extends this limit."""
 _DISPLAY_SECONDS = 1.0
 """How long the display of a task waits for the task's state."""
 
@@ -186,7 +186,7 @@ class SessionTask:
         handler passed to ``job.log`` are returned.
 
         Args:
-            follow: whether to wait until the task has ended, and return all lines.
+            follow: whether to wait until the task has ended, so that the list contains all of its lines.
 
         Raises:
             UnknownTask: the server no longer has the task.
@@ -431,8 +431,9 @@ class TaskList(list[SessionTask]):
     def frame(self, *, flat: bool = False) -> pd.DataFrame:
         """Return a DataFrame of the tasks that still exist, with the same columns as `Session.tasks`.
 
-        Only a listing of all tasks shows which tasks were requeued. In a list of at most 2,000 tasks, ``requeued_as``
-        is therefore filled only if at least one of the tasks failed, was cancelled or was deleted.
+        Finding the requeued copies requires a read of all tasks, which can be slow. For a list of at most 2,000 tasks,
+        the column ``requeued_as`` is therefore filled only if at least one task failed, was cancelled or was deleted.
+        For a longer list, all tasks are read anyway.
 
         Args:
             flat: whether to replace payloads and results with a column for each of their fields, such as ``path`` for
@@ -617,11 +618,13 @@ class TaskList(list[SessionTask]):
     def watch(
         self, *, columns: Iterable[str] | None = None, format: Mapping[str, ValueFormat] | None = None
     ) -> TaskTable:
-        """Return a live table of the tasks, with a cancel button in each row. The table's ``df`` is a DataFrame.
+        """Return a live table of the tasks, with a cancel button in each row.
+
+        The table's ``df`` attribute is a DataFrame of the same tasks.
 
         Args:
-            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name can be
-                that of a standard column, a payload field or, with the prefix ``"→ "`` or ``"->"``, a result field. If
+            columns: the names of the columns to show, such as ``["status", "path", "→ bytes"]``. A name refers
+                to a standard column, to a payload field or, with the prefix ``"→ "`` or ``"->"``, to a result field. If
                 None, the table selects the columns.
             format: the formats of fields, such as ``{"bytes": "{:,}"}``. A format is a string for `str.format`, or a
                 function that receives the value and returns the text. If a format raises an exception, the plain value
@@ -665,9 +668,9 @@ class TaskList(list[SessionTask]):
             return rows, rows
         label = self._index[self._index.duplicated()].tolist()[0]
         raise BadInput(
-            f"the tasks cannot be joined with df: the label {shown(label)} occurs more than once in the index of their "
-            "DataFrame, and df has other rows, other values or another order. Join the original DataFrame, then filter "
-            "or sort the joined rows. Or pass `df.reset_index(drop=True)` to `map`."
+            f"the tasks cannot be joined with df: the label {shown(label)} occurs more than once in the index of the "
+            "submitted DataFrame, and df has other rows, other values or another order. Join the original DataFrame "
+            "and then filter or sort the joined rows, or pass `df.reset_index(drop=True)` to `map`."
         )
 
     def _with_index(self, tasks: Iterable[SessionTask]) -> TaskList:
@@ -710,10 +713,10 @@ class TaskList(list[SessionTask]):
         return await _fetch_all(self._session.client, self)
 
     async def _fetched_with_requeues(self) -> list[TaskInfo | NqnbError]:
-        """Return the record of each task. If a task did not succeed, the records name the latest copies of the tasks.
+        """Return the record of each task. If any task ended without success, the records name the requeued copies.
 
-        The copies are found only by reading all tasks, which takes long if the server stores many tasks. Completed
-        tasks are rarely requeued, so a list of completed and open tasks is not worth this time.
+        Finding the copies requires a read of all tasks, which is slow if the server stores many tasks. Completed tasks
+        are rarely requeued, so the copies are not looked up if every task is either completed or open.
         """
         infos = await self._fetched()
         ended = [info for info in infos if isinstance(info, TaskInfo) and info.status.terminal]
@@ -816,7 +819,7 @@ def _label_of(data: bytes) -> Any:
 
 
 def _stored_keys(labels: Iterable[Any], stored: Sequence[object]) -> list[object]:
-    """Return each label as a group stores it. The same time in another time zone becomes the stored time."""
+    """Return the stored form of each label. For a time, return the equal stored time, even from another time zone."""
     known = set(stored)
     keys: list[object] = []
     for label in labels:
@@ -831,7 +834,7 @@ def _stored_keys(labels: Iterable[Any], stored: Sequence[object]) -> list[object
 
 
 def _in_utc(label: object) -> object:
-    """Convert a stored label to UTC if it is a time with a time zone. Convert the items of a tuple."""
+    """Convert a stored label to UTC if the label is a time with a time zone. Do the same for the items of a tuple."""
     if isinstance(label, tuple):
         return tuple(map(_in_utc, label))
     if isinstance(label, str) and _STORED_TIME.fullmatch(label):
@@ -859,7 +862,7 @@ def _index_of(labels: list[Any]) -> Any:
 
 
 def _free_name(name: str, df: pd.DataFrame) -> str:
-    """Return the name of an appended column, preceded by ``task_`` until no column of ``df`` has this name."""
+    """Return a name for an appended column. The prefix ``task_`` is added until no column of ``df`` has the name."""
     while name in df.columns:
         name = f"task_{name}"
     return name
@@ -937,8 +940,8 @@ class Completed:
             yield found
         if self._waiting:
             raise WaitTimeout(
-                f"{len(self._waiting):,} of {total:,} tasks did not end within {self._seconds:g} s: they are "
-                "still pending or running. Wait longer, or cancel the tasks.",
+                f"{len(self._waiting):,} of {total:,} tasks did not end within {self._seconds:g} s. "
+                "Wait longer, or cancel the tasks that have not ended.",
                 next(iter(self._waiting)),
             )
 

@@ -1,4 +1,4 @@
-"""The display of errors in a cell, which shows the frames of the user's code and hides the frames of nqnb.
+"""The display of errors in a cell. The frames of the user's code are shown, and the frames of nqnb are hidden.
 
 If an error has a ``_render_traceback_`` method, IPython calls that method instead of rendering the traceback. Only the
 display changes. The error keeps its complete traceback for ``%debug`` and for programs.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _QUIET_SECONDS = 1.0
-"""The line is shown only if a wait takes longer than this."""
+"""The line is shown only if a wait takes longer than this time."""
 _LOOK_SECONDS = 1.0
 """The minimum time between checks of the tasks."""
 _LOOK_SHARE = 0.1
@@ -44,7 +44,7 @@ class WaitLine:
 
     The line is shown only on the main thread of a notebook or terminal, and only if the call takes more than a second.
 
-    The calls of a loop can share a line, which then counts the tasks and the time of the whole loop.
+    The calls in a ``for`` loop can share a line. The line then shows the tasks and the time of the whole loop.
 
     Args:
         client: the client of the session.

@@ -81,7 +81,7 @@ class Attempt:
         """Whether `lost_lease` has found that the lease is lost."""
         self.superseded = False
         """Whether a newer claim owns the task. If so, this run sends no more heartbeats, even if it was also stopped
-        for another reason. Its heartbeats would prevent the redelivery that is needed if the newer owner dies."""
+        for another reason. Further heartbeats would prevent the redelivery that is needed if the newer owner dies."""
         self.slim = False
         """Whether the entry is written without the payload, because the full entry is too large for the bucket."""
         self.looking = False

@@ -348,7 +348,7 @@ async def end_waiting_task(
             yet. The dict maps the id of each such task to the task in its waiting state. If the dict already contains
             this task, only the final entry is created.
         defer: whether to leave the task in ``owed`` if there is no room, so that the caller can end the task later.
-        keep_entry: whether to keep the previous entry if there is no room for the final entry. Use this if the task
+        keep_entry: whether to keep the previous entry if there is no room for the final entry. Pass True if the task
             will be ended later anyway.
 
     Returns:

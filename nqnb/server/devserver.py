@@ -41,7 +41,7 @@ from nqnb.server.binary import (
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
 
 START_TIMEOUT_SECONDS = 10.0
-"""Seconds to wait for the first answer of a server after it was started."""
+"""The number of seconds to wait for a server's first answer after the server is started."""
 STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
 _POLL_SECONDS = 0.005
 _LOG_LINES = 15
@@ -242,7 +242,7 @@ class ServerOptions:
         cls, port: int, store_dir: object, go_queues: object, *, config: str = "", jetstream: bool = True
     ) -> ServerOptions:
         """Validate and return the options. Raise BadInput or InvalidQueueName if an option is invalid."""
-        port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
+        port = check_count("port", port, 0, 65_535, "the number of a TCP port (0 selects a free port)")
         store = None if store_dir is None else _check_folder(store_dir)
         queues = _check_queues(go_queues)
         if not isinstance(config, str):
@@ -262,8 +262,9 @@ class SupervisedServer:
         program: the path of nats-server.
         options: the server's options.
         folder: the folder for the configuration, the log and the status. The default is a new temporary folder. The
-            supervisor creates and removes the folder, so that the folder is removed even if the parent dies.
-        locks: descriptors of locks that the supervisor holds until it exits.
+            supervisor, not the parent, creates and removes the folder. The folder is therefore removed even if the
+            parent dies.
+        locks: the file descriptors of locked files. The supervisor keeps these files locked until it exits.
         cwd: the supervisor's working directory. The default is the parent's working directory.
 
     Raises:
@@ -418,7 +419,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return the number of executed commands, the server's state, and a detail, such as a process id or error."""
+        """Return the number of executed commands, the state of the server, and a detail, such as the process id."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -428,7 +429,7 @@ class SupervisedServer:
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
         """Send a command, wait until the supervisor has executed it, and return the state and detail from `_status`.
 
-        An empty command sends nothing, and only waits for the earlier commands.
+        If the command is empty, nothing is sent, and this method only waits for the earlier commands.
         """
         try:
             self._commands += self._stdin.write(command) or 0
@@ -452,7 +453,7 @@ class SupervisedServer:
             lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         except OSError:
             lines = []
-        log = "; the end of its log:\n" + "\n".join(lines) if lines else "; it logged nothing"
+        log = ". The end of the server's log:\n" + "\n".join(lines) if lines else ". The server's log is empty."
         text = f"nats-server with store {str(self.store)!r} failed: {problem}{log}"
         return DevServerError(text)
 

@@ -1,7 +1,7 @@
 """Choose the server to connect to.
 
-The candidates, in order of priority, are the url, a NATS CLI context that the caller passes, ``NATS_URL``, the default
-context, the detached server and the default address.
+The candidates, in order of priority, are an address or a NATS CLI context that the caller passes, ``NATS_URL``, the
+default context, the detached server and the default address.
 """
 
 from __future__ import annotations

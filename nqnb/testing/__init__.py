@@ -25,8 +25,8 @@ If pytest and nqnb are installed, pytest finds three fixtures: `nqnb_server` is 
         await nqnb_worker.run_until_idle()
         assert await task == 42
 
-Only `StoreContract` and the fixtures require pytest. The class and the package `nqnb.testing.chaos` are
-imported on first use.
+Only `StoreContract` and the fixtures require pytest. `StoreContract` and the package `nqnb.testing.chaos` are imported
+on first use.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def job(
 ) -> Job:
     """Return a `Job` for calling a handler without a server, for example ``resize(job(data), data)``.
 
-    Afterwards, `Job.said` contains the last progress that the handler reported, and the lines that the handler logged.
+    After the handler has run, `Job.said` contains the last progress and the log lines that the handler reported.
 
     Args:
         payload: the task's payload, as bytes or as a value to encode as JSON.

@@ -78,7 +78,7 @@ class StoreContract:
         await self.has(store, "a", b"one", revision)
 
     async def test_of_many_creates_one_wins(self, store: StateStore) -> None:
-        """Require that `create` is atomic: only one of many concurrent calls for a key succeeds."""
+        """Require that `create` is atomic: exactly one of many concurrent calls for a key succeeds."""
         winner = await race([store.create("a", b"%d" % number) for number in range(20)], "20 concurrent creates")
         await self.has(store, "a", b"%d" % winner)
 
@@ -97,7 +97,7 @@ class StoreContract:
         second = grown(await store.update("a", b"two", first), first, "update")
         after = await self.has(store, "a", b"two", second)
         if after.created < before.created:
-            fail(f"update changed created from {before.created!r} back to {after.created!r}")
+            fail(f"update decreased .created from {before.created!r} to {after.created!r}")
 
     async def test_update_of_a_stale_revision_raises(self, store: StateStore) -> None:
         """Require that `update` raises, and writes nothing, if the given revision is outdated."""
@@ -107,7 +107,7 @@ class StoreContract:
         await self.has(store, "a", b"two", second)
 
     async def test_of_many_updates_one_wins(self, store: StateStore) -> None:
-        """Require that `update` is atomic: only one of many concurrent updates of the same revision succeeds."""
+        """Require that `update` is atomic: exactly one of many concurrent updates of the same revision succeeds."""
         first = await store.create("a", b"")
         tries = [store.update("a", b"%d" % number, first) for number in range(20)]
         winner = await race(tries, "20 concurrent updates with one revision")
@@ -241,12 +241,12 @@ class StoreContract:
         if found != wanted or len(entries) != len(wanted):
             missing, strange = len(wanted.keys() - found.keys()), len(found.keys() - wanted.keys())
             fail(
-                f"of {len(wanted):,} keys, entries() returned {len(entries):,}: {missing:,} are missing, "
-                f"{strange:,} had been deleted, and {len(entries) - len(found):,} are duplicates"
+                f"entries() returned {len(entries):,} entries, expected {len(wanted):,} (missing: {missing:,}, "
+                f"deleted before the call: {strange:,}, duplicates: {len(entries) - len(found):,})"
             )
 
     async def test_entries_can_be_left_early_and_read_twice_at_once(self, store: StateStore) -> None:
-        """Require that `entries` can be closed before the end, and that two iterations can run at the same time."""
+        """Require that an iteration of `entries` can be closed early, and that two iterations can run concurrently."""
         for key in "abcdef":
             await store.create(key, b"x")
         iterator = store.entries()
@@ -383,14 +383,15 @@ class StoreContract:
             return found is not None and (found.key, found.value, found.revision) == (key, value, entry.revision)
 
         await self.until(
-            is_there, lambda: f"get({key!r}) returned {short(entry)}, but with fresh=False {short(quick[-1])}"
+            is_there,
+            lambda: f"get({key!r}) returned {short(entry)}, but get({key!r}, fresh=False) returned {short(quick[-1])}",
         )
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
         """Require that `get` returns None at once, and that ``get(…, fresh=False)`` returns None soon after."""
         __tracebackhide__ = True
-        same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
+        same(await store.get(key), None, f"key {key!r} does not exist, but get({key!r}) returned")
         quick: list[Entry | None] = []
 
         async def is_gone() -> bool:
@@ -398,7 +399,7 @@ class StoreContract:
             return quick[-1] is None
 
         await self.until(
-            is_gone, lambda: f"the key is missing, but get({key!r}, fresh=False) returned {short(quick[-1])}"
+            is_gone, lambda: f"key {key!r} does not exist, but get({key!r}, fresh=False) returned {short(quick[-1])}"
         )
 
 
@@ -448,7 +449,7 @@ def read(entry: Entry | None, what: str, key: str) -> Entry:
         fail(f"{what} returned {short(entry)}, expected an nqnb.Entry")
     same(entry.key, key, f"{what} returned the key")
     if abs(entry.created - time.time()) > 60:
-        fail(f"{what} returned created={entry.created!r}, expected about {time.time():.0f}, the time in Unix seconds")
+        fail(f"{what} returned created={entry.created!r}, expected about {time.time():.0f}, the current Unix time")
     return entry
 
 
@@ -458,7 +459,7 @@ async def refused(write: Awaitable[int], what: str, key: str) -> None:
     try:
         revision = await write
     except RevisionConflict as error:
-        same(error.key, key, f"{what} raised RevisionConflict, whose .key is")
+        same(error.key, key, f"{what} raised RevisionConflict with .key")
     except Exception as error:  # noqa: BLE001  the failure reports any exception
         fail(f"{what} raised {error!r}, expected RevisionConflict({key!r})")
     else:

@@ -46,7 +46,9 @@ def nq(request: pytest.FixtureRequest, nqnb_server: nqnb.DevServer) -> Iterator[
 
     client, test = connect(Settings.local(nqnb_server.url)), request.node.obj
     if not inspect.iscoroutinefunction(test):
-        pytest.fail(f"the fixture nq cannot be used by {request.node.name}: the test is not an `async def` test", False)
+        pytest.fail(
+            f"the fixture nq cannot be used by {request.node.name}: the test must be an `async def` function", False
+        )
 
     @functools.wraps(test)
     async def with_open_client(*args: Any, **kwargs: Any) -> None:

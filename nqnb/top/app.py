@@ -31,15 +31,15 @@ from nqnb.widgets.board_sources import QueueSource, WorkerSource
 from nqnb.widgets.task_feed import TaskFeed
 
 DRAW_SECONDS = 0.1
-"""The minimum time between two drawings of changes. Ages are drawn again every second."""
+"""The minimum number of seconds between redraws after changes. Ages are redrawn every second."""
 READ_SECONDS = 1.0
-"""The time between two reads of the queues or the workers, while they are shown."""
+"""The number of seconds between two reads of the queues or the workers while their tab is shown."""
 ATTACH_SECONDS = 5.0
-"""The minimum time between the starts of two watches, after a watch has failed."""
+"""The minimum number of seconds between two attempts to restart a failed watch."""
 RETRY_SECONDS = 1.0
-"""The time before a log is read again, after the connection was lost."""
+"""How many seconds to wait before reading a log again after the connection is lost."""
 NOTE_SECONDS = 10.0
-"""How long a message is shown."""
+"""How many seconds a message is shown."""
 _NO_ROW = "no row is chosen. Use the arrow keys or the mouse."
 _TABS = ("tasks", "queues", "workers")
 _ONLY_FOR = {
@@ -140,7 +140,7 @@ class TopApp(App[None]):
         self._reading = False
         self._order = 0
         self._acting = 0
-        """The number of actions on queues that are being performed."""
+        """The number of queue actions in progress."""
         self.left = ""
         """The changes that the server had not confirmed when the view ended, such as ``2 cancels``."""
 
@@ -518,14 +518,17 @@ class TopApp(App[None]):
     # Other actions
 
     async def action_quit(self) -> None:
-        """Quit. If changes are not confirmed yet, ask whether to quit now, and quit when they are confirmed."""
+        """Quit. If the server has not confirmed all changes yet, first ask whether to quit now.
+
+        The view also closes, without an answer, as soon as all changes are confirmed.
+        """
         if isinstance(self.screen, QuitQuestion):  # Ctrl+Q reaches the app even while a dialog is open
             self.exit()
         else:
             self._quit(QuitQuestion(""))
 
     def _quit(self, dialog: QuitQuestion) -> None:
-        """Quit if all changes are confirmed. Otherwise, show in the dialog which changes are not."""
+        """Quit if all changes are confirmed. Otherwise, show the unconfirmed changes in the dialog."""
         left = self._unconfirmed()
         if not left:
             self.exit()

@@ -1,4 +1,4 @@
-"""The queues and the workers of ``nqnb top``, from the same sources as the tables in notebooks."""
+"""The lists of queues and workers in ``nqnb top``, read from the same sources as the tables in notebooks."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class Question(ModalScreen[bool]):
 
 
 class QuitQuestion(Question):
-    """The question whether to quit although changes are not confirmed. Pressing the key for "Quit" again means yes."""
+    """A dialog that asks whether to quit while changes are unconfirmed. Pressing a "Quit" key again means yes."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q,ctrl+c,ctrl+q", "answer(True)", "Yes", show=False)]
 

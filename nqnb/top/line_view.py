@@ -21,7 +21,7 @@ from nqnb.text import line
 from nqnb.widgets.board_content import Cell
 
 HOLD_SECONDS = 3.0
-"""How long rows keep their places after a key press or a click. Rows must not move while the user chooses one."""
+"""How long rows keep their places after a key press or a click. Rows must not move while the user is choosing a row."""
 WIDTH_SECONDS = 10.0
 """The minimum time before columns become narrower, so that they do not move back and forth."""
 _MARK_CELLS = 2
@@ -45,7 +45,7 @@ class LineSource(Protocol):
         ...
 
     def lines(self, start: int, count: int, keep: Sequence[str]) -> tuple[Sequence[Column], list[TableLine]]:
-        """Return the columns, and up to ``count`` rows from the index ``start`` on.
+        """Return the columns, and up to ``count`` rows, starting at the index ``start``.
 
         Rows whose keys are in ``keep`` keep their places.
         """
@@ -187,7 +187,7 @@ class LineView(ScrollView, can_focus=True):
         self._read()
 
     def _read(self) -> None:
-        """Read the visible rows, unless they were read since the last change."""
+        """Read the visible rows, unless they have been read since the last change."""
         top, size = round(self.scroll_offset.y), self.size
         if self._drawn == (top, size):
             return
@@ -235,7 +235,7 @@ class LineView(ScrollView, can_focus=True):
 
 
 def _padded(text: str, width: int, *, right: bool = False) -> str:
-    """Return text that is exactly ``width`` cells wide. Long text is clipped."""
+    """Return ``text``, padded or clipped to exactly ``width`` cells."""
     length = cell_len(text)
     if length > width:
         return set_cell_size(text, max(0, width - 1)) + "…" * (width > 0)

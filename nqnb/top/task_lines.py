@@ -1,4 +1,4 @@
-"""The tasks of ``nqnb top``, with the same rows, feed and pending cancels as the live tables in notebooks."""
+"""The list of tasks in ``nqnb top``. It uses the same rows, feed and pending cancels as live tables in notebooks."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TaskLines:
         self.changed = True
 
     def refresh(self) -> None:
-        """Do nothing, because the view is drawn every second."""
+        """Do nothing, because the view is redrawn every second anyway."""
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
         """Record the outcome of a cancel. If the cancel was refused, the row shows ``text``."""
@@ -107,7 +107,7 @@ class TaskLines:
         return open_ids
 
     def requeueable(self, ids: Sequence[str]) -> list[str]:
-        """Return the ids of those tasks that have ended and have not been requeued."""
+        """Return those of the given ids whose tasks can be requeued; see `why_not`."""
         return [task_id for task_id in ids if not self.why_not(task_id)]
 
     def why_not(self, task_id: str) -> str:
@@ -145,7 +145,7 @@ class TaskLines:
         """Show only the tasks that match a filter.
 
         ``text`` is a list of words. ``status:failed,cancelled`` selects states. ``column:value`` filters a column or a
-        field of the payload, as in ``run:>2m`` or ``queue:=resize``. All other words are searched for; see `Rows.find`.
+        field of the payload, as in ``run:>2m`` or ``queue:=resize``. Other words are the search text; see `Rows.find`.
         """
         words, filters, states = [], dict[str, str](), []
         known = {column.key for column in self.rows.available_columns()}
@@ -225,7 +225,7 @@ class TaskLines:
         return [cell for cell in cells if cell.text]
 
     def _status(self, task: TaskInfo) -> Cell:
-        """Return the state. A cancelled task is shown as cancelling until its code has stopped."""
+        """Return the cell for a task's state. After a cancel request, it shows "cancelling" until the task ends."""
         pressed = self.rows.pending_cancels.of(task.id)["pressed"]
         if not task.status.terminal and (pressed is not None or task.cancel is not None):
             if self.state == "lost" and task.cancel is None and pressed is not None:
@@ -256,7 +256,10 @@ class TaskLines:
     # The lines above the table
 
     def connection(self, where: str, *, closed: bool = False) -> Cell:
-        """Return the state of the connection to the server at ``where``; ``closed``: whether it is closed for good."""
+        """Return a description of the connection to the server at ``where``.
+
+        If ``closed`` is true, the connection is closed for good, and the client does not reconnect.
+        """
         total = f"{len(self.rows):,} task{'s' * (len(self.rows) != 1)}"
         if self.state == "lost":
             at = clock(datetime.fromtimestamp(self.since, timezone.utc))

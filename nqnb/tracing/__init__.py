@@ -66,7 +66,7 @@ def uninstrument() -> None:
 def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[object]:
     """Return a context manager that adds the spans of waits and cancels to the trace in which a task was submitted.
 
-    If there is a current span, this span remains the parent, and the new spans are linked to the span of the submit.
+    If there is already a current span, that span remains the parent, and the new spans are linked to the submit span.
 
     Args:
         submitted: the context of the submit's span. If None, the context manager does nothing.
@@ -77,7 +77,7 @@ def within(submitted: SpanContext | None) -> contextlib.AbstractContextManager[o
 
 
 def continuing(headers: Mapping[str, str]) -> contextlib.AbstractContextManager[object]:
-    """Return a context manager that makes the trace context in the headers of a message the current context.
+    """Return a context manager that sets the current trace context from the headers of a message.
 
     If ``headers`` is empty, the context manager does nothing.
     """
@@ -92,9 +92,9 @@ class Instrumentor:
     """The class that the program ``opentelemetry-instrument`` uses. In your own code, call `instrument`."""
 
     def instrument(self, **options: Any) -> None:
-        """Call `instrument`. Of the options, only ``tracer_provider`` has an effect."""
+        """Call `instrument` with the option ``tracer_provider``. Other options are ignored."""
         instrument(options.get("tracer_provider"))
 
     def uninstrument(self, **options: Any) -> None:
-        """Call `uninstrument`. The options have no effect."""
+        """Call `uninstrument`. All options are ignored."""
         uninstrument()

@@ -1,7 +1,7 @@
 """Spans for submits, waits, runs and cancels. Only this module imports opentelemetry.
 
-The names and attributes follow OpenTelemetry's semantic conventions for messaging. The span of the submit is the
-parent of the spans of all attempts, because its context travels in the headers of the task's message.
+The names and attributes follow OpenTelemetry's semantic conventions for messaging. The submit span is the parent of
+the spans of all attempts, because the headers of the task's message contain the context of the submit span.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Spans:
 
     @contextlib.contextmanager
     def submit(self, server: Address, queue: str = "", origin: str = "") -> Iterator[TaskSpan]:
-        """Create the span of a submit. Inside the block, `submit_headers` returns the context of this span.
+        """Create the span of a submit. In the ``with`` block, `submit_headers` returns the span's context.
 
         For a requeue, ``origin`` is the id of the original task. Otherwise, it is empty.
         """
@@ -126,7 +126,7 @@ class Spans:
         return {name: value for name, value in carrier.items() if _is_header(name, value)}
 
     def submit_headers(self) -> dict[str, str]:
-        """Return the trace context for a task's message as headers, or no headers outside a ``with`` block of `submit`.
+        """Return headers with the trace context for a task's message, or an empty dict outside a `submit` block.
 
         A worker submits recurring tasks outside such a block. The current span is then the span in which the worker was
         started, which must not become the parent of the tasks.
@@ -233,7 +233,7 @@ class Attached:
 
 
 def extract(headers: Mapping[str, str]) -> Context:
-    """Return the trace context that headers contain. If the headers are malformed, return an empty context."""
+    """Return the trace context in the given headers. If the headers are malformed, return an empty context."""
     try:
         # Some Go programs write `Traceparent`.
         return propagate.extract({name.lower(): value for name, value in headers.items()}, Context())
@@ -243,7 +243,7 @@ def extract(headers: Mapping[str, str]) -> Context:
 
 
 def _place() -> tuple[Context, list[Link]]:
-    """Return the context of a new span, and its links; see `nqnb.tracing.within`."""
+    """Return the parent context and the links of a new span; see `nqnb.tracing.within`."""
     context = contexts.get_current()
     task = context.get(_TASK)
     if not isinstance(task, SpanContext):

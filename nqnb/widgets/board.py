@@ -32,7 +32,7 @@ READ_SECONDS = 1.0
 VIEW_SECONDS = 25.0
 """How long reading continues after the last message from a page. A visible page sends a message every 10 seconds."""
 CLOSE_SECONDS = 600.0
-"""How long the board stays open after its last view was removed from a page."""
+"""How long the board stays open after its last view is removed from a page."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _CHARACTERS = 200
@@ -51,7 +51,7 @@ _WRAPPED = ";white-space:normal;min-width:14em;overflow-wrap:anywhere"
 class Board(anywidget.AnyWidget):
     """A live table with buttons. The content is read once a second while the table is shown on a page.
 
-    The board closes itself `CLOSE_SECONDS` after its last output was removed.
+    The board closes itself `CLOSE_SECONDS` after its last output is removed.
 
     Args:
         title: the title.
@@ -91,7 +91,7 @@ class Board(anywidget.AnyWidget):
         self._reading = self._displayed = self._ended = False
         self._display_id = uuid.uuid4().hex
         self._views: set[str] = set()
-        """The ids of the views on pages. A view is removed from this set when its page reports that it is gone."""
+        """The ids of the views on pages. A view leaves this set when its page reports that the view is gone."""
         self._timer: threading.Timer | None = None
         super().__init__()
         jupyter_compat.use_any_subshell(self.comm)

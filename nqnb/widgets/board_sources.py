@@ -24,7 +24,7 @@ _OPTIONAL = ("scheduled", "redelivered")
 _SAMPLES = 20
 """The maximum number of bars in a line. Each bar represents the time between two reads."""
 _RATE_SAMPLES = 10
-"""The maximum number of recent reads from which the rate is computed, not counting the first."""
+"""The maximum number of recent intervals between reads over which the rate is computed."""
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_REDELIVERED = 5
 """The minimum number of redeliveries for a hint. Fewer are normal, for example after a worker has been stopped."""
@@ -36,7 +36,7 @@ _SILENT_SHARE = 0.6
 
 
 class BoardSource(Protocol):
-    """The content and the actions of a board. The methods are called on the loop; see `nqnb.widgets.board.Board`."""
+    """The content and actions of a board. The methods are called on the event loop; see `nqnb.widgets.board.Board`."""
 
     async def read(self) -> BoardContent:
         """Return the current content."""
@@ -207,9 +207,9 @@ def _queue_actions(info: QueueInfo) -> list[Action]:
         if info.paused
         else Action("pause", "Pause", f"Pause {info.name}? Its tasks will not start until you resume the queue.")
     )
-    question = f"End the {waiting:,} waiting tasks of {info.name}? Running tasks continue."
+    question = f"End the {waiting:,} waiting task{'s' * (waiting != 1)} of {info.name}? Running tasks continue."
     purge = Action("purge", "Purge", question, info.last_sequence)
-    question = f"Cancel the {waiting + running:,} open tasks of {info.name}?"
+    question = f"Cancel the {waiting + running:,} open task{'s' * (waiting + running != 1)} of {info.name}?"
     cancel = Action("cancel", "Cancel all", question, info.last_sequence)
     return [toggle, *([purge] if waiting else []), *([cancel] if waiting + running else [])]
 

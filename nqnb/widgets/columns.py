@@ -47,7 +47,7 @@ STANDARD = {
 """The keys of the standard columns, and the kinds of their filters. Field columns are inserted before ``payload``.
 """
 EXTRA = ("error", "result", "source", "group")
-"""The standard columns that are shown only if they were chosen."""
+"""The standard columns that are shown only if the user or the caller has chosen them."""
 _OTHER_NAMES = {"run time": "run", "run_time": "run"}
 MAX_FILTER_CHARACTERS = 200
 MAX_CHOICES = 50
@@ -57,13 +57,13 @@ _MOST_NAMES = 1000
 _MAX_FIELDS = 50
 """The maximum number of payload fields, and of result fields, from which the user can choose."""
 _MAX_NAME_CHARACTERS = 200
-"""The maximum length of the name of a field from which the user can choose."""
+"""The maximum length of the name of a field that the user can choose."""
 _MAX_DECODED_BYTES = 65_536
 """The maximum size of a payload or result whose fields are decoded."""
 _SAMPLED_TASKS, _SAMPLED_BYTES = 100, 500_000
 """The limits of the sample, which is taken before each message to the page."""
 _ENTER_SHARE, _STAY_SHARE = 0.5, 0.2
-"""The share of the sample in which a field must occur to become a default column, and the share to remain one."""
+"""The minimum share of the sample in which a field must occur to become a default column, and to stay one."""
 _TEXT_CHARACTERS = 200
 """The maximum number of characters of a value in the table."""
 _SEARCHED_CHARACTERS = 1000
@@ -90,8 +90,8 @@ class Columns:
     Args:
         columns: the names of the columns to show, in order, or None for a selection that depends on the tasks. A
             name is the name of a standard column (`STANDARD`), the name of a payload field, or ``"→ "`` (or ``"->"``)
-            and the name of a result field. If a payload field has the name of a standard column, use ``"payload."`` and
-            the field name.
+            followed by the name of a result field. If a payload field has the same name as a standard column, use
+            ``"payload."`` followed by the field name.
         formats: the formats of fields, by column name. A name without a prefix applies to payload fields and result
             fields. The format of the column ``payload`` or ``result`` can be a function, which receives the decoded
             value. If a format raises an exception, the plain value is shown.
@@ -108,7 +108,7 @@ class Columns:
         self.clear()
 
     def clear(self) -> None:
-        """Discard the sample. Call this method after the tasks were removed."""
+        """Discard the sample. Call this method after removing the tasks."""
         self._payloads, self._results = _Fields(PAYLOAD, 3), _Fields(RESULT, 2)
         self._with_results: deque[TaskInfo] = deque(maxlen=_SAMPLED_TASKS)
         self._worker_ids: set[str] = set()
@@ -213,7 +213,7 @@ class Columns:
         return None
 
     def sort_key(self, key: str) -> Callable[[TaskInfo, datetime], Any]:
-        """Return the sort key of a column. Numbers sort before text, and the case of text is ignored."""
+        """Return the sort key function of a column. Numbers sort before text, and the case of text is ignored."""
 
         value_of = self.getter(key)
 
@@ -313,7 +313,7 @@ class _Fields:
             self._default = set(common[: self._most])
 
     def covers(self, samples: list[dict[str, Any] | None]) -> bool:
-        """Return whether the columns that are shown by default contain all data of a sample."""
+        """Return whether the columns that are shown by default contain all data of the samples."""
         return all(sample is not None and sample.keys() <= self._default for sample in samples)
 
     def columns(self) -> list[TableColumn]:
@@ -471,8 +471,8 @@ def _object(data: bytes) -> dict[str, Any] | None:
 def _reader(field: str) -> Callable[[bytes], Any]:
     """Return a function that decodes a single field of an encoded object.
 
-    The function returns None if the field is missing, or if it has nested values in an object that is nested too
-    deeply.
+    The function returns None if the data is malformed or too large, or if the field is missing. It also returns None
+    if the field's value is an object or a list and the data is nested too deeply.
     """
     try:
         kind = msgspec.defstruct("Field", [("value", Any, None)], rename={"value": field}, gc=False)

@@ -34,7 +34,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", 
 """A spreadsheet may evaluate text that begins with one of these characters. The last four are full-width forms."""
 _MAX_INT = 2**63 - 1
 _MAX_EXACT_INT = 2**53 - 1
-"""The maximum integer in a column of floats. Some larger integers have no exact float."""
+"""The maximum integer in a column of floats. Some larger integers cannot be represented exactly."""
 
 
 def columns_of(rows: Rows, keys: Iterable[str]) -> dict[str, tuple[str, Callable[[TaskInfo], Any]]]:
@@ -174,13 +174,13 @@ def _unwritable(path: str | os.PathLike[str], error: Exception) -> BadInput:
 
 
 class Downloads:
-    """A handler for requests from the pages of one table to export or copy tasks.
+    """A handler for the export and copy requests that the pages of a table send.
 
-    An answer contains the ``view`` and the number ``n`` of its request. A file is sent in parts. After each part, the
+    An answer contains the ``view`` and the number ``n`` of the request. A file is sent in parts. After each part, the
     page requests the next part.
 
     Args:
-        page: the page of the table, whose columns are exported.
+        page: the visible page of the table. This page determines which columns are exported.
         title: the title of the table, from which file names are derived.
         send: a function that sends a message with buffers to the pages. It may be called from any thread.
     """

@@ -13,7 +13,7 @@ from nqnb.text import line
 MAX_KINDS = 20
 """The maximum number of kinds that the page lists."""
 GROUPED_TASKS = 1000
-"""The maximum number of tasks that one call of `FailureKinds.group` groups. Each takes up to 0.1 ms."""
+"""The maximum number of tasks that one call of `FailureKinds.group` groups. Grouping one task takes up to 0.1 ms."""
 
 
 class FailureKinds:
@@ -21,7 +21,7 @@ class FailureKinds:
 
     def __init__(self) -> None:
         self._reasons: dict[str, FailureReason] = {}
-        """The reason of each kind."""
+        """The reason for the failures of each kind, by the id of the kind."""
         self._kinds: dict[str, str] = {}
         """The kind of each task that has been grouped, by the task's id."""
 
@@ -39,10 +39,10 @@ class FailureKinds:
         return line(kind if reason is None else reason.error, 200)
 
     def group(self, ids: Collection[str], tasks: Mapping[str, TaskInfo]) -> tuple[int, int]:
-        """Group some of the failed tasks that have not been grouped.
+        """Group up to `GROUPED_TASKS` failed tasks that have not been grouped yet.
 
         Returns:
-            The number of tasks that this call has grouped, and the number of tasks that are left.
+            The number of tasks that this call has grouped, and the number of tasks that are still to be grouped.
         """
         new = [task_id for task_id in ids if task_id not in self._kinds]
         some = new[:GROUPED_TASKS]
@@ -55,12 +55,12 @@ class FailureKinds:
     def listed(
         self, ids: Collection[str], chosen: str, requeued: Collection[str], *, queues: bool
     ) -> tuple[list[dict[str, Any]], int]:
-        """Return the largest kinds, in the form that the page expects, and the number of all kinds.
+        """Return the largest kinds, in the form that the page expects, and the total number of kinds.
 
         Args:
             ids: the ids of the failed tasks.
             chosen: a kind that is returned even if it is small, or an empty string.
-            requeued: the ids of those tasks that were requeued.
+            requeued: the ids of the failed tasks that have been requeued.
             queues: whether to name the queue of each kind.
         """
         counts, gone = (Counter(map(self.of, each)) for each in (ids, requeued))

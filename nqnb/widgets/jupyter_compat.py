@@ -114,7 +114,7 @@ def is_closed(comm: Any) -> bool:
 def has_front_end() -> bool:
     """Return whether the current cell was run by a front end, as opposed to a program such as nbconvert or papermill.
 
-    A front end can ask the user for input, and a program cannot.
+    A front end can ask the user for input, but such a program cannot.
     """
     if not in_a_kernel():
         return False

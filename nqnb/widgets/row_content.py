@@ -50,7 +50,10 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 
 def example(task: TaskInfo) -> str:
-    """Return a short string that distinguishes tasks: the error and the start of the payload, or the id."""
+    """Return a short description of a task: the error, if there is one, and the start of the payload.
+
+    If the payload is empty, the description contains the id instead of the payload.
+    """
     start = preview(task.payload, 60) or line(task.id, 60)
     return f"{line(task.failure, 80)} · {start}" if task.failure else start
 
@@ -104,7 +107,7 @@ def search_text(task: TaskInfo, worker_name: str = "") -> str:
 
 
 def overtaken(task: TaskInfo) -> bool:
-    """Return whether a task completed or failed although its worker had received a cancel."""
+    """Return whether a task completed or failed although its worker had received a cancel request."""
     return task.cancel is not None and task.status in (Status.COMPLETED, Status.FAILED)
 
 

@@ -26,7 +26,7 @@ STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status
 _PENDING, _PROCESSING = Status.PENDING, Status.PROCESSING  # attributes of an enum are slow
 _NUMBERS = {state: number for number, state in enumerate(STATES)}
 _NUMBER_OF_STATUS = [_NUMBERS[status] for status in Status]
-"""The number of each status in `STATES`. Numbers are counted several times faster than members of an enum."""
+"""The index of each status in `STATES`. Counting indexes is several times faster than counting enum members."""
 _SCHEDULED, _FAILED = _NUMBERS[Waiting.SCHEDULED], _NUMBERS[Status.FAILED]
 _OPEN = tuple(number for state, number in _NUMBERS.items() if not state.terminal)
 
@@ -35,9 +35,9 @@ class Rows:
     """The tasks of a table, with a filter, a search and an order. This class is not thread-safe.
 
     A change to a task requires a binary search and, if the user is searching, a scan of the task's text. A new search
-    scans the texts of all tasks. The text of a task is built only once. After a new filter or order, the matching tasks
-    are sorted.
-    The counts are updated with each change. The time to return a page is proportional to the page's length.
+    scans the texts of all tasks. The text of a task is built only once. When the filter or the order changes, the
+    matching tasks are sorted again. The counts are updated with each change. The time to return a page is proportional
+    to the page's length.
 
     Args:
         queue: the queue whose tasks are accepted, or None for all queues.
@@ -61,11 +61,11 @@ class Rows:
         self.columns = Columns() if columns is None else columns
         self.search = ""
         self.filters: dict[str, str] = {}
-        """The text of the filter of each filtered column, by column key; see `Columns.matcher`."""
+        """The filter text of each filtered column, by column key; see `Columns.matcher`."""
         self._matchers: list[Callable[[TaskInfo], bool]] = []
         self.statuses: frozenset[State] = frozenset()
         self.failure = ""
-        """The chosen kind of failures, or an empty string; see `only`."""
+        """The id of the chosen kind of failure, or an empty string; see `only`."""
         self._kinds = FailureKinds()
         self.pending_cancels = PendingCancels()
         self.pending_requeues = PendingRequeues()
@@ -84,7 +84,7 @@ class Rows:
         self._found = self._states
         """The part of ``_states`` that matches the search and the filters.
 
-        Without a search or filter, it is ``_states`` itself.
+        Without a search or a filter, this attribute refers to ``_states`` itself.
         """
         self._counts = [0] * len(STATES)
         """The number of tasks in ``_found`` in each of the `STATES`."""
@@ -102,7 +102,7 @@ class Rows:
         self._clock = clock
         self._run_sorted_at = 0.0
         self._changed: dict[str, None] = {}
-        """The ids of changed tasks, in the order of the changes: tasks that are nearly in order are sorted faster."""
+        """The ids of changed tasks, in the order of the changes, because nearly sorted tasks are sorted faster."""
         self._rebuild = False
 
     def __len__(self) -> int:
@@ -177,8 +177,8 @@ class Rows:
     def only(self, statuses: Iterable[State], failure: str = "") -> None:
         """Set the filter to tasks in the given states. If ``statuses`` is empty, remove the filter.
 
-        If ``failure`` is the id of a `nqnb.failures.FailureGroup`, and only failed tasks are shown, the filter is
-        limited to the tasks of this group.
+        If ``failure`` is the id of a `nqnb.failures.FailureGroup`, and only failed tasks are shown, the filter
+        selects only the tasks of this group.
         """
         chosen = frozenset(statuses)
         failure = failure[:MAX_FILTER_CHARACTERS] if chosen == {Status.FAILED} else ""
@@ -206,7 +206,7 @@ class Rows:
 
     @property
     def failure_error(self) -> str:
-        """The error of the chosen kind of failures, or an empty string."""
+        """The error of the chosen kind of failure, or an empty string."""
         return self._kinds.error(self.failure) if self.failure else ""
 
     def sort(self, column: str, *, down: bool = False) -> None:
@@ -243,7 +243,7 @@ class Rows:
     def counts(self) -> dict[str, int]:
         """Return a dict that maps the label of each state to the number of tasks that match the search and filters.
 
-        The filter for states, which the page shows with these counts, does not apply.
+        The filter for states is ignored, because the page shows these counts on the buttons of that filter.
         """
         self._pass_due_times()
         return {state.label: count for state, count in zip(STATES, self._counts, strict=True)}
@@ -307,7 +307,7 @@ class Rows:
 
     @property
     def failed_first(self) -> bool:
-        """Whether `first` returns failed tasks first. Failed tasks are not first if the user has sorted a column."""
+        """Whether `first` returns failed tasks before other tasks. This is False if the user has sorted by a column."""
         return self._order.column == "activity" and self._counts[_FAILED] > 0
 
     def task(self, task_id: str) -> TaskInfo:
@@ -357,7 +357,7 @@ class Rows:
         return sorted(queue for queue in self.unserved if queue in self._queues) if self._open else []
 
     def silent_since(self, task: TaskInfo) -> float | None:
-        """Return the last heartbeat time of the worker that runs a task, or None if the worker is not silent."""
+        """Return the last heartbeat time of the worker that is running a task, or None if the worker is not silent."""
         return self.silent.get(task.worker) if task.status is Status.PROCESSING else None
 
     def revision(self, task_id: str) -> int:
@@ -410,7 +410,7 @@ class Rows:
             self._recount(task_id, None)
 
     def _forget(self, task_id: str) -> None:
-        """Discard what was derived from the previous state of a task, except for the counts."""
+        """Discard the data that was derived from the previous state of a task, except for the counts."""
         self._texts.pop(task_id, None)
         self._kinds.forget(task_id)
         self._open.discard(task_id)
@@ -418,7 +418,7 @@ class Rows:
         self._running.discard(task_id)
 
     def _recount(self, task_id: str, number: int | None) -> None:
-        """Count a task under the state with this index in `STATES`. None means that the task was removed."""
+        """Count a task under the state with the index ``number`` in `STATES`. None means that the task was removed."""
         before = self._found.pop(task_id, None)
         if before is not None:
             self._counts[before] -= 1
@@ -447,7 +447,7 @@ class Rows:
             self._queues[after.queue] = self._queues.get(after.queue, 0) + 1
 
     def _find_among(self, ids: Iterable[str]) -> None:
-        """Find and count the matching tasks. All matching tasks must be among these ids."""
+        """Find and count the matching tasks. ``ids`` must include the ids of all matching tasks."""
         if self._words or self._matchers:
             self._found = {task_id: self._states[task_id] for task_id in ids if self._wanted(task_id)}
         else:
@@ -458,7 +458,7 @@ class Rows:
         self._rebuild = True
 
     def _wanted(self, task_id: str) -> bool:
-        """Return whether a task matches the search and the filters of columns."""
+        """Return whether a task matches the search and the column filters."""
         task = self._tasks[task_id]
         if self._words:
             text = self._texts.get(task_id)
@@ -511,7 +511,7 @@ class PendingCancels:
         """The request times of the cancels that were too late, in Unix seconds, by task id."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
-        """Record that the cancel buttons of the tasks in ``ids`` were pressed at ``at``, in Unix seconds."""
+        """Record that the cancel buttons of the tasks in ``ids`` were pressed at the Unix time ``at``."""
         for task_id in ids:
             self._pressed.setdefault(task_id, at)
             self._refused.pop(task_id, None)
@@ -546,7 +546,7 @@ class PendingCancels:
             self._late[task_id] = f"{status.label} before it could be stopped"
 
     def recorded_in(self, task: TaskInfo) -> TaskInfo:
-        """Return the task. Add a receipt if a cancel came too late for the worker to record it."""
+        """Return the task, with a cancel receipt if a cancel came too late for the worker to record that cancel."""
         at = self._requested.get(task.id)
         if at is None or task.cancel is not None:
             return task
@@ -614,7 +614,7 @@ class PendingRequeues:
         return task_id in self._accepted
 
     def of(self, task: TaskInfo) -> dict[str, Any]:
-        """Return the fields for a task's requeue: the new id, whether it is pending, and the note to show."""
+        """Return the fields for a task's requeue: the new id, whether the requeue is pending, and the note to show."""
         new_id = task.requeued_as or self._accepted.get(task.id, "")
         note = "" if new_id else self._refused.get(task.id, "")
         return {"requeued": line(new_id, 100), "requeuing": task.id in self._pressed, "unqueued": note}
@@ -653,7 +653,7 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
     "progress": lambda task, now: share(task.progress),
     "payload": lambda task, now: task.payload[:80].decode("utf-8", "replace") or None,
 }
-"""The sort keys of columns. Tasks whose key is None are last in both directions."""
+"""The sort keys of columns. Tasks whose key is None come last in ascending and in descending order."""
 
 
 class Order:
@@ -675,7 +675,7 @@ class Order:
         self._sorted: list[Key] = []
         self._keys: dict[str, Key] = {}
         self._known: dict[str, Key] = {}
-        """The sort keys of all tasks that have been sorted. A new search or filter uses these keys again."""
+        """The sort keys of all tasks that have been sorted. These keys are reused after a new search or filter."""
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -763,7 +763,7 @@ class Throughput:
         self._forget(now)
 
     def rate(self) -> float | None:
-        """Return the tasks per second, to two significant digits, or None if too few tasks have ended."""
+        """Return the number of tasks that end per second, to two significant digits, or None if too few have ended."""
         now = self._clock()
         self._forget(now)
         if self._since is None or len(self._ends) < 3:

@@ -35,7 +35,7 @@ DOTS = {
 """The colours of the states. Each colour has a contrast ratio of at least 3:1 against both white and black."""
 
 _LEAST_CHARACTERS, _SHORT_CHARACTERS = 7, 24
-"""The minimum width of a column in plain text, and the width to which long columns shrink before others are dropped."""
+"""The minimum width of a column in plain text, and the width to which long columns shrink before any is dropped."""
 
 COLUMNS = ("id", "queue", "status", "note", "attempt", "run time", "worker", "payload")
 """The standard columns. The note comes early, because it contains the error, and a narrow page shows few columns."""

@@ -25,7 +25,8 @@ def in_bar_order(counts: dict[str, int]) -> list[tuple[str, int]]:
 def bar_html(shares: Iterable[tuple[str, int]]) -> str:
     """Return the bar as HTML, or an empty string if there are no tasks.
 
-    ``shares`` has the form of the return value of `in_bar_order`.
+    Args:
+        shares: the states and their numbers of tasks, as returned by `in_bar_order`.
     """
     parts = "".join(
         f'<span style="flex: {count}; background: {_COLOURS[label]}" title="{count:,} {escape(label)}"></span>'

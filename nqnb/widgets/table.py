@@ -37,7 +37,7 @@ MESSAGE_SECONDS = 0.1
 PAUSE_AFTER_SECONDS = 3.0
 """How long the watch continues after the table's last view has closed. A page reload takes less time."""
 CLOSE_AFTER_SECONDS = 600.0
-"""How long a table stays paused before it is closed, and how long a table that is not displayed keeps its rows."""
+"""How long a paused table stays open, and how long an unused table that was never displayed keeps its rows."""
 FREEZE_AFTER_SECONDS = 1.5
 """How long the live table shows the final state before the table is frozen."""
 LOAD_SECONDS = 5.0
@@ -49,7 +49,7 @@ ENOUGH_ROWS = 1000
 EXPORT_LOAD_SECONDS = 60.0
 """How long `TaskTable.export` waits for the rows to load."""
 EXAMPLES = 3
-"""The number of tasks that a question about all matching tasks shows."""
+"""The number of example tasks in a question that asks whether to cancel or requeue all matching tasks."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
@@ -65,8 +65,8 @@ class TaskTable(anywidget.AnyWidget):
     """A table that shows tasks as they change.
 
     `update` can be called from any thread and never blocks, because a separate thread applies the changes. That thread
-    sends the visible rows to the page after each message from the page, and otherwise at most ten times a second. It
-    sends them only if the rows have changed and a page is showing the table. The rows are not part of the widget's
+    sends the visible rows to the page after each message from the page, and otherwise at most ten times a second. The
+    thread sends rows only if they have changed and a page is showing the table. The rows are not part of the widget's
     state.
 
     A displayed table has two outputs: a live view, and a snapshot, which the live view hides. A saved notebook shows
@@ -82,9 +82,10 @@ class TaskTable(anywidget.AnyWidget):
             called from any thread, and must not block. Report each outcome with `requeue_outcome`. If ``requeue`` is
             None, the table has no buttons to requeue tasks.
         on_close: a callback that is called when the table is closed or frozen, when its output is removed, or when the
-            table was not used for ten minutes and was never displayed. The table then needs no more changes.
-        on_open: a callback that is called when the table is displayed or used again after this. The table is then
-            empty, and ``on_close`` can be called again. If ``on_open`` is None, removing the output closes the table.
+            table has never been displayed and has not been used for ten minutes. The table then needs no more changes.
+        on_open: a callback that is called when the table is displayed or used again after ``on_close`` has been called.
+            The table is then empty, and ``on_close`` can be called again. If ``on_open`` is None, removing the output
+            closes the table.
         size: the number of rows per page: 10, 20, 50 or 100.
         freeze: whether to freeze the table automatically once all tasks in ``rows.ids`` have ended.
 
@@ -144,7 +145,7 @@ class TaskTable(anywidget.AnyWidget):
         self._view_id = uuid.uuid4().hex
         self._displayed = self._viewed = False
         self._dropped = False
-        """Whether the rows were dropped, because the table was never displayed and not used for a long time."""
+        """Whether the rows were dropped because the table was never displayed and was not used for a long time."""
         self._used_at = time.monotonic()
         self._changes = self._saved_changes = 0
         """The number of changes to the rows, and the number of changes that the snapshot includes."""
@@ -169,8 +170,8 @@ class TaskTable(anywidget.AnyWidget):
         """All tasks in the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
 
         If the table is still loading, this property waits a few seconds for the rows. If the output of the table was
-        removed, the tasks are read again. Ten minutes later, the table is closed. A table that was never displayed and
-        not used for ten minutes also reads the tasks again.
+        removed, the tasks are read again. Such a table is closed ten minutes after the removal or after its last use.
+        The tasks are also read again if the table has never been displayed and has not been used for ten minutes.
 
         Raises:
             ConnectionFailed: the table was closed because its output was removed, or the tasks cannot be read again.
@@ -215,7 +216,8 @@ class TaskTable(anywidget.AnyWidget):
         Raises:
             BadInput: the path does not end in ``.csv`` or ``.parquet``, the file cannot be written, or no Parquet
                 library is installed.
-            ConnectionFailed: the table has not received all tasks, or was closed as in `frame`.
+            ConnectionFailed: the table has not received all tasks, the table was closed because its output was removed,
+                or the tasks cannot be read again.
         """
         self._load(EXPORT_LOAD_SECONDS)
         with self._lock:
@@ -663,7 +665,7 @@ class TaskTable(anywidget.AnyWidget):
             self._stop_feed()
 
     def _close_removed(self) -> None:
-        """Close the table, whose rows are old, unless a page is showing the table again."""
+        """Close the table, because its rows are outdated, unless a page is showing the table again."""
         with self._lock:
             if self._page.views or self._ended:
                 return
@@ -684,7 +686,7 @@ class TaskTable(anywidget.AnyWidget):
         self._state, self._since, self._complete = "loading", time.time(), False
 
     def _is_forgotten(self) -> bool:
-        """Return whether the table was never displayed, and was not used for a long time."""
+        """Return whether the table has never been displayed and has not been used for a long time."""
         if self._displayed or self._viewed or self._marimo or self._on_open is None or not self._feeding:
             return False
         return time.monotonic() - self._used_at >= CLOSE_AFTER_SECONDS

@@ -49,7 +49,7 @@ class FeedListener(Protocol):
         """Show silent workers, queues without workers, and the names of workers."""
 
     def refresh(self) -> None:
-        """Update everything that depends on the time."""
+        """Update everything that depends on the current time."""
 
 
 class CancelOutcomes(FeedListener, Protocol):
@@ -59,7 +59,7 @@ class CancelOutcomes(FeedListener, Protocol):
         """Record that a cancel was accepted or refused."""
 
     def cancel_too_late(self, task_id: str, status: Status) -> None:
-        """Record that a task had already completed or failed."""
+        """Record that a cancel was too late because the task had already completed or failed."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class _Subscriber:
 
 
 class _Requeues:
-    """The latest copy of each requeued task, among the tasks that were added; see `nqnb.protocol.requeue.Requeues`."""
+    """The latest known copy of each requeued task; see `nqnb.protocol.requeue.Requeues`."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
@@ -207,7 +207,7 @@ class TaskFeed:
     def attach(
         self, listener: FeedListener, wanted: Wanted, ids: Collection[str] = (), queue: str | None = None
     ) -> None:
-        """Send the tasks that ``wanted`` accepts, and then their changes, to a listener.
+        """Send a listener the tasks that ``wanted`` accepts, and later the changes to these tasks.
 
         If only certain tasks are wanted, pass their ``ids``. If only the tasks of one queue are wanted, pass ``queue``.
         The listed tasks, or the unfinished tasks of the queue, are then read first, because the watch may take seconds
@@ -304,7 +304,11 @@ class TaskFeed:
                 with contextlib.suppress(MalformedMessage):
                     ids[TaskMessage.decode(data).ID] = None
         except NqnbError as error:
-            log.debug("cannot read the messages of queue %s; its tasks arrive with the watch: %s", queue, error)
+            log.debug(
+                "cannot read the messages of queue %s, so its tasks are shown only when the watch reaches them: %s",
+                queue,
+                error,
+            )
         return list(ids)
 
     def _restart_watch(self) -> None:

@@ -84,7 +84,7 @@ class Timeline:
         for place, task in enumerate(shown):
             parts.append(self._row(task, _TOP + _ROW * place, x))
         left = len(self._tasks) - len(shown)
-        more = f"; {left:,} earlier tasks are left out" if left else ""
+        more = f"; {left:,} earlier task{'s are' if left > 1 else ' is'} left out" if left else ""
         parts.append(
             f'<text x="0" y="{height - 4}" opacity=".75">from {clock(start)} to {clock(end)}{more}</text></svg>'
         )

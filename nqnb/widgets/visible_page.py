@@ -91,7 +91,7 @@ class VisiblePage:
                 self.rows.pending_requeues.dismiss(task_id)
 
     def column_keys(self) -> list[str]:
-        """Return the keys of the columns that the user has chosen, or those that are shown by default.
+        """Return the keys of the columns that the user has chosen, or of the columns that are shown by default.
 
         The keys include columns that a narrow page omits.
         """
@@ -148,9 +148,9 @@ class VisiblePage:
         }
 
     def details(self) -> dict[str, list[dict[str, str]]]:
-        """Return the details of the expanded rows on this page that are new or have changed since they were last sent.
+        """Return the details of the expanded rows on this page, by row id.
 
-        The keys are the ids of the rows.
+        Details that were already sent and have not changed since then are left out.
         """
         fresh = {}
         for task_id in self._shown:

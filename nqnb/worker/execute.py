@@ -25,7 +25,8 @@ class Poisoned(Exception):
 
     def __init__(self, crashes: int) -> None:
         super().__init__(
-            f"workers died or went silent {crashes} times while running this task, so the task is not run again. "
+            f"workers died or went silent {crashes} time{'s' * (crashes != 1)} while running this task, so the task is "
+            "not run again. "
             "Check whether the task exhausts memory or crashes the process, and then submit the task again."
         )
 

@@ -321,7 +321,7 @@ class TestCalls:
         assert again.failures().empty
         capsys.readouterr()
         assert session.requeue(frame) == []
-        assert "2 of 2 tasks were skipped: they had already been requeued" in capsys.readouterr().err
+        assert "skipped 2 of 2 tasks: already requeued." in capsys.readouterr().err
         waiting = session.submit("idle")
         with pytest.raises(nqnb.NotSubmitted, match="still pending"):
             session.requeue([waiting])

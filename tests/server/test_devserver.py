@@ -328,7 +328,7 @@ def test_without_any_binary_the_error_says_what_to_install(monkeypatch: pytest.M
 def test_a_failed_start_shows_the_log_and_can_be_tried_again() -> None:
     server = DevServer(config="nonsense: {{{")
     for _ in range(2):
-        with pytest.raises(DevServerError, match=r"code 1; the end of its log:\n.*Parse error"):
+        with pytest.raises(DevServerError, match=r"code 1\. The end of the server's log:\n.*Parse error"):
             server.start()
     assert not server.running
 
@@ -340,7 +340,8 @@ def test_a_server_that_never_answers_fails_the_start(monkeypatch: pytest.MonkeyP
     mute.chmod(0o755)
     monkeypatch.setenv(SERVER_VARIABLE, str(mute))
     monkeypatch.setattr("nqnb.server.devserver.START_TIMEOUT_SECONDS", 2.5)
-    with pytest.raises(DevServerError, match=r"did not listen on a port within 2.5 s; the end of its log:\nmute"):
+    message = r"did not listen on a port within 2\.5 s\. The end of the server's log:\nmute"
+    with pytest.raises(DevServerError, match=message):
         DevServer().start()
 
 

@@ -129,7 +129,7 @@ def test_cancels_that_are_not_confirmed_are_counted_after_a_signal(run: Run, ser
         top.press("c")
         top.until_shown("cancel not sent yet", task_id)
         os.kill(top.program.pid, signal.SIGTERM)
-        top.until(lambda: b"not confirmed by the server, and perhaps lost: 1 cancel." in top.output)
+        top.until(lambda: b"the server has not confirmed some changes, which may be lost: 1 cancel." in top.output)
         top.until(lambda: top.program.poll() is not None)
 
 

@@ -213,7 +213,7 @@ def test_the_help_and_the_docs_state_the_limits() -> None:
     page = (Path(__file__).parents[2] / "docs" / "production.md").read_text()
     assert f"for more than {block}, or the connection is lost for more than {outage}" in page
     said = " ".join((worker_command.help or "").split())
-    assert f"for longer than {block}, or the connection is lost for longer than {outage}" in said
+    assert f"for more than {block}. It also fails if the connection has been lost for more than {outage}" in said
 
 
 def test_a_port_without_a_host_means_this_machine() -> None:

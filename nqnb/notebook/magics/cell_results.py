@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def as_json(record: Any) -> Any:
-    """Convert a record to dicts and lists, as for the JSON output of the command line."""
+    """Convert a record to dicts and lists, as in the JSON output of the command line."""
     if isinstance(record, Session):
         record = {
             "urls": record.settings.urls,
@@ -93,7 +93,7 @@ def result(record: Any, session: Session | None) -> Any:
 
 
 def failure(record: Any) -> NqnbError | None:
-    """Return an error if the record must make the cell fail, so that Run All stops. Otherwise, return None."""
+    """Return an error if some tasks were not accepted, or None. The error makes the cell fail and stops Run All."""
     if isinstance(record, Submitted) and record.refused:
         count = len(record.ids) + len(record.refused)
         text = f"{len(record.refused):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"
@@ -102,7 +102,7 @@ def failure(record: Any) -> NqnbError | None:
 
 
 def is_silent(record: Any) -> bool:
-    """Return whether the cell's result is an empty list. If it is, the record is shown to explain the empty result."""
+    """Return whether the cell's result is an empty list. If so, the record is shown to explain the empty result."""
     return isinstance(record, RequeuedAll) and not record.tasks
 
 

@@ -58,7 +58,7 @@ def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
     Args:
         shell: the IPython shell.
         typed: the text between the magic and the cursor.
-        token: the end of ``typed`` that IPython will replace. IPython also splits words at ``=`` and quotes.
+        token: the last part of ``typed``, which IPython replaces. IPython also splits words at ``=`` and quotes.
     """
     from click.shell_completion import ShellComplete
 

@@ -38,7 +38,7 @@ _CELL_WORDS = (
     (re.compile("`nqnb up --detach`"), "`%nq up`"),
     (re.compile("`nqnb (?!up --)"), "`%nq "),  # `%nq up` does not have the other options of `nqnb up`
 )
-"""Command lines, and the equivalent magics."""
+"""Patterns for the command lines in messages, and the equivalent magics."""
 
 
 class NotebookFront:
@@ -195,7 +195,7 @@ def confirm(question: str, kernel: Any) -> bool:
     therefore asked only if no other cells are queued, for example in the last cell of a Run All.
 
     Args:
-        question: the question.
+        question: the text of the question, without the prompt ``[y/N]``.
         kernel: the kernel that the cell runs in, or None in a terminal.
 
     Raises:

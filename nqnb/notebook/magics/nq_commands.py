@@ -240,8 +240,8 @@ def short_help() -> str:
 def _build() -> click.Group:
     made: click.Group = _adapt(command_tree.tree, root=True)
     made.help = (
-        "NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them with a guarantee.\n\n"
-        "You can also put the options below after a command."
+        "Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.\n\n"
+        "The options below can also follow a command."
     )
     made.epilog = _EPILOG
     made.params = [param for param in made.params if param.name != "version"]
@@ -300,7 +300,9 @@ def _cell_options(*, hidden: bool) -> list[click.Parameter]:
 def _set_into(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
     if value is not None and ctx.obj is not None:
         if not value.isidentifier() or keyword.iskeyword(value):
-            raise click.BadParameter(f"{value!r} is not a valid variable name", ctx, param)
+            raise click.BadParameter(
+                f"{value!r} is not a valid variable name. Use a Python name that is not a keyword.", ctx, param
+            )
         _front(ctx).into = value
 
 
@@ -338,7 +340,7 @@ def _adapt_option(param: click.Parameter) -> click.Parameter:
 
 
 def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a callback for a command that can read the payload from the cell's body or from a variable."""
+    """Return a callback that also accepts the body of the cell, or the value of a variable, as the payload."""
 
     def submit(**arguments: Any) -> Any:
         if arguments["payload"] is not None and not (arguments["text"] or arguments["raw"]):
@@ -379,4 +381,4 @@ tree = _build()
 _OPTIONS_WITH_VALUES = {
     name for param in tree.params if isinstance(param, click.Option) and not param.is_flag for name in param.opts
 }
-"""The options that may precede a command, if their value is a separate word."""
+"""The names of the options that may precede a command and whose value is a separate word."""

@@ -38,8 +38,8 @@ def words(
     Args:
         line: the text after ``%nq``.
         windows: whether a backslash is an ordinary character, as in Windows paths.
-        read_variable: a function that is called for each word such as ``$name``, with the name and the previous words,
-            and returns the words to insert. By default, such a word is left unchanged.
+        read_variable: a function that is called for each word of the form ``$name``. The function receives the name and
+            the previous words, and returns the words to insert. By default, such a word is left unchanged.
 
     Raises:
         BadInput: the line contains an unclosed quote.
@@ -99,7 +99,7 @@ def split_json_hint(line: str, *, windows: bool = os.name == "nt") -> str:
 
 
 def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str] | None:
-    """Return the complete words of a line, and the incomplete word at the end of the line, which may be empty.
+    """Return the complete words of a line, and the incomplete (possibly empty) word at the end of the line.
 
     Returns:
         The words and the incomplete word, or None if the line ends with a comment.

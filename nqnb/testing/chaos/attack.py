@@ -112,7 +112,7 @@ class _Attack:
             faults.note_standing("clock", f"the clock of a client is off by {self._client_clock:+.0f} s", ())
         states = nq.backend.states
         if not isinstance(states, KeyValueStore):
-            raise TypeError("an attack requires a state bucket: expected a KeyValueStore")
+            raise TypeError(f"the attack cannot start: the store must be a KeyValueStore, got {type(states).__name__}")
         unsubscribe = await states.overhear(workload.hear)
         recurring = TaskPlan(0, Kind.COROUTINE, 0.05)
         schedule = await nq.every(
@@ -190,7 +190,7 @@ class _Attack:
             ended = self._workers.crashes
             if ended or time.monotonic() > deadline:
                 tails = [line for life in self._workers.lives for line in self._workers.log_tail(life.number)]
-                why = "; ".join(ended) or f"only {serving} of {self._options.workers} are serving"
+                why = "; ".join(ended) or f"expected {self._options.workers} serving workers, got {serving}"
                 raise DevServerError(
                     f"the attack's workers did not start: {why}. Check their logs:\n" + "\n".join(tails)
                 )
@@ -207,7 +207,7 @@ class _Attack:
             await asyncio.sleep(0.5)
 
     async def _messages_left(self, nq: Client) -> list[str]:
-        """Describe the messages that are still in the queues."""
+        """Return descriptions of the messages that are still in the queues."""
         said = []
         connection = nq.backend.connection
         for queue in self._testbed.queues.values():
@@ -220,9 +220,9 @@ class _Attack:
                     raise
                 continue
             if state["messages"]:
-                said.append(f"{state['messages']} messages are left in queue {queue!r}")
+                said.append(f"messages left in queue {queue!r}: {state['messages']}")
             if consumer["num_ack_pending"]:
-                said.append(f"{consumer['num_ack_pending']} messages of queue {queue!r} are unacknowledged")
+                said.append(f"unacknowledged messages in queue {queue!r}: {consumer['num_ack_pending']}")
         return said
 
     async def _end_processes(self) -> None:

@@ -31,7 +31,7 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Delays of more than this many seconds use server-side schedules. The value is low so that attacks cover schedules."""
+"""Delays longer than this number of seconds use schedules on the server. A low value is used to test schedules."""
 
 _WEIGHTS = {Kind.COROUTINE.value: 5, Kind.THREAD.value: 3}
 """The weights of the queues. The other queues have the weight 1."""
@@ -115,7 +115,7 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """A thread that writes to the worker process's diary after the process was suspended or got no CPU time."""
+    """A thread that records, in the worker process's diary, when the process was suspended or got no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
@@ -133,7 +133,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Write to the worker process's diary each time after the event loop was blocked."""
+    """Write a line to the worker process's diary each time the event loop has been blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)

@@ -29,7 +29,7 @@ SERVER_FAULTS = ("server", "cluster", "full")
 
 @dataclass(slots=True)
 class SubmitSeen:
-    """A call of `Client.submit`. ``task`` is empty if the call failed before the task had an id."""
+    """A call to `Client.submit`. ``task`` is empty if the call failed before the task had an id."""
 
     plan: TaskPlan
     queue: str
@@ -42,7 +42,7 @@ class SubmitSeen:
 
 @dataclass(slots=True)
 class CancelSeen:
-    """A call of `Client.cancel`, and its result."""
+    """A call to `Client.cancel`, and the result of the call."""
 
     task: str
     aim: Moment
@@ -98,7 +98,7 @@ class LifeSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """One run of a handler, as recorded in a diary. ``word`` tells how the run ended, or is "" if that is unknown."""
+    """One run of a handler, as recorded in a diary. ``word`` states how the run ended, or is "" if this is unknown."""
 
     task: str
     attempt: int
@@ -178,7 +178,7 @@ class Evidence:
 
     @cached_property
     def runs_of_kind(self) -> dict[str, list[RunSeen]]:
-        """The handler runs of each kind, in order of their start times."""
+        """The handler runs of each kind of handler, sorted by start time."""
         found: dict[str, list[RunSeen]] = defaultdict(list)
         for run in sorted((run for runs in self.runs.values() for run in runs), key=lambda run: run.begun):
             found[run.kind].append(run)
@@ -194,7 +194,7 @@ class Evidence:
 
     @cached_property
     def lost_writes(self) -> dict[str, int]:
-        """The first revision of each task that the server acknowledged and then lost, by task id.
+        """For each task id, the first revision that the server acknowledged and then lost.
 
         A revision is lost if its number belongs to another task, or is greater than the number of every stored
         revision. Old revisions that the bucket no longer keeps are not lost.

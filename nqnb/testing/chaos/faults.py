@@ -166,7 +166,7 @@ class Faults:
             self._busy.discard(place)
 
     async def _wait_and_perhaps_kill(self, seconds: float, *, always: bool = False) -> None:
-        """Sleep, and sometimes kill a worker during the sleep. If ``always`` is true, kill one whenever possible."""
+        """Sleep, and sometimes kill a worker meanwhile. If ``always`` is true, kill a worker whenever possible."""
         free = [place for place in range(self._workers.places) if place not in self._busy]
         if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)

@@ -14,17 +14,17 @@ from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen,
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, FIRING_PERIOD_SECONDS, LIMITS, Kind
 
 SLACK_SECONDS = 0.05
-"""The tolerance, in seconds, when times from the server's clock are compared with times from this machine's clock."""
+"""The tolerance, in seconds, for comparing times from the server's clock with times from this machine's clock."""
 _STOP_WINDOW_SECONDS = 1.0
 """The time, in seconds, during which a process can still be stopped after its handler has logged a return."""
 _MAKE_ROOM_SECONDS = 5.0
 """Once the store is no longer full, the end of a cancelled task must be written within this many seconds."""
 _BURST_SECONDS = 0.75
-"""The burst that a rate limit allows: a period may have as many starts as a period that is this many seconds longer."""
+"""The burst that a rate limit allows: ``rate * _BURST_SECONDS`` more tasks may start than at a constant rate."""
 _CLAIM_SECONDS = 1.25
-"""The maximum time between a start that a worker reserved and the handler run, if nothing disturbs the worker.
+"""The maximum number of seconds from a start time that a worker reserved to the actual start of the handler.
 
-The claim takes up to six round trips of the slowest link.
+The maximum applies if nothing disturbs the worker. The claim takes up to six round trips over the slowest link.
 """
 _MAX_WAITING_REVISIONS = 8
 """The maximum number of revisions of a task that is cancelled while it is waiting to run."""
@@ -108,8 +108,8 @@ def _hasty(evidence: Evidence) -> Iterator[Breach]:
     """Yield a breach for each task whose start exceeds the rate limit of its queue, even with an allowance for bursts.
 
     A fault can delay the claims of several tasks, so that their runs start together. The delay is at most the ack wait,
-    because the leases then expire. All runs are therefore checked with an allowance of one ack wait, and the runs that
-    no fault has delayed are also checked with a smaller allowance, `_CLAIM_SECONDS`.
+    because the leases expire after that time. All runs are therefore checked with an allowance of one ack wait. The
+    runs that no fault has delayed are also checked with a smaller allowance, `_CLAIM_SECONDS`.
     """
     for kind, limits in LIMITS.items():
         if limits.rate:
@@ -138,7 +138,7 @@ def _too_fast(evidence: Evidence, runs: list[RunSeen], rate: float, delay: float
 
 
 def _misfired(evidence: Evidence) -> Iterator[Breach]:
-    """Yield a breach for each scheduled time without a recurring task, and for each recurring task at another time.
+    """Yield a breach for each scheduled time without a recurring task, and for each recurring task at any other time.
 
     Recurring tasks after the last scheduled time are ignored, because a worker may submit them while the schedule is
     being paused.
@@ -298,7 +298,10 @@ def _lied(task: _Task) -> Iterator[str]:
         elif cancel.accepted and not cancel.stopping and cancel.status is not task.status:
             yield f"a cancel reported {_label(cancel)}, but the task is {task.status.label}"
         elif cancel.accepted and cancel.stopping and task.status is Status.DELETED:
-            yield "a cancel reported that the task was stopping, but the task is deleted, as if it had never started"
+            yield (
+                "a cancel reported that the task was stopping, but the task is deleted, which is possible only for a "
+                "task that never started"
+            )
 
 
 def _label(cancel: CancelSeen) -> str:

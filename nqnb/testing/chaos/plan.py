@@ -116,8 +116,8 @@ class ChaosOptions:
             )
         if self.settings is not None and not isinstance(self.settings, Settings):
             raise BadInput(
-                f"settings={shown(self.settings)} is invalid: expected a Settings, got {kind_of(self.settings)}. "
-                "Pass Settings(url), or None for servers that the attack starts."
+                f"settings={shown(self.settings)} is invalid: expected a Settings object, got "
+                f"{kind_of(self.settings)}. Pass Settings(url), or None for servers that the attack starts."
             )
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
@@ -192,11 +192,11 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _LIMITED_EVERY, _LIMITED_IN_A_ROW, _LIMITED_FROM = 200, 20, {Kind.PACED: 25, Kind.NARROW: 55}
-"""Of every 200 tasks, 20 consecutive tasks are of each kind with limits, so that the limits are reached."""
+"""Every 200 tasks contain 20 consecutive tasks for each queue with limits, so that these limits are reached."""
 _SERIAL_ONE_IN, _SERIAL_KEYS = 8, 3
 """One task in `_SERIAL_ONE_IN` has a serial key, and `_SERIAL_KEYS` different serial keys are used."""
 _BLOCKS_ONE_IN = 400
-"""One task in this many blocks the event loop. At least two tasks per attack do so."""
+"""On average, one in `_BLOCKS_ONE_IN` tasks blocks the event loop. At least two tasks per attack do so."""
 
 
 def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
@@ -256,7 +256,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
 
 
 def _limited_kind(number: int) -> Kind | None:
-    """Return the kind of a task that goes to a queue with limits, or None."""
+    """Return the kind of a task if the task goes to a queue with limits, otherwise None."""
     place = number % _LIMITED_EVERY
     return next((kind for kind, first in _LIMITED_FROM.items() if 0 <= place - first < _LIMITED_IN_A_ROW), None)
 

@@ -19,11 +19,11 @@ from nqnb.testing.chaos.plan import Moment
 SHOWN_BREACHES = 5
 """The maximum number of breaches that are reported with a timeline."""
 _CLAIM_SECONDS = 0.01
-"""A cancel call that begins at most this many seconds before a claim is reported under `Moment.CLAIM`."""
+"""A cancel call is reported under `Moment.CLAIM` if it begins within this many seconds before a claim."""
 _STARTED_SECONDS = 0.05
-"""A cancel call that begins at most this many seconds after the handler starts is reported under `Moment.STARTED`."""
+"""A cancel call is reported under `Moment.STARTED` if it begins within this many seconds after the handler starts."""
 _FINISH_SECONDS = 0.02
-"""A cancel call that begins at most this many seconds before the handler ends is reported under `Moment.FINISH`."""
+"""A cancel call is reported under `Moment.FINISH` if it begins within this many seconds before the handler ends."""
 
 
 @dataclass
@@ -117,7 +117,7 @@ def _spread(spread: Spread) -> dict[str, float]:
 
 
 def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
-    """Return up to `SHOWN_BREACHES` breaches with timelines. Each broken rule appears before any rule appears again."""
+    """Return up to `SHOWN_BREACHES` breaches with timelines. A rule appears twice only if every broken rule appears."""
     seen: Counter[str] = Counter()
     ranked = []
     for number, breach in enumerate(breaches):

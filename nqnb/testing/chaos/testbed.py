@@ -36,7 +36,7 @@ _REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """The simulated network between one client or worker and the servers, which consists of a proxy for each server."""
+    """The simulated network between one client or worker and the servers: a proxy for each server."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay
@@ -151,7 +151,7 @@ class Testbed:
             self.links.append(link)
 
     def fields(self, place: int | None = None) -> dict[str, Any]:
-        """Return the settings of a client or worker as values for JSON.
+        """Return the settings of a client or worker as JSON-compatible values.
 
         Args:
             place: the slot of the worker that uses the settings, or None for a direct connection.

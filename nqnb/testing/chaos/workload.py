@@ -1,6 +1,7 @@
 """The workload of an attack: clients that submit tasks and cancel them at planned moments.
 
-One client runs in a separate process with a wrong clock: ``python -m nqnb.testing.chaos.workload`` starts it.
+If the attack shifts clocks, one more client runs in a separate process, in which the clock is wrong. The command
+``python -m nqnb.testing.chaos.workload`` starts this process.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from nqnb.testing.chaos.evidence import CancelSeen, SubmitSeen
 from nqnb.testing.chaos.plan import LIMITS, CancelPlan, Moment, TaskPlan
 
 _SIGN_TIMEOUT_SECONDS = 15.0
-"""Seconds after which a cancel call is sent even if its target moment has not been observed."""
+"""A cancel call is sent after this many seconds even if its target moment has not been observed."""
 _END_TIMEOUT_SECONDS = 8.0
-"""Seconds after which an unfinished task no longer counts towards the limit of open tasks."""
+"""After this many seconds, an unfinished task no longer counts towards the limit on open tasks."""
 _LIMITED_END_TIMEOUT_SECONDS = 60.0
-"""The same, for a task in a queue with limits. A shorter time would leave too many tasks waiting at the end."""
+"""Like `_END_TIMEOUT_SECONDS`, but for queues with limits. A shorter time would leave too many tasks at the end."""
 _HELD_BACK_PART = 5
-"""One task in this many is submitted only after every kind of fault has been injected."""
+"""The last ``1 / _HELD_BACK_PART`` of all tasks are submitted only after every kind of fault has been injected."""
 
 
 class Workload:
@@ -60,7 +61,7 @@ class Workload:
         self.submits: list[SubmitSeen] = []
         self.cancels: list[CancelSeen] = []
         self.crashes: list[str] = []
-        """Descriptions of client errors that are not an `NqnbError`."""
+        """Descriptions of the client errors that are not instances of `NqnbError`."""
         self.ended: Counter[Status] = Counter()
         """The number of tasks that ended in each state, according to the observed writes."""
         self.fully_faulted = asyncio.Event()
@@ -179,7 +180,7 @@ class Workload:
 
 
 class _Signs:
-    """An event for each stage of a task's life, which is set when the write to the task's entry is seen."""
+    """The asyncio events for the stages of a task's life. Each event is set when the matching write is observed."""
 
     __slots__ = ("claimed", "ended", "retrying")
 
@@ -239,7 +240,7 @@ class LocalClient:
 
 
 class RemoteClient:
-    """A client in a separate process, whose clock is wrong.
+    """A client in a separate process with a wrong clock.
 
     Args:
         settings: the fields of the client's `Settings`.
@@ -285,7 +286,11 @@ class RemoteClient:
             del self._waiting[number]
 
     async def stop(self) -> list[str]:
-        """Stop the client's process. If the process has already crashed, return a description of the crash."""
+        """Stop the client's process.
+
+        Returns:
+            A list with a description of the crash if the process has already crashed, otherwise an empty list.
+        """
         process, said = self._process, []
         self._process = None
         if process is not None and self._reader is not None and self._reader.done():

@@ -10,8 +10,8 @@ result as JSON.
 
 In the worker, an exception that the handler raised is replaced by a stand-in with the same name, text, notes and
 traceback. Rebuilding the original exception would import the module that defines its class, and such an import may take
-seconds or never finish. Therefore, the exception is rebuilt only if the handler has an ``is_failure`` function, and
-then in a thread with a time limit.
+seconds or never finish. Therefore, the exception is rebuilt only if the handler has an ``is_failure`` function. The
+rebuilding runs in a thread with a time limit.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def _current_folder() -> str:
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """A pickler that keeps the file names of functions, and can pickle types to which msgspec has attached a cache.
 
-    The function of a typed task is pickled by reference, as other functions of modules are. cloudpickle alone would
-    copy the function and its globals, because the name in the module belongs to the `TaskFunction`.
+    The function of a typed task is pickled by reference, like other module-level functions. Without this class,
+    cloudpickle would copy the function and its globals, because the name in the module refers to the `TaskFunction`.
     """
 
     def reducer_override(self, obj: Any) -> Any:
@@ -214,7 +214,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
 
 
 def _global_of(obj: Any) -> Any:
-    """Return what has the object's name in its module, or None if another process cannot import it."""
+    """Return the value of the object's qualified name in its module, or None if another process cannot import it."""
     module = obj.__module__
     by_value = cloudpickle.cloudpickle.list_registry_pickle_by_value()
     if module == "__main__" or any(f"{module}.".startswith(f"{each}.") for each in by_value):
@@ -226,7 +226,7 @@ def _global_of(obj: Any) -> Any:
 
 
 def _way_to(obj: Any, found: Any) -> str:
-    """Return the attribute of ``found`` in which decorators have kept the object, or "" if none has."""
+    """Return the path of ``__wrapped__`` attributes from ``found`` to the object, or "" if no such path exists."""
     names = []
     while found is not obj:
         found = vars(found).get("__wrapped__")
