@@ -108,7 +108,7 @@ class Shares:
         self._weights = weights
         self._passes = dict.fromkeys(weights, 0.0)
         self._now = 0.0
-        """The lowest pass of the queues that took part in the last division, but never less than an earlier value."""
+        """The lowest pass of the queues that took part in the last division. This value never decreases."""
         self._empty: set[str] = set(weights)
         """The queues that had no task when they were last asked."""
 
@@ -190,10 +190,11 @@ class FetchPolicy:
                 await self._top_up(pull)
 
     def ended(self, queue: str, *, started: bool) -> None:
-        """Record that a fetched task is no longer registered. A task that did not start does not count for the shares.
+        """Record that a fetched task is no longer registered.
 
-        However, if more than `_MOST_REFUSED` consecutive tasks of a queue do not start, the additional tasks do count.
-        Otherwise, requests to this queue would take the turns of the other queues.
+        A task that did not start does not count towards its queue's share. However, if more than `_MOST_REFUSED`
+        consecutive tasks of a queue do not start, the additional tasks do count. Otherwise, the repeated requests to
+        this queue would take the turns of the other queues.
         """
         self._refused[queue] = 0 if started else self._refused[queue] + 1
         if self._shares is not None and 0 < self._refused[queue] <= _MOST_REFUSED:

@@ -13,19 +13,20 @@ log = logging.getLogger("nqnb.worker")
 WARN_AFTER_SECONDS = 10.0
 """The age of a cancel, in seconds, at which the worker warns that the task's code is still running.
 
-If twice the handler's ``grace`` is longer, the code has that time, because the first attempts to stop it may be late.
+If twice the handler's ``grace`` is longer, the worker waits for that time, because the first attempts to stop the code
+may be late.
 """
 _CHECKS = 10
 """The number of checks in `WARN_AFTER_SECONDS`."""
 _ADVICE = {
-    "coroutine": "The code may catch asyncio.CancelledError and continue. Let it raise this error again",
+    "coroutine": "The code may catch asyncio.CancelledError and continue. Re-raise this error in the handler",
     "thread": (
         "The code is in a long call, waits in `threading` or `queue`, or catches JobCancelled. Check `job.cancelled` "
         'in the handler, or use isolation="process", which can always be stopped'
     ),
-    "process": "The worker is killing its process",
+    "process": "The worker is killing the process that runs the code",
 }
-"""What to do, by the isolation of the handler."""
+"""The advice in the warning, by the handler's isolation."""
 
 
 async def warn_of_ignored_cancels(runs: Mapping[str, Run], now: Callable[[], float]) -> None:

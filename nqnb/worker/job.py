@@ -56,8 +56,8 @@ class JobState:
     """The state that a worker shares with a job. Handlers must not use this object.
 
     Args:
-        changed: a function that is called after each change of the progress or the log.
-        stop: the flag to set once the handler must stop. By default, a new flag is created.
+        changed: a function that is called after each change to the progress or the log.
+        stop: the flag that tells the handler to stop, or None to create a new flag.
         progress_raises: whether `Job.progress` raises `JobCancelled` once the handler must stop.
     """
 

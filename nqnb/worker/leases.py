@@ -62,7 +62,7 @@ class LeaseKeeper:
         """The queues for which the worker has already logged that the server refuses to renew leases."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run whose last heartbeat is older than ``before`` (on the `elapsed` clock)."""
+        """Send a heartbeat for each run whose last heartbeat was earlier than ``before`` (on the `elapsed` clock)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
@@ -99,7 +99,7 @@ class LeaseKeeper:
                 run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
-        """Renew the leases of the runs whose last heartbeat is older than ``before``.
+        """Renew the leases of the runs whose last heartbeat was earlier than ``before``.
 
         Return the runs whose leases cannot be renewed because their consumer is missing.
         """

@@ -31,7 +31,7 @@ from nqnb.worker.run import Run
 BATCH_SECONDS = 0.25
 """The maximum period for which a worker reserves starts. If the worker dies, its unused starts are lost."""
 _KEEP_SECONDS = 0.5
-"""How long a reserved start remains valid."""
+"""How long a reserved start remains valid after its time has come."""
 _LONGEST_WAIT_SECONDS = 1.0
 """How long a fetched task may wait in the worker for its start. If the start is later, the message is nak'ed."""
 _FULL_SECONDS = 0.2
@@ -39,7 +39,7 @@ _FULL_SECONDS = 0.2
 _TURN_SECONDS = 0.05
 _TURN_SHARE = 0.1
 _LONGEST_TURN_SECONDS = 1.0
-"""The time between two attempts to take the slot of a serial key, for which the waiting tasks take turns.
+"""The longest time between two attempts to take the slot of a serial key. The waiting tasks take turns.
 
 The time is `_TURN_SHARE` of the time since the first failed attempt, but at least `_TURN_SECONDS` and at most
 `_LONGEST_TURN_SECONDS`.
@@ -65,12 +65,13 @@ class _Gate:
     """The times of the reserved starts, in Unix seconds on the server's clock."""
     reserving: asyncio.Lock = field(default_factory=asyncio.Lock)
     batch: int = 0
-    """The number of starts that were reserved last."""
+    """The number of starts in the most recent reservation."""
     since: float = 0.0
     """The time at which the current period of ``taken`` began, on the `elapsed` clock."""
     taken: int = 0
+    """The number of starts that tasks used in the current period of `BATCH_SECONDS`."""
     before: int = 0
-    """The number of starts that tasks used in the current (``taken``) and the previous (``before``) `BATCH_SECONDS`."""
+    """The number of starts that tasks used in the previous period."""
     waiting: int = 0
     """The number of fetched tasks that are waiting for a start."""
     closed_until: float = 0.0
@@ -102,7 +103,7 @@ class _Line:
     last_turn: float = 0.0
     """The time at which the last of the waiting tasks is redelivered."""
     since: float = 0.0
-    """The time of the first of the consecutive failed attempts to take the key's slot, or 0."""
+    """The time of the first failed attempt to take the key's slot, or 0 if no attempt has failed."""
 
     def next_turn(self, now: float, *, failed: bool) -> float:
         """Return the delay with which to nak a task that must wait.
@@ -295,8 +296,9 @@ class Limiter:
     async def _reserve(self, gate: _Gate, queue: str, rate: float, ahead: float, least: int) -> float:
         """Reserve at least ``least`` starts, and return the time of the first start.
 
-        Up to a limit, one more start is reserved for each free slot, or as many as tasks have recently used if that
-        number is higher. A slot can serve several short tasks, but a start that no task uses is lost to all workers.
+        The number of starts is ``least`` plus one for each free slot, or the number that tasks have recently used if
+        that is higher, but at most the number for `BATCH_SECONDS`. A slot can run several short tasks one after
+        another, but a start that no task uses is lost to all workers.
         """
         wanted = max(self._slots(queue) + least, least, gate.taken, gate.before)
         wanted = min(math.ceil(rate * BATCH_SECONDS), wanted)
@@ -386,5 +388,8 @@ class Limiter:
 
 
 def _may_run_code(run: Run) -> bool:
-    """Return whether the code of a run may be running, and is not yet being stopped for the sake of another run."""
+    """Return whether the code of a run may be running.
+
+    Return False if the run is being stopped because it may no longer own its task.
+    """
     return run.claimed and not run.finishing and run.why not in (Stop.LEASE, Stop.SUPERSEDED, Stop.ENDED_ELSEWHERE)

@@ -13,13 +13,13 @@ MAX_CHARACTERS = 2_000
 """The maximum length of a line."""
 
 NumberedLine = tuple[int, float, str]
-"""The number of a line in its attempt, counted from 1, the time in Unix seconds, and the text."""
+"""The number of a line in its attempt (counted from 1), its time in Unix seconds, and its text."""
 
 
 class LineBuffer:
     """The newest lines of one attempt. All methods can be called from any thread, and acquire no lock.
 
-    Dropped lines are numbered too, so a reader can tell how many lines are missing.
+    Dropped lines are counted too, so a reader of the log can tell from the numbers how many lines are missing.
     """
 
     __slots__ = ("_lines", "_numbers")

@@ -58,7 +58,7 @@ _READY_TIMEOUT_SECONDS = 2.0
 _LOOKS_AT_ONCE = 250
 """The maximum number of cancel requests to read concurrently."""
 _TICKS_PER_ROUND = 4
-"""The number of pulse ticks between renewal rounds, which together last at most a sixth of the ack wait."""
+"""The number of pulse ticks between two renewal rounds: at most a sixth of the ack wait in total."""
 _HURRIED_GRACE_SHARE = 1 / TICKS
 """The longest time between two attempts to stop a thread whose lease has run out, as a fraction of the ack wait."""
 
@@ -108,7 +108,7 @@ class Guard:
         self._trouble = ""
         """The reason why the guard has no connection."""
         self._next_pushes: dict[Run, float] = {}
-        """The time of the next attempt to stop a thread, for each run in a thread that must stop during this block."""
+        """The time of the next attempt to stop a handler in a thread, by run. The dict is cleared after each block."""
 
     def start(self) -> None:
         """Start the guard's thread, which opens a connection and watches the running event loop."""
@@ -301,7 +301,7 @@ class Guard:
 
         await few_at_once(runs, renew, RENEWALS_AT_ONCE)
         if troubles:
-            text = "worker %s: the guard could not renew %d leases: %s"
+            text = "worker %s: the guard could not renew all leases (%d failed): %s"
             self._log(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
         # The loop itself stops handlers in processes, with signals.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
@@ -351,7 +351,7 @@ class Guard:
         place = Place.of(self._pulse.thread)
         cure = "The machine is overloaded, or a thread holds the interpreter lock: run fewer tasks at the same time"
         if place is None:
-            what = "is getting no CPU time because other threads or processes are using it"
+            what = "is getting no CPU time, because other threads or processes are using all of it"
         elif place.ours:
             what = f"is getting too little CPU time for the worker's own code (at {place.text})"
         else:

@@ -66,7 +66,7 @@ _LOG_LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
 
 
 class Useless(Exception):
-    """The error of a run whose return value cannot be stored."""
+    """The error with which a run fails if the handler's return value cannot be stored."""
 
 
 async def record_outcome(backend: Backend, run: Run, result: Result) -> Status | None:
@@ -272,7 +272,7 @@ def describe_error(error: BaseException) -> ErrorInfo:
 
 
 def _with_cell_names(trace: str) -> str:
-    """Replace the file names that IPython gives to cells in a traceback with the cell names that a notebook shows.
+    """In a traceback, replace the file names that IPython gives to cells with the cell names that a notebook shows.
 
     If the handler ran in another process, the traceback lacks the source lines of cells, so they are added.
     """

@@ -118,7 +118,7 @@ def _start_in_context(thread: threading.Thread) -> None:
 
 
 class Routing:
-    """An object that installs and removes the routers, which are installed while at least one worker is registered."""
+    """An object that installs the routers while at least one worker is registered, and removes them afterwards."""
 
     def __init__(self) -> None:
         self._users = 0

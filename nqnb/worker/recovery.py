@@ -92,9 +92,9 @@ class Recovery:
             self._task.cancel()
 
     async def maintain(self) -> None:
-        """Recreate deleted buckets and cancel streams, and have the server deliver lost messages and overdue tasks.
+        """Recreate missing buckets and missing cancel streams, and have lost messages and overdue tasks delivered.
 
-        An error in one step, such as the search of one queue, does not prevent the others.
+        An error in one step, such as the search of one queue, does not prevent the other steps.
         """
         if self._maintaining:
             return
@@ -118,7 +118,7 @@ class Recovery:
             )
 
     async def _recreate(self) -> None:
-        """Recreate deleted buckets and cancel streams."""
+        """Recreate missing buckets and missing cancel streams."""
         await self._backend.ensure_buckets()
         for pull in self._pulls:
             await self._listener.ensure(pull.queue)
@@ -192,8 +192,8 @@ class Recovery:
     async def _birth_of_new_stream(self, queue: str) -> float:
         """Return the creation time of a queue's stream if the stream has been recreated, or 0 otherwise.
 
-        The creation time of the original stream is not returned. That time must not be compared with the times of
-        deliveries, because the clocks of different servers may have set these times.
+        The creation time of the original stream is not returned: it must not be compared with the times of deliveries,
+        because the two times may come from the clocks of different servers.
         """
         born = await self._backend.queue_created_at(queue)
         # Infinity means that the stream does not exist at the moment.

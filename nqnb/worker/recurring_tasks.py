@@ -26,7 +26,7 @@ _LOOK_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
 """Seconds until a failed firing or a failed check is repeated."""
 _SPREAD_SECONDS = 0.2
-"""The maximum random delay of a firing. After the first worker has fired, the other workers have nothing left to do."""
+"""The maximum random delay before a worker fires a schedule. The other workers then find it already fired."""
 _FIRINGS_AT_ONCE = 10
 
 
@@ -56,7 +56,7 @@ class RecurringTasks:
         self._presence = presence
         self._may_fire = may_fire
         self._position: tuple[int, str] = (0, "")
-        """The revision of the last change to a schedule that this worker has read, and the bucket's creation time."""
+        """The revision of the last schedule change that this worker has read, and the creation time of the bucket."""
         self._latest = 0.0
         """The latest server time at which the schedules were checked. A clock that goes back resets this time."""
         self._due: dict[str, float] = {}

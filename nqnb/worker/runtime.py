@@ -221,7 +221,7 @@ class Runtime:
     async def is_idle(self) -> bool:
         """Return True if no task is running in this worker, and the worker's queues are empty or paused.
 
-        If the result is True, log which queues are paused and have tasks.
+        Before returning True, log each paused queue that still has tasks.
 
         Raises:
             ConnectionFailed: the connection is closed permanently, or the worker has failed.
@@ -265,8 +265,8 @@ class Runtime:
         """Stop fetching tasks, but let the running tasks continue."""
         if not self._paused:
             log.warning(
-                "worker %s is paused: it starts no more tasks, but its %d running tasks continue. Restart the worker "
-                "to start tasks again",
+                "worker %s is paused: it starts no more tasks, but the tasks that it is running (%d) continue. Restart "
+                "the worker to start tasks again",
                 self._worker_id,
                 len(self.runs),
             )
@@ -391,7 +391,7 @@ class Runtime:
             run.life = start_task(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
-        """Handle a redelivery of a task that is registered here. Unless its run must end, adopt the new delivery."""
+        """Handle the redelivery of a task that this worker already has. Adopt the delivery unless the run must end."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
         # If the lease of a run has ended, another worker may have taken over its slot.
         leaving = leaving or (bool(run.held) and run.lost_lease())
@@ -517,7 +517,7 @@ class Runtime:
             self._broken.set()
 
     async def _beat(self) -> None:
-        """Renew the presence and the leases every third of the ack wait. Continue until cancelled."""
+        """Renew the presence and the leases at least three times per ack wait. Continue until cancelled."""
         pause = self._presence.interval
         while True:
             await asyncio.sleep(pause)
@@ -561,7 +561,7 @@ class Runtime:
             await self._wake.wait()
 
     async def _wake_regularly(self) -> None:
-        """Let `_fetch` check the pull requests, even if nothing has happened. Continue until cancelled."""
+        """Wake `_fetch` regularly, so that it checks the pull requests. Continue until cancelled."""
         # One timer for all waits takes much less time than a timeout for each wait.
         while True:
             await asyncio.sleep(_FETCH_SECONDS)

@@ -132,7 +132,7 @@ class TaskLogs:
             await self._backend.store_log(run.id, part)
         except NqnbError as error:  # the reader sees from the numbers that lines are missing
             if not self._failed:
-                log.warning("lines of task logs were not stored: %s", error)
+                log.warning("some lines of task logs could not be stored: %s", error)
             self._failed = True
         else:
             self._failed = False

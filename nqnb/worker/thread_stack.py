@@ -10,11 +10,11 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 REPEAT_SECONDS = 60.0
-"""Seconds between two warnings about the same block."""
+"""Seconds between two warnings about the same problem, such as a blocked event loop."""
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
 """The nqnb functions that call handlers on an event loop, as pairs of module and function."""
 THREAD_STARTERS = {("nqnb.worker.executors.thread", "_enter")}
-"""The nqnb function that calls handlers in threads of their own, as a pair of module and function."""
+"""The nqnb function that calls handlers in separate threads, as a pair of module and function."""
 _WRAPPERS = ("nqnb.worker.print_capture", "nqnb.worker.handlers", "contextlib")
 """Modules whose frames may lie between a function in `_STARTERS` and the handler."""
 

@@ -131,7 +131,8 @@ class TaskFunction(Generic[Arguments, Returned, P, R]):
         """Submit a task with the payload, and return its handle. With a client, the call must be awaited.
 
         Args:
-            nq: the client, or a session of `nqnb.session`. The task of a session returns its result as decoded JSON.
+            nq: the client, or a session from `nqnb.session`. The result of a task that is submitted through a session
+                is decoded JSON, without conversion to the annotated type.
             payload: the payload, of the annotated type.
             **options: options of `nqnb.Client.submit`, such as ``retry`` and ``timeout``.
 

@@ -76,8 +76,8 @@ class Worker:
             failed.
         shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost. NQ has the same
             option. By default, the worker waits for the server, and stops only tasks whose leases have run out.
-        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. If
-            so, a loop that reports progress stops at the next report.
+        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. By
+            default, a loop that reports progress therefore stops at its next report.
         store: the store for task states. The default is the bucket ``nq-store``.
         metrics: the port on which the worker serves metrics for Prometheus while it runs, or an address such as
             ``"127.0.0.1:9464"``. A port without a host means all interfaces. By default, no metrics are served.
@@ -85,10 +85,10 @@ class Worker:
         health: the port on which the worker answers health checks while it runs, or an address such as
             ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
             receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
-        task_logs: whether to store what handlers print and log in the stream ``nq-logs``, which `Client.logs` reads.
-            Printed text then no longer goes to the worker's output. Task logs are off by default, because storing them
-            adds writes for each task that prints, uses storage on the server, and requires permission to create and
-            write the stream.
+        task_logs: whether to store task logs, that is, the text that handlers print and log. The text is stored in the
+            stream ``nq-logs``, which `Client.logs` reads. Printed text then no longer goes to the worker's output. Task
+            logs are off by default, because storing them adds writes for each task that prints, uses storage on the
+            server, and requires permission to create and write the stream.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
@@ -128,7 +128,9 @@ class Worker:
         self.queues = None if queues is None else check_queues(queues)
         """The weights of the queues in their order, or None. In a strict order, each weight is 0."""
         self.shutdown_timeout = check_seconds("shutdown_timeout", shutdown_timeout)
-        self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
+        self.poison_limit = check_count(
+            "poison_limit", poison_limit, 1, 2**31 - 1, "the number of workers that may go silent"
+        )
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
         self.progress_raises = check_flag("progress_raises", progress_raises)
         self.metrics = None if metrics is None else ListenAddress.of(metrics)
@@ -139,8 +141,8 @@ class Worker:
         self.dedicated = False
         """Whether the process does nothing but run this worker.
 
-        If so, all objects that exist once `serve` has started the worker, mostly modules, are excluded from garbage
-        collection with `gc.freeze`, and garbage is collected less often. This makes short tasks faster.
+        If so, garbage is collected less often. Also, once `serve` has started the worker, `gc.freeze` excludes all
+        objects that exist at that time (mostly modules) from garbage collection. Both measures make short tasks faster.
         """
         self._given = (settings, options)
         self.settings = self._own_settings = Settings.of(settings, **options)
@@ -629,7 +631,7 @@ class Worker:
         self._stop.set()
 
     def run(self) -> None:
-        """Run `serve` in a new event loop as a `dedicated` worker, and block until a signal stops the worker.
+        """Mark this worker as `dedicated`, and run `serve` in a new event loop until a signal stops the worker.
 
         Raises:
             BadInput: this thread is already running an event loop. Use ``await worker.serve()`` instead.

@@ -124,7 +124,8 @@ async def test_sigtstp_stops_pulling_only(
     await begun.wait()
     signal.raise_signal(signal.SIGTSTP)
     await until_async(pulls_nothing)
-    assert "is paused: it starts no more tasks, but its 1 running tasks continue. Restart the worker" in caplog.text
+    text = "is paused: it starts no more tasks, but the tasks that it is running (1) continue. Restart the worker"
+    assert text in caplog.text
     waiting = await nq.submit("work")
     go.set()
     assert await running.result(timeout=30) == "done"

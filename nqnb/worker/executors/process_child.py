@@ -50,7 +50,7 @@ NO_MORE_TASKS = LENGTH.pack(0)
 MOST_RESULT_BYTES = 64 * 2**20
 """The maximum size of a result. No server accepts a larger result."""
 _MOST_TEXT_CHARACTERS = 2**20
-"""The maximum length of an exception's text, and of its traceback. Only a few thousand characters are stored."""
+"""The maximum length of an exception's message or traceback. Only a few thousand characters are stored."""
 _CALLERS = (__name__, "nqnb.worker.print_capture", "nqnb.worker.handlers")
 """The modules of nqnb that call a handler in this process."""
 _REPORT_INTERVAL_SECONDS = 0.05
@@ -139,9 +139,9 @@ class _Runner:
         folder: the worker's working directory.
         environment: the worker's current environment variables, which may have changed since this process started.
         facts: the arguments of the handler's `Job` that describe the task.
-        progress_raises: the argument of the handler's `Job` with the same name.
+        progress_raises: the handler's `Job` argument of the same name.
         stores_lines: whether the worker stores the task's log.
-        call: the pickled function, a flag that is true for a coroutine function, and the arguments that follow ``job``.
+        call: a pickled tuple: the function, whether it is a coroutine function, and the arguments that follow ``job``.
         trace: the trace context of the run as headers. It is empty if the run is not traced.
     """
 
@@ -169,10 +169,10 @@ class _Runner:
             self._job.state.lines = LineBuffer()
         self._process = os.getpid()
         self._in_handler = False
-        """Whether the main thread is running the handler's code, in which an exception may be raised."""
+        """Whether the main thread is running the handler's code. Only then may a signal raise an exception."""
         self._interrupted = False
         self._sending = False
-        """Whether the main thread is sending a frame. No exception may interrupt the sending."""
+        """Whether the main thread is sending a frame, which no exception may interrupt."""
         self._raise_after_sending = False
         self._cancel: Callable[[], None] | None = None
         self._send_lock = threading.Lock()

@@ -51,8 +51,8 @@ _CLOSE_TIMEOUT_SECONDS = 7.0
 _CHECK_SECONDS = 1.0
 """Seconds between two checks that the supervisor is alive.
 
-Waiting for the end of the pipe is not enough, because another forked process may keep the pipe of a dead supervisor
-open.
+Waiting for the supervisor's pipe to close is not enough, because another forked process may keep the pipe open after
+the supervisor has died.
 """
 _COLLECT_TIMEOUT_SECONDS = 1.0
 """How long a supervisor may take to exit after its last report. After this time, the worker kills the supervisor."""
@@ -285,12 +285,12 @@ class TaskProcess:
     def run(
         self, handler: Handler, on_message: Callable[[tuple[Any, ...]], None], *task: Any
     ) -> asyncio.Future[int | None]:
-        """Start to run a task, and return immediately.
+        """Start running a task, and return immediately.
 
         Args:
             handler: the task's handler.
             on_message: a function that is called with each message from the process.
-            *task: the arguments of `nqnb.worker.executors.process_child` that describe the task.
+            *task: the values that describe the task, in the order that `nqnb.worker.executors.process_child` expects.
 
         Returns:
             A future that is resolved once the process is ready for another task, or once the process and all its
@@ -358,7 +358,7 @@ class TaskProcess:
     def _signal_group(self, number: signal.Signals) -> None:
         """Send a signal to the handler's process group.
 
-        If the process has exited, do nothing, because the id may have been reused.
+        If the process has exited, do nothing, because the system may have reused its id.
         """
         if len(numbers := self._reported_numbers) == 1:
             with contextlib.suppress(OSError):
@@ -416,7 +416,7 @@ class TaskProcess:
         while len(self._incoming) >= LENGTH.size:
             end = LENGTH.size + LENGTH.unpack_from(self._incoming)[0]
             if end > _MOST_FRAME_BYTES:
-                raise ValueError(f"the message has {end} bytes")
+                raise ValueError(f"the message is too large: expected at most {_MOST_FRAME_BYTES:,} bytes, got {end:,}")
             if len(self._incoming) < end:
                 break
             message = _PlainUnpickler(io.BytesIO(self._incoming[LENGTH.size : end])).load()
@@ -430,7 +430,7 @@ class TaskProcess:
     def _become_ready(self) -> None:
         """Handle the message with which the process reports that it is ready for another task of its handler."""
         if self._task is None or not self._has_outcome:
-            raise ValueError("the process is ready before it has sent an outcome")
+            raise ValueError("unexpected ('ready',) message: the process has no task, or has not sent the outcome")
         if self._signalled:
             self._send(NO_MORE_TASKS)
         else:
@@ -466,7 +466,7 @@ class TaskProcess:
         return is_expected and not self._incoming and not self._is_closed and self._has_room()
 
     def _renew(self) -> None:
-        """Let the supervisor fork another process for the next task."""
+        """Tell the supervisor to fork another process for the next task."""
         self._reported = b""
         self.handler, self._tasks = None, 0
         self._order(supervisor.NEXT)
@@ -519,7 +519,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Refuse to load a class or function; see `pickle.Unpickler.find_class`."""
-        raise pickle.UnpicklingError(f"the message contains {module}.{name}")
+        raise pickle.UnpicklingError(
+            f"the message is invalid: expected only built-in values, got a reference to {module}.{name}"
+        )
 
 
 class SpawnedSupervisor:

@@ -3,15 +3,15 @@
 Raising an exception is not safe while the thread may hold a lock that other threads need. CPython raises an
 asynchronous exception at the thread's next check of its "eval breaker": at the entry of a Python function, at a
 backward jump, or after a call of C code. Such a check can occur between ``lock.acquire()`` and the ``try`` statement
-that releases the lock. `logging` has this gap up to Python 3.12. A thread that ends in the gap never releases the lock
-of a log handler, so the worker's next log call never returns. Therefore, no exception is raised while any frame of the
-thread belongs to a module in `GUARDED`, or to nqnb code that the handler has called.
+that releases the lock. `logging` has this gap up to Python 3.12. If the exception is raised in the gap, the lock of a
+log handler is never released, so the worker's next log call never returns. Therefore, no exception is raised while any
+frame of the thread belongs to a module in `GUARDED`, or to nqnb code that the handler has called.
 
 A single inspection of the stack is not enough, because the thread may enter `logging` between the inspection and the
 exception. `interrupt` therefore inspects the stack twice. The second inspection and the call that raises the exception
-are one expression, during which the calling thread cannot lose the GIL. The other thread's next check then occurs in an
-inspected frame, or at the entry of a function that such a frame calls, before the function can acquire a lock. The
-frame that calls the handler must be part of the stack. The exception thus never reaches a thread that has left its
+are one expression, during which the calling thread cannot lose the GIL. The handler thread's next check then occurs in
+an inspected frame, or at the entry of a function that such a frame calls, before the function can acquire a lock. The
+stack must contain the frame that calls the handler. The exception therefore never reaches a thread that has left its
 handler, or a new thread with the same identifier.
 
 If the exception cannot be raised yet, an `Interrupter` retries at short intervals. A thread that logs continuously
@@ -73,13 +73,13 @@ _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 class ThreadExecutor(Executor):
     """An executor that runs a function in a separate thread.
 
-    The thread runs nothing else at the same time, and nothing else at all once the function has been asked to stop. So
-    an exception that is raised in the thread affects no other code.
+    The thread runs no other code at the same time. Once the function has been asked to stop, the thread is not reused.
+    Therefore, an exception that is raised in the thread affects no other code.
     """
 
     how = "its thread was stopped"
     _next_warning = 0.0
-    """The time of the next log line about a thread that cannot be started, on the monotonic clock."""
+    """The earliest time, on the monotonic clock, of the next warning that a thread cannot be started."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
@@ -90,7 +90,7 @@ class ThreadExecutor(Executor):
         self._base: FrameType | None = None
         """The frame that calls the handler."""
         self._left = False
-        """Whether the handler has ended. The thread may make other calls then."""
+        """Whether the handler has ended. After that, the thread may make other calls."""
         self._abandoned = False
         """Whether the caller of `run` was cancelled."""
         self._refused: RuntimeError | None = None
@@ -367,8 +367,8 @@ def _trap(
         due: a dict that maps the identifier of each thread that must stop to the frame that calls the handler. The
             wrapper removes the thread when it raises the exception.
         before: the function to wrap.
-        is_harmless: a function that takes a frame of guarded code on the stack between the handler and ``before``, and
-            returns whether that code releases all its locks if an exception is raised.
+        is_harmless: a function that returns whether the code of a frame releases all its locks if an exception is
+            raised. The wrapper checks the frames that led to its call, innermost first.
     """
 
     def trap(*args: Any, **kwargs: Any) -> Any:

@@ -1,13 +1,13 @@
-"""Reuse the threads of handlers. Starting a thread takes several times as long as handing it a call.
+"""Reuse the threads of handlers. Starting a new thread takes several times as long as passing a call to an idle thread.
 
 Waking a thread also takes much longer than a short call. So while calls are short, one thread makes all waiting calls,
-one after another. A call that is not short delays the calls behind it by one or two milliseconds. Then other threads
-are woken. If calls are usually not short, each call wakes a thread.
+one after another. A long call delays the calls behind it by one or two milliseconds, until other threads are woken. If
+calls are usually long, each call wakes a thread.
 
 A thread is reused only if its last handler was not asked to stop, so no exception can be pending in the thread.
-Thread-local variables remain for the next handler, and so does everything else that belongs to a thread, except its
-event loop. An exception that a library raises in a thread too late may hit the next handler, as in every pool of
-threads.
+The next handler sees the thread-local variables of earlier handlers, and all other state of the thread except its event
+loop. If a library raises an exception in a thread too late, the exception may hit the next handler, as in any thread
+pool.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ IDLE_SECONDS = 10.0
 """Seconds after which an idle thread ends."""
 _IDLE_NAME = "nqnb-idle"
 _SHORT_SECONDS = 0.0001
-"""The mean duration of recent calls below which calls share a thread. Waking a thread takes about as long."""
+"""The longest mean duration of recent calls at which calls share a thread. Waking a thread takes about as long."""
 _LONGEST_COUNTED_SECONDS = 0.01
-"""The duration that is counted for all longer calls, so that some short calls after a long call are noticed."""
+"""The maximum duration that counts towards the mean, so that a few short calls after a long call lower the mean."""
 _NEWEST_SHARE = 1 / 8
 """The weight of the newest call in the mean duration of recent calls."""
 _NEXT_WAKE_SECONDS = 0.001
@@ -68,7 +68,7 @@ class HandlerThread(threading.Thread):
         """The time on the `elapsed` clock since which the thread has been idle."""
 
     def wake(self) -> None:
-        """Make the waiting calls in this thread, which is idle or has not been started."""
+        """Tell this thread to make the waiting calls. The thread must be idle or not yet started."""
         self._resting = False
         self._wakes.put(None)
 
@@ -126,7 +126,7 @@ class HandlerThread(threading.Thread):
         return True
 
     def _rest(self) -> bool:
-        """Become idle, and return whether the thread may be reused, because the pool has not been closed."""
+        """Become idle, and return whether the thread may be reused. A thread of a closed pool may not be reused."""
         pool, self.name, self.idle_since, self._resting = self._pool, _IDLE_NAME, elapsed(), True
         pool.is_watched = False
         pool.idle.append(self)
@@ -137,16 +137,16 @@ class HandlerThread(threading.Thread):
 
 
 class SharedCalls:
-    """What a pool shares with its threads. It does not refer to the event loop, except by a weak reference."""
+    """The state that a pool shares with its threads. This object has only a weak reference to the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.calls: deque[ThreadCall] = deque()
         """The calls that wait for a thread."""
         self.idle: list[HandlerThread] = []
-        """The idle threads; the last one was used last."""
+        """The idle threads, the most recently used thread last."""
         self.closed = False
         self.is_watched = False
-        """Whether a thread has been woken and has not become idle since. It may be in a long call."""
+        """Whether a thread has been woken and has not become idle since. That thread may be making a long call."""
         self.taken = 0
         """A number that changes when a thread takes a call."""
         self.typical_seconds = _LONGEST_COUNTED_SECONDS
@@ -154,15 +154,15 @@ class SharedCalls:
         self._made: deque[ThreadCall] = deque()
         """The calls whose results must be passed on."""
         self._told = False
-        """Whether the event loop has been told that there are results."""
+        """Whether the event loop has been notified that results are available."""
         self._loop = weakref.ref(loop)
 
     def count(self, seconds: float) -> None:
-        """Count the duration of a call. Any thread may call this method."""
+        """Update the mean duration with the duration of a call. Any thread may call this method."""
         self.typical_seconds += (min(seconds, _LONGEST_COUNTED_SECONDS) - self.typical_seconds) * _NEWEST_SHARE
 
     def tell(self, call: ThreadCall) -> bool:
-        """Pass on the result of a call soon, and return True, unless the event loop has been closed."""
+        """Have the event loop pass on the result of a call. Return False if the event loop has been closed."""
         self._made.append(call)
         if not self._told:
             self._told, loop = True, self._loop()
@@ -215,7 +215,7 @@ class ThreadPool:
             self._trim_later(IDLE_SECONDS)
 
     def close(self) -> None:
-        """End all threads that are idle, now or after their current calls."""
+        """End each idle thread now, and each busy thread once it becomes idle."""
         _close(self._shared)
 
     def _wake(self, count: int) -> None:
