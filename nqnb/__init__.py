@@ -30,7 +30,7 @@ def _module_of_each_name() -> dict[str, str]:
     """Return a dict that maps each public name to its module.
 
     The names are read from `__init__.pyi`, the file that type checkers also use. A module is imported only when one of
-    its names is first used. This keeps ``import nqnb`` fast.
+    its names is first used, so that ``import nqnb`` stays fast.
     """
     if not _modules:
         import ast

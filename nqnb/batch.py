@@ -1,7 +1,7 @@
 """Submit the items of an iterable, or the rows of a DataFrame, as tasks with the same options.
 
-Each task of a named group stores the group's name, the task's position and the label of the task's row, so that the
-tasks of the group can be found later and matched with their rows.
+Each task of a group stores the name of the group, the position of its payload and the label of its row. The tasks can
+therefore be found later, and matched with their rows.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Batch:
         self._serial_of = check_callable("serial", serial, "a string or a function", 1) if callable(serial) else None
         self._group = None if group is None else check_group(group)
         self._plain = key is None and serial is None and group is None and source is None
-        """Whether the messages of all tasks have no Meta."""
+        """Whether the messages are sent without the field Meta."""
         self.queue = self._template.Queue
         self.payloads = Payloads(payloads)
         self.index: Any = payloads.index if payload.is_frame(payloads) else None
@@ -202,13 +202,16 @@ def encode_label(label: Any) -> bytes:
 
 
 def check_key(key: object) -> str:
-    """Return a key as a string. Raise `BadInput` unless the key is a whole number or a non-empty string."""
+    """Return a key as a string.
+
+    Raise `BadInput` unless the key is a whole number, or a non-empty string without lone surrogates.
+    """
     text = exact_text(key) if isinstance(key, str) else None
     if isinstance(key, numbers.Integral) and not isinstance(key, bool):
         text = str(int(key))
     if not text or UNPAIRED.search(text):
         raise BadInput(
-            f"key={shown(key)} is invalid: must be a non-empty string or a whole number. "
+            f"key={shown(key)} is invalid: must be a whole number, or a non-empty string without lone surrogates. "
             "Pass a key such as '2026-11/sweep/7'."
         )
     return text

@@ -94,8 +94,8 @@ def connect(
 
     Args:
         settings: `Settings`, the address of a server, or several addresses of one cluster. By default, the address is
-            taken from ``NATS_URL``, or else from a NATS CLI context. If neither is set, the address is that of your
-            detached server (`nqnb up --detach`) if the server is running, or else ``nats://127.0.0.1:4222``.
+            taken from ``NATS_URL``, or else from a NATS CLI context. If neither is set, the client uses your
+            detached server (`nqnb up --detach`) if that server is running, or else ``nats://127.0.0.1:4222``.
         store: the store for task states, in place of the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` that override those in ``settings``.
 
@@ -132,7 +132,7 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self._opening: asyncio.Task[Backend] | None = None
-        """The asyncio task that connects, or None. `close`, or the first caller to get the outcome, resets this."""
+        """The asyncio task that connects, or None. `close` or the first caller to get the outcome sets it to None."""
         self._callers = 0
         """The number of calls of `open` that wait for `_opening`."""
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -437,7 +437,8 @@ class Client:
                 made: list[Any] = await outcomes_of(batch, submit_one, 1 if ordered else IN_FLIGHT)
         except asyncio.CancelledError:
             log.warning(
-                "submit_many to queue %r was cancelled: %s tasks were submitted, and up to %s more were sent",
+                "submit_many to queue %r was cancelled: the server accepted %s of the tasks, and may also have "
+                "accepted up to %s more",
                 batch.queue,
                 f"{accepted:,}",
                 f"{unsure:,}",
@@ -831,7 +832,7 @@ class Client:
         Args:
             queue: the queue.
             rate: the maximum number of tasks that start in a period, such as ``"100/s"``, ``"30/m"`` or ``"500/h"``, or
-                a number of tasks per second. The limit can be from ``"1/d"`` to 1,000,000 tasks per second.
+                a number of tasks per second. The rate must be between ``"1/d"`` and 1,000,000 tasks per second.
             concurrency: the maximum number of tasks that run at the same time, from 1 to 1,000.
 
         Returns:
@@ -991,9 +992,9 @@ class Client:
         """Remove the states, results and cancel requests of tasks that ended long ago.
 
         Servers from version 2.11 on remove results and states automatically (see `Settings`), except the states of
-        scheduled tasks that were cancelled before their start time. The state of a task that has not ended, or whose
-        message is still in its queue, is never removed. The records of serial keys that were released more than an hour
-        ago are removed too.
+        scheduled tasks that were cancelled before their start time. The state of a task is never removed if the
+        task has not ended, or if its message is still in its queue. Records of serial keys that were released more than
+        an hour ago are also removed.
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.
@@ -1201,7 +1202,8 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
-        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted; the first error is at position {index}: "
+        f"{len(failed):,} of {len(outcomes):,} tasks {'was' if len(failed) == 1 else 'were'} not accepted; the first "
+        f"error is at position {index}: "
         f"{str(first).rstrip('.')}. `.errors` maps the position of each rejected payload to its error. "
         "`.tasks` has the submitted tasks. In a notebook, read `sys.last_value.tasks`.",
         [None if isinstance(each, NqnbError) else each for each in outcomes],

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 
 def elapsed() -> float:
-    """Return the seconds since an arbitrary moment, including the time while the machine was suspended."""
+    """Return the seconds since an arbitrary moment, including any time during which the machine was suspended."""
     return _clock()
 
 
@@ -38,9 +38,9 @@ def _clock_that_counts_suspension() -> Callable[[], float]:
 _clock = _clock_that_counts_suspension()
 
 _DRIFT = 0.001
-"""The maximum drift between two clocks, in seconds per second. Time services adjust a clock by at most half as much."""
+"""The maximum drift between clocks, in seconds per second. Time services adjust clocks by at most half this rate."""
 FRESH_SECONDS = 60.0
-"""Decisions need a timestamp that is at most this many seconds old, because the server's clock may also jump."""
+"""Timestamps of this age or older are not used for decisions, because the server's clock may also jump."""
 
 
 class ServerClock:
@@ -53,7 +53,8 @@ class ServerClock:
     def observe(self, stamp: float, asked: float, answered: float) -> None:
         """Update the estimate with a timestamp from the server.
 
-        If the timestamp is consistent with the current bounds, it can only narrow them. Otherwise, it replaces them.
+        A timestamp that is consistent with the current bounds narrows the bounds or leaves them unchanged. Any other
+        timestamp replaces the bounds.
 
         Args:
             stamp: the timestamp in Unix seconds; 0 is ignored.
@@ -81,7 +82,11 @@ class ServerClock:
         return time.time() if bounds is None else _clock() + (bounds[0] + bounds[1]) / 2
 
     def earliest(self, moment: float | None = None) -> float:
-        """Return the earliest time that the server's clock can show now, or when `elapsed` returned ``moment``."""
+        """Return the earliest possible value of the server's time.
+
+        Args:
+            moment: the value of `elapsed` for which to return the time, or None for now.
+        """
         bounds, moment = self._bounds, elapsed() if moment is None else moment
         return self.at(moment) if bounds is None else moment + bounds[0]
 

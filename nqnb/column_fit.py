@@ -1,4 +1,4 @@
-"""The widths of the columns of a table in a terminal.
+"""Calculate the column widths of a table in a terminal.
 
 If a table is too wide, the least important columns are dropped first, and then long cells are clipped.
 """

@@ -96,7 +96,7 @@ def _run(shell: Shell, given: list[str]) -> int:
 
 
 def _is_closed_pipe(error: OSError) -> bool:
-    """Return whether stdout is a pipe whose reader has exited. Windows may report this as an invalid argument."""
+    """Return whether an error means that the reader of stdout has exited. Windows may report EINVAL in this case."""
     if isinstance(error, BrokenPipeError):
         return True
     if sys.platform != "win32" or error.errno != errno.EINVAL:

@@ -37,7 +37,7 @@ _CHAOS_ENDS = ("deleted", "cancelled", "completed", "failed", "unknown", "no ans
 
 
 class WatchBoard:
-    """A display of the queues and tasks in a snapshot. Ages and run times increase until the next snapshot."""
+    """A display of the queues and tasks in a snapshot. Ages and run times keep counting between snapshots."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -313,7 +313,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
 
 
 def _lost(writes: Mapping[str, int]) -> str:
-    """Describe the acknowledged revisions that the server has lost. Their tasks are not judged."""
+    """Describe the acknowledged revisions that the server lost. The tasks with lost revisions are not judged."""
     named = ", ".join(f"revision {revision} of task {task}" for task, revision in list(writes.items())[:3])
     more = f" and {len(writes) - 3:,} more" if len(writes) > 3 else ""
     return f"{named}{more}: acknowledged, but not stored"

@@ -240,7 +240,7 @@ def _(record: QueueInfo) -> RenderableType:
             ("queue", record.name),
             (
                 "paused",
-                f"workers start none of its tasks until `nqnb queue resume {record.name}`" if record.paused else "",
+                f"workers do not start its tasks until `nqnb queue resume {record.name}`" if record.paused else "",
             ),
             ("limits", _limits_of(record)),
             ("pending", f"{record.pending:,}"),
@@ -683,7 +683,7 @@ def _progress_words(task: TaskInfo) -> str:
 def _progress(task: TaskInfo) -> str:
     """Return the progress of a task, or an empty string for a completed task.
 
-    The last progress that a completed task reported may be misleading, because the work is complete.
+    The last progress that a completed task reported may be less than 100 percent, which would be misleading.
     """
     return "" if task.status is Status.COMPLETED else _progress_words(task)
 

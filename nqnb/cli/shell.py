@@ -37,7 +37,7 @@ _PIPE_WIDTH = 100_000
 
 
 class Interrupted(NqnbError):
-    """The user interrupted a command. ``.task_id`` is the task that the command was waiting for, or None."""
+    """The user interrupted a command. ``.task_id`` is the id of the task that it was waiting for, or None."""
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -239,9 +239,9 @@ class _CleanFormatter(logging.Formatter):
 
 
 def _json(value: object, stream: TextIO, indent: int | None = None) -> str:
-    """Return JSON for a stream.
+    """Return a value as JSON that can be written to a stream.
 
-    Non-ASCII characters are escaped if the stream's encoding is not UTF-8, because this encoding may lack them.
+    Non-ASCII characters are escaped unless the stream's encoding is UTF-8, because other encodings lack some of them.
     """
     is_utf8 = codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
     return to_json(value, indent=indent, only_ascii=not is_utf8)
@@ -263,5 +263,5 @@ def _console(stream: IO[str]) -> Console:
 
 
 def _can_redraw(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal that can replace its text. Some editor and CI terminals cannot."""
+    """Return whether a stream is a terminal that can overwrite text, unlike those of some editors and CI systems."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")

@@ -1,4 +1,4 @@
-"""Helpers for stdout and stderr, which may be closed or full, or may lack characters."""
+"""Helpers for stdout and stderr. A stream may be closed or full, or its encoding may lack characters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TextIO
 def prepare_streams() -> None:
     """Prepare stdout and stderr.
 
-    Output to a closed stream is discarded. Characters that the encoding lacks are replaced by "?", but escaped in JSON.
+    Output to a closed stream is discarded. Characters that the encoding lacks are replaced by "?", or escaped
+    in JSON.
     """
     # If sys.stderr were None, print() would write errors to stdout.
     sys.stdout = sys.stdout or _devnull()

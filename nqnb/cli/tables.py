@@ -89,7 +89,7 @@ def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
 
 
 def status(state: State) -> Text:
-    """Return the name of a state in the style for this state."""
+    """Return the name of a state as text in the style of that state."""
     return Text(state.label, style=STYLES[state])
 
 
@@ -126,5 +126,8 @@ def queue_state(queue: QueueInfo) -> Text:
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column for numbers of scheduled tasks. If no tasks are scheduled, this column is omitted first."""
+    """Return the column for the number of scheduled tasks.
+
+    If no tasks are scheduled, this column is the first to be dropped on a narrow terminal.
+    """
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)

@@ -21,7 +21,7 @@ from nqnb.text import duration
 async def with_silence(nq: Client, tasks: list[TaskInfo]) -> list[TaskInfo]:
     """Return the tasks, with `TaskInfo.worker_silent_since` set on each running task whose worker is silent.
 
-    If the workers cannot be read, the tasks are returned unchanged.
+    If the presence entries of the workers cannot be read, the tasks are returned unchanged.
     """
     if not any(each.status is Status.PROCESSING and each.worker for each in tasks):
         return tasks
@@ -71,7 +71,7 @@ async def _reasons(nq: Client, ids: list[str]) -> dict[str, str]:
     for each in running:
         if not each.worker or each.worker in gone:
             rest = "; another" if served[each.queue] else f" and no worker serves queue {each.queue!r}; the next"
-            reasons[each.id] = f"its worker is gone{rest} worker will mark it cancelled"
+            reasons[each.id] = f"its worker is gone{rest} worker will mark it as cancelled"
         elif each.worker in ages:
             silent = duration(ages[each.worker], gap=" ")
             reasons[each.id] = (

@@ -111,7 +111,7 @@ def limit_option(function: F) -> F:
 def limit_of(ctx: click.Context, limit: int | None) -> int | None:
     """Return the maximum number of tasks to show, or None for all tasks.
 
-    Without the option, a table shows the last tasks, and JSON, which programs read, contains all tasks.
+    Without the option, a table shows only the last tasks. JSON contains all tasks, because programs read it.
 
     Args:
         ctx: the context of the command.

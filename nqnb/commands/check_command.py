@@ -41,7 +41,7 @@ class Health(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """A list that contains the error to print, or is empty if all conditions hold."""
+        """A list with the error to print, or an empty list if all conditions hold."""
         broken = [each for each in self.checks if not each.ok]
         if not broken:
             return []

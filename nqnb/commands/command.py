@@ -39,7 +39,7 @@ class NeedsYes(NqnbError):
 
 
 class Front(Protocol):
-    """The interface, stored in ``ctx.obj``, through which a command communicates with the server and the user."""
+    """The interface through which a command communicates with the server and the user. ``ctx.obj`` implements it."""
 
     json: bool
     """Whether JSON output was requested."""
@@ -94,21 +94,21 @@ class Front(Protocol):
         ...
 
     def live(self, *, transient: bool = False) -> AbstractContextManager[Callable[[object], None]]:
-        """Return a context manager that yields a function for showing records, each in place of the previous record.
+        """Return a context manager that yields a function for showing a record in place of the previous record.
 
         If ``transient`` is True, the last record is removed at the end.
         """
         ...
 
     def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
-        """Return a context manager that yields a function for showing successive versions of the result.
+        """Return a context manager that yields a function for showing each new version of the result.
 
-        If the output cannot be overwritten, only the ``news`` attribute of later versions is shown.
+        If the output cannot be overwritten, only the ``news`` attribute of each version after the first is shown.
         """
         ...
 
     def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:
-        """Return a context manager that yields an event. The user or the system sets the event to stop the command."""
+        """Return a context manager that yields an event. The event is set when the command is asked to stop."""
         ...
 
     def start_logging(self, *, json: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Suggestions for unknown commands, including words that other programs use for nqnb's commands."""
+"""Suggestions for unknown commands, including commands of other programs with an equivalent in nqnb."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _nested(root: click.Group) -> Iterator[str]:
 
 
 def is_command_line(line: str, command: click.Command) -> bool:
-    """Return whether ``command`` has the subcommand or option that ``line`` names. A notebook lacks some of them."""
+    """Return whether ``command`` has the subcommand or option that ``line`` names. Notebooks lack some commands."""
     *path, last = line.split()
     for word in [*path, *([] if last.startswith("--") else [last])]:
         found = command.commands.get(word) if isinstance(command, click.Group) else None

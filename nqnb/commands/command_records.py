@@ -74,7 +74,7 @@ class Workers(list[WorkerInfo]):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """A list that contains the error to print, or is empty if there are enough workers."""
+        """A list with the error to print, or an empty list if there are enough workers."""
         if self.ok:
             return []
         return [
@@ -148,8 +148,8 @@ class Failures(list[FailureGroup]):
 class RequeuePreview(Struct, frozen=True):
     """The tasks that a command would requeue.
 
-    ``left_out`` is the number of tasks that have already been requeued. ``refused`` has an error for each task that was
-    selected by its id and cannot be requeued.
+    ``left_out`` is the number of tasks that are skipped because they have already been requeued. ``refused`` has an
+    error for each task that was selected by its id and cannot be requeued.
     """
 
     groups: list[RequeueGroup]
@@ -200,7 +200,7 @@ class RequeuePreview(Struct, frozen=True):
 
 
 class RequeuedAll(Struct, frozen=True):
-    """The outcome of requeuing many tasks. ``left_out`` is the number of tasks that had already been requeued."""
+    """The outcome of requeuing many tasks. ``left_out`` counts the tasks skipped because they were already requeued."""
 
     tasks: list[RequeuedTask]
     refused: list[NqnbError]
@@ -384,8 +384,8 @@ class Submitted(Struct, frozen=True):
         queue: the queue of the tasks.
         ids: the ids of the tasks.
         many: whether the command can submit more than one task.
-        refused: the errors of the tasks that were not submitted, or may not have been submitted, by the number of the
-            line.
+        refused: a dict that maps line numbers to errors, for the tasks that were not submitted or may not have been
+            submitted.
         rest: the line from which to continue if the server stopped accepting tasks, or None.
     """
 
@@ -402,7 +402,7 @@ class Submitted(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: at most the first ten, and errors that summarize the other lines."""
+        """The errors to print: the first ten errors at most, followed by summaries of the remaining lines."""
         errors: list[NqnbError] = [RefusedLine(number, error) for number, error in self.refused.items()]
         more = list(self.refused.items())[_PRINTED_ERRORS:]
         if more:
@@ -411,12 +411,13 @@ class Submitted(Struct, frozen=True):
             every = "With --json, all errors are printed."
             del errors[_PRINTED_ERRORS:]
             if refused:
-                errors.append(NqnbError(f"{len(refused):,} more lines were not submitted: {_ranges(refused)}. {every}"))
+                lines = "line was" if len(refused) == 1 else "lines were"
+                errors.append(NqnbError(f"{len(refused):,} more {lines} not submitted: {_ranges(refused)}. {every}"))
             if unsure:
                 errors.append(
                     NqnbError(
-                        f"{len(unsure):,} more lines may have been submitted: {_ranges(unsure)}. Check "
-                        f"`nqnb tasks {self.queue}` before you submit them again. {every}"
+                        f"{len(unsure):,} more {'line' if len(unsure) == 1 else 'lines'} may have been submitted: "
+                        f"{_ranges(unsure)}. Check `nqnb tasks {self.queue}` before you submit again. {every}"
                     )
                 )
         if self.rest is not None:
@@ -438,7 +439,7 @@ class Submitted(Struct, frozen=True):
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Return ascending numbers as text, such as ``2, 5-9``. If there are many ranges, the last ones are left out."""
+    """Return ascending numbers as text, such as ``2, 5-9``. If there are many ranges, the last ranges are omitted."""
     parts = []
     for _, same in itertools.groupby(enumerate(numbers), lambda each: each[1] - each[0]):
         run = [number for _, number in same]

@@ -38,8 +38,8 @@ def doctor(ctx: click.Context, queue: str | None, fix: bool, ignore: tuple[str, 
 
     The command compares the states of tasks with the messages in the queues, with the workers and with the
     configuration. Each finding has a code, a reason and a remedy; docs/doctor.md describes the codes. QUEUE limits the
-    examination to one queue and the server. The exit code is 0 without findings, and 1 with findings. For a monitor,
-    use `nqnb check`, which is faster.
+    examination to one queue and the server. The exit code is 0 if there are no findings, and 1 if
+    there are any. For monitoring, use `nqnb check`, which is faster.
 
     --fix shows the findings, asks for confirmation, makes the repairs that are safe, and examines the server again. No
     repair removes a task that can still run.

@@ -30,7 +30,7 @@ _TIME_OF_DAY = re.compile("([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
 
 
 class FilePath(click.Path):
-    """The path of a file or folder. Characters that paths cannot contain are reported as a usage error."""
+    """A parameter type for paths. A path with a character that paths cannot contain causes a usage error."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert the value to a path, as `click.Path.convert` does."""

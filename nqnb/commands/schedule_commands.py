@@ -71,7 +71,7 @@ Examples:
 @click.option("--file", type=PayloadFile("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--text", is_flag=True, help="Send the payload as a JSON string")
 @click.option("--raw", is_flag=True, help="Send the payload as raw bytes")
-@click.option("--replace", is_flag=True, help="Replace a schedule with the same name and another definition")
+@click.option("--replace", is_flag=True, help="Replace the existing schedule NAME if its definition is different")
 @click.pass_context
 def schedule_add(
     ctx: click.Context,
@@ -105,8 +105,8 @@ def schedule_add(
         made = await nq.every(queue=queue, payload=value, name=named, seconds=every or 0, **options)
         if not front_of(ctx).json and await nq.serving.is_missing(queue, nqnb_only=True):
             front_of(ctx).say(
-                f"no nqnb worker is serving queue {queue!r}: the schedule submits no tasks until a worker does. "
-                "Start an nqnb worker, or check the queue name."
+                f"no nqnb worker is serving queue {queue!r}: the schedule submits no tasks until a worker serves the "
+                "queue. Start an nqnb worker, or check the queue name."
             )
         return made
 

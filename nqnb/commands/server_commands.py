@@ -82,8 +82,8 @@ def up(
 
     With --detach, the server runs in the background, even after this shell exits. Each user can have one such
     server, which requires a token that only this user can read. Commands and notebooks use this server unless an
-    option, NATS_URL or a NATS CLI context names another server. Workers and commands that started with this server
-    reconnect only to this server, so a server in the foreground does not replace it.
+    option, NATS_URL or a NATS CLI context names another server. Workers and commands that have connected to this
+    server reconnect only to this server, so a server in the foreground does not replace it.
 
     The tasks are kept when the server stops. To start with an empty server, stop the server, and then delete the store
     folder. `nqnb up --status` shows this folder while the server is running, and `nqnb up --stop` shows the folder when
@@ -228,8 +228,8 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
         front.show(preview)
     count = "1 task is" if len(preview.ids) == 1 else f"{len(preview.ids):,} tasks are"
     return (
-        f"{count} queued or running on the server. Stopping the server does not delete tasks: they continue when it is "
-        "started again."
+        f"{count} queued or running on the server. Stopping the server does not delete tasks: they continue when the "
+        "server is started again."
     )
 
 

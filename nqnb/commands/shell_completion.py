@@ -1,4 +1,7 @@
-"""Shell completion of queue names, task ids and states. If the server is slow, no completions are offered."""
+"""Shell completion of queue names, schedule names, task ids and states.
+
+If the server is slow, no completions are offered.
+"""
 
 from __future__ import annotations
 

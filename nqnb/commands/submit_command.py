@@ -32,7 +32,7 @@ _SETTLE_SECONDS = 2.0
 _SLOW_SECONDS = 1.0
 """The interval between two checks of the connection while lines are submitted."""
 _MAX_UNANSWERED = 2
-"""A factor: the command stops after this many times as many consecutive unanswered requests as are sent at once."""
+"""The number of consecutive unanswered requests, per concurrent request, after which the command stops."""
 _FOREVER = "forever"
 _QUOTE_HINT = "Quote the JSON for the shell, as in '{\"a\": 1}', or use "
 
@@ -235,7 +235,7 @@ async def _with_word_of_outage(ctx: click.Context, nq: Client, sending: asyncio.
     while not sending.done():
         await asyncio.wait({sending}, timeout=_SLOW_SECONDS)
         if not sending.done() and not nq.backend.connected:
-            front_of(ctx).say("the server does not answer; the requests are repeated")
+            front_of(ctx).say("the server is not answering; the requests are being repeated")
             break
     await asyncio.shield(sending)
 
@@ -259,9 +259,9 @@ def _interrupted(numbers: list[int], outcomes: list[Task | NqnbError | None]) ->
         for number, each in zip(numbers, outcomes, strict=False)
         if isinstance(each, NqnbError) and not isinstance(each, Unconfirmed)
     ]
-    text = f"interrupted; {known:,} of {count_tasks(len(numbers))} were submitted"
+    text = f"interrupted; submitted {known:,} of {count_tasks(len(numbers))}"
     text += f"; up to {unsure:,} more were sent, but not confirmed by the server" if unsure else ""
-    text += f"; {len(refused):,} were refused (first error: {refused[0]})" if refused else ""
+    text += f"; refused: {len(refused):,} (first error: {refused[0]})" if refused else ""
     rest = numbers[len(outcomes) :]
     return text + (f". To submit the rest, continue from line {rest[0]}" if rest else "")
 

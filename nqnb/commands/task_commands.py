@@ -96,7 +96,7 @@ class Filter(Struct, frozen=True):
         ``show`` is called with each progress update.
 
         Raises:
-            NqnbError: failed tasks are selected, and a failure group has none of them.
+            NqnbError: failed tasks are selected, but a selected failure group has no failed tasks.
         """
         show(CommandProgress(0, 0, "tasks read"))
         found = await nq.tasks(
@@ -347,7 +347,7 @@ def _chosen_id(id: str | None, named: str | None) -> str:
 def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskStatus:
     """Print the state of a task as a single word.
 
-    A scheduled task, which is not due yet, is pending. `nqnb task show` shows when the task is due.
+    A task that is not due yet is reported as pending, not as scheduled. `nqnb task show` shows when the task is due.
     """
     chosen = _chosen_id(id, named)
 
@@ -616,7 +616,7 @@ def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None])
     except KeyboardInterrupt as interrupt:
         done = sum(isinstance(each, RequeuedTask) for each in outcomes.values())
         interrupt.args = (
-            f"interrupted; at least {done:,} of {count_tasks(len(ids))} were requeued. Run `nqnb tasks` to check",
+            f"interrupted; requeued at least {done:,} of {count_tasks(len(ids))}. Run `nqnb tasks` to check",
         )
         raise
 
@@ -728,9 +728,9 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 async def _fetch_in_full(ctx: click.Context, nq: Client, id: str) -> TaskInfo:
     """Return a task, including information that is stored outside its entry.
 
-    For an unfinished task, this information is the cancel request, and whether the worker is silent. For a task that
-    ended without a result, the information is the id of the new task if the task was requeued. Only the new task stores
-    this id, and the id is left out if it cannot be found in time.
+    For an unfinished task, the information is the cancel request, and the time since which its worker has been silent.
+    For a task that failed or was cancelled or deleted, and that was then requeued, the information is the id of the new
+    task. This id is found by listing tasks of the queue, and is omitted if the listing fails or takes too long.
     """
     task = await nq.fetch(id)
     if not task.status.terminal:
@@ -745,7 +745,7 @@ async def _fetch_in_full(ctx: click.Context, nq: Client, id: str) -> TaskInfo:
             listed = await asyncio.wait_for(nq.tasks(task.queue, task.status), LISTING_SECONDS)
         except (NqnbError, asyncio.TimeoutError):
             front_of(ctx).say(
-                "not looked up: whether the task was requeued, because the queue's tasks could not be read in time. "
+                "it is unknown whether the task was requeued: the queue's tasks could not be read in time. "
                 f"Run `nqnb tasks {task.queue}` to find out"
             )
         else:

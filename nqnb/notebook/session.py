@@ -1109,7 +1109,7 @@ class Session:
         Args:
             queue: the queue.
             rate: the maximum number of tasks that start in a period, such as ``"100/s"``, ``"30/m"`` or ``"500/h"``, or
-                a number of tasks per second. The limit can be from ``"1/d"`` to 1,000,000 tasks per second.
+                a number of tasks per second. The rate must be between ``"1/d"`` and 1,000,000 tasks per second.
             concurrency: the maximum number of tasks that run at the same time, from 1 to 1,000.
 
         Returns:
@@ -1274,7 +1274,7 @@ class Session:
     def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states, results and cancel requests of tasks that ended long ago.
 
-        The state of a task that has not ended, or whose message is still in its queue, is never removed.
+        The state of a task is never removed if the task has not ended, or if its message is still in its queue.
 
         Args:
             older_than: the minimum time since the end of a task, in seconds or as a timedelta.

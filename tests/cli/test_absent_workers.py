@@ -59,7 +59,7 @@ def test_the_task_of_a_killed_worker_has_a_note_and_its_cancel_says_who_will_rec
 
     # Dead.
     until(lambda: run("workers", "--json").json == [])
-    reason = "its worker is gone and no worker serves queue 'thread'; the next worker will mark it cancelled"
+    reason = "its worker is gone and no worker serves queue 'thread'; the next worker will mark it as cancelled"
     answer = run("cancel", "-q", "thread", "-s", "processing", "--wait", "0.1", "-y")
     assert answer.code == 1
     assert f"{reason}. The cancel is stored" in answer.err
@@ -96,6 +96,6 @@ def test_a_busy_worker_serves_the_queue_of_a_task_whose_worker_is_gone(run: Run,
     workers.start()
     until(lambda: run("workers", "--json").json)
     answer = run("cancel", task_id, "--wait", "0.1")
-    assert "its worker is gone; another worker will mark it cancelled. The cancel is stored" in answer.err
+    assert "its worker is gone; another worker will mark it as cancelled. The cancel is stored" in answer.err
     run("queue", "resume", "thread")
     until(lambda: run("task", "status", task_id).out == "cancelled\n")

@@ -247,7 +247,7 @@ def test_interrupted_lines_are_counted_and_their_ids_are_printed(
     answer = run("submit", queue, "--lines", "-", stdin=b"\n".join(b"%d\n" % n for n in range(1000)))
     assert answer.code == 130
     found = re.fullmatch(
-        r"nqnb: interrupted; (\d+) of 1,000 tasks were submitted"
+        r"nqnb: interrupted; submitted (\d+) of 1,000 tasks"
         r"(?:; up to (\d+) more were sent, but not confirmed by the server)?"
         r"\. To submit the rest, continue from line (\d+)",
         answer.err.strip(),
@@ -306,7 +306,7 @@ def test_lines_that_may_have_been_submitted_are_told_apart_from_refused_lines() 
     assert tenth == "line 10: bad"
     assert no == "5 more lines were not submitted: 12, 14, 16, 18, 20. With --json, all errors are printed."
     assert unsure == (
-        "5 more lines may have been submitted: 11, 13, 15, 17, 19. Check `nqnb tasks q` before you submit them again. "
+        "5 more lines may have been submitted: 11, 13, 15, 17, 19. Check `nqnb tasks q` before you submit again. "
         "With --json, all errors are printed."
     )
 
@@ -355,7 +355,7 @@ def test_an_outage_while_lines_are_sent_is_reported_once(
     monkeypatch.setattr("nqnb.commands.submit_command._SLOW_SECONDS", 0.1)
     answer = run("submit", "away", "--lines", "-", stdin=b"1\n2\n3", server=server.url)
     assert answer.code == 1
-    assert answer.err.count("the server does not answer; the requests are repeated") == 1
+    assert answer.err.count("the server is not answering; the requests are being repeated") == 1
     assert "nqnb: line 3: the reply was lost" in answer.err
 
 

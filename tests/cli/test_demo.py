@@ -104,7 +104,7 @@ def test_a_missing_retry_and_an_early_start_are_reported(
     assert summary.as_json()["ok"] is False
     retried, early = summary.problems
     assert "ran once, expected 3 times" in retried
-    assert "before its time" in early
+    assert "before its scheduled time" in early
 
 
 def test_a_task_that_fails_too_often_is_reported(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_a_task_is_shown_although_the_others_cannot_be_read(
     answer = run("task", "show", task_id)
     assert answer.code == 0
     (told,) = answer.err.splitlines()
-    assert told.startswith("not looked up: whether the task was requeued")
+    assert told.startswith("it is unknown whether the task was requeued")
     assert re.search("^status +deleted$", answer.out, re.MULTILINE)
     assert run("task", "show", task_id, "--json").json["status"] == "deleted"
 
@@ -195,7 +195,7 @@ def test_scheduled_tasks_are_a_state_of_their_own_and_say_when_they_are_due(run:
     assert "ERROR" not in run("tasks", "later").out
     assert run("task", "status", now).out == "pending\n"
     assert run("task", "status", later).out == "pending\n"
-    assert "A scheduled task, which is not due yet, is pending." in " ".join(run("task", "status", "-h").out.split())
+    assert "A task that is not due yet is reported as pending" in " ".join(run("task", "status", "-h").out.split())
     for command in (("tasks",), ("task", "list"), ("cancel",)):
         said = " ".join(run(*command, "-h").out.split())
         assert "in this state: pending (includes scheduled tasks), scheduled (not due yet)" in said

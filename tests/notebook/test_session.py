@@ -1019,7 +1019,7 @@ class TestInAKernel:
 
     def test_map_does_not_count_refused_payloads_as_submitted(self, cells: Kernel) -> None:
         cell = cells.end(cells.start("nq.map('resize', [0, float('nan'), 0])"))
-        assert "1 of 3 tasks were not accepted" in cell.error
+        assert "1 of 3 tasks was not accepted" in cell.error
         assert cell.text.splitlines()[-1] == "2 of 3 tasks submitted to resize; 1 not accepted"
         cell = cells.run("made = nq.map('resize', [0, float('nan'), 0], errors='return')")
         assert cell.text.splitlines()[-1] == "2 of 3 tasks submitted to resize; 1 not accepted"
