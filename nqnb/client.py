@@ -126,7 +126,8 @@ class Client:
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
         if not isinstance(settings, Settings):
             raise BadInput(
-                f"`settings` is invalid: expected nqnb.Settings, got {kind_of(settings)}. Use nqnb.connect(…) instead."
+                f"`settings` is invalid: expected nqnb.Settings, got {kind_of(settings)}. "
+                "Pass nqnb.Settings(…), or create the client with nqnb.connect(…), which also accepts an address."
             )
         self.settings = self._given = settings
         self._store = check_store(store)

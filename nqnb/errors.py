@@ -318,8 +318,8 @@ class MalformedMessage(NqnbError):
         >>> nqnb.TaskMessage.decode(b"[]")
         Traceback (most recent call last):
             ...
-        nqnb.errors.MalformedMessage: cannot decode an NQ message: not an object (b'[]'). Check which program wrote
-        these bytes.
+        nqnb.errors.MalformedMessage: cannot decode an NQ message: it is not a JSON object (b'[]'). Check which program
+        wrote these bytes.
     """
 
     def __init__(self, message: str, data: bytes) -> None:

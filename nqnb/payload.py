@@ -238,7 +238,7 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
 
 
 def _field_names(value: object) -> Iterable[str]:
-    """Return the names of the encoded fields of a Struct, dataclass or attrs object, or nothing for another value."""
+    """Return the names of the encoded fields of a Struct, dataclass or attrs object, or () for any other value."""
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
     if dataclasses.is_dataclass(value):

@@ -132,7 +132,7 @@ class TaskInfo(Struct, frozen=True, gc=False):
     marked: bool
     """Whether nqnb wrote this entry. If not, Go NQ wrote it."""
     origin: str = ""
-    """The id of the original task, if this task is a requeue of another task."""
+    """The id of the original task, if this task is a requeued copy, or an empty string."""
     source: Source | None = None
     """The notebook and the cell that submitted the task, or None if the task was not submitted in a notebook."""
     key: str = ""
@@ -147,8 +147,8 @@ class TaskInfo(Struct, frozen=True, gc=False):
     """The label of the task's row in the group's DataFrame, as JSON. Empty bytes mean that the label is the
     position."""
     requeued_as: str = ""
-    """The id of the task that the latest requeue of this task created, or an empty string. Only listings
-    (`nqnb.Client.tasks`) set this attribute."""
+    """The id of the latest requeued copy of this task, or an empty string. Only listings (`nqnb.Client.tasks`) set this
+    attribute."""
     result_is_bytes: bool = False
     """Whether the handler returned bytes."""
     not_before: datetime | None = None
@@ -302,13 +302,14 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         name: the name of the queue.
         pending: the number of messages that have not been delivered.
         scheduled: the number of tasks that are waiting for their start time or retry time, either in a server-side
-            schedule or because a worker nak'ed them. Tasks with a short wait that have not been delivered to a worker
-            are included only if no nqnb worker serves the queue and the queue has at most 512 messages.
+            schedule or because a worker nak'ed them. Some tasks with a short wait have not been delivered to a worker
+            yet. These tasks are included only if no nqnb worker serves the queue and the queue has at most 512
+            messages.
         processing: the number of messages that workers have leased, not counting those of scheduled tasks.
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.
         bytes: the size of the queue's task stream, in bytes.
-        oldest_pending: the time at which the oldest message that has not been delivered arrived, or None if no task is
+        oldest_pending: the arrival time of the oldest message that has not been delivered, or None if no task is
             pending.
         paused: whether the queue is paused. A paused queue delivers no tasks.
         removed: the total number of messages that have been removed from the queue's task stream: acked, cancelled or
@@ -354,8 +355,9 @@ class QueueService(Struct, frozen=True, kw_only=True):
     """Evidence that workers are serving a queue.
 
     ``workers`` is the number of live nqnb workers of the queue. ``pulls`` is the number of pending pull requests for
-    tasks of the queue, and ``leased`` is the number of tasks that were delivered but not acked. Both numbers include Go
-    workers. ``waiting`` is True if the queue has tasks that were not acked, or if no worker has ever served the queue.
+    tasks of the queue. ``leased`` is the number of tasks that were delivered but not acked. ``pulls`` and ``leased``
+    include Go workers. ``waiting`` is True if the queue has tasks that were not acked, or if no worker has ever served
+    the queue.
     """
 
     workers: int

@@ -1,7 +1,7 @@
 """Compute when a recurring task is due, from a cron expression and a time zone or from a fixed interval.
 
 All times are Unix seconds. A cron expression yields the same times on every worker, because the result depends only on
-the expression, the time zone and the given time. When clocks change, times of day are handled as in Debian's cron: a
+the expression, the time zone and the given time. When clocks change, times of day are handled as in Debian's cron. A
 time that does not exist is moved to the end of the gap, and a time that occurs twice counts only once. An expression
 whose minutes or hours begin with ``*`` follows the elapsed time instead.
 """
@@ -208,7 +208,7 @@ def _check_interval(units: dict[str, object]) -> int:
         total += number * _UNIT_SECONDS[unit]
     if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:
         raise BadInput(
-            f"interval {total:,g} s is invalid: must be a whole number of seconds, and at most 100 years. "
+            f"interval {total:,g} s is invalid: must be a whole number of seconds, up to 100 years. "
             "Pass an interval such as seconds=30."
         )
     return round(total)

@@ -316,7 +316,7 @@ class Connection:
             if request.resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
                     f"the message on {subject!r} is unconfirmed: no reply arrived, so the message may or may not "
-                    f"have been stored. A later attempt failed: {error}"
+                    f"have been stored. Another attempt to store the message failed: {error}"
                 )
             raise error
         if ack.sequence <= 0:
@@ -405,7 +405,7 @@ class Connection:
                 unconfirmed = error if isinstance(error, Unconfirmed) else unconfirmed
                 if time.monotonic() + pause > until or self.closed.is_set():
                     if unconfirmed is not None and unconfirmed is not error:
-                        both = f"{unconfirmed} A later attempt failed: {error}"
+                        both = f"{unconfirmed} Another attempt failed: {error}"
                         raise Unconfirmed(both) from None
                     raise error from None
             await asyncio.sleep(pause)

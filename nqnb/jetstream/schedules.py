@@ -67,8 +67,8 @@ async def allow_schedules(connection: Connection, queue: str, stream: str) -> No
     if not updated["config"].get("allow_msg_schedules"):
         text = "JetStream's leader does not support schedules"
         raise ServerRefused(
-            f"the stream {stream!r} cannot store schedules: {text}, because its version is below 2.12. Upgrade all "
-            "servers of the cluster.",
+            f"the stream {stream!r} cannot store schedules: {text}, because the leader is older than version 2.12. "
+            "Upgrade all servers of the cluster.",
             400,
             0,
             text,

@@ -225,7 +225,7 @@ def _reset() -> None:
 
 
 def _close_all() -> None:
-    """Close all sessions when the process exits, within a time limit. Running tasks are then redelivered.
+    """Close all sessions when the process exits, within a time limit. The server redelivers running tasks.
 
     The live tables are frozen first, because a notebook that is saved without a kernel shows only frozen tables.
     """

@@ -106,9 +106,9 @@ class _Claim(Retry):
         """Whether the next call of `decide` receives an entry that was read through the leader."""
 
     def take_now(self, seen: SeenEntry) -> Write | None:
-        """Return the claim of a task that has no owner and may start now. Otherwise return None, and use `decide`.
+        """Return the write that claims a task with no owner that may start now, or None if `decide` must be called.
 
-        Nearly all tasks are claimed in this way, which needs no coroutine.
+        Nearly all tasks are claimed in this way, without the cost of a coroutine.
         """
         if seen.malformed is not None or lifecycle.foreign_owner(seen.task, self._worker):
             return None
@@ -159,7 +159,7 @@ class _Claim(Retry):
         return Write.of(_processing(attempt, self._worker, before, backend.max_payload, backend.now()))
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is this claim, or records that the message was scheduled."""
+        """Return whether an entry was written by this claim, or shows that this claim scheduled the message."""
         moved = bool(self._moved_to) and entry.Sequence == self._moved_to and entry.Status is Status.PENDING
         return moved or lifecycle.is_claim(entry, self._attempt.claim)
 
@@ -178,7 +178,7 @@ async def owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, task_id
 
     Args:
         backend: the backend to use.
-        attempt: an attempt at a task of the same queue.
+        attempt: an attempt at any task in the queue of the task ``task_id``.
         owner: the id of the worker.
         task_id: the task.
         written: the time at which the worker wrote its claim on the task, in Unix seconds on the server's clock.
@@ -205,7 +205,7 @@ def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
 
 
 def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
-    """Return the entry for this claim, which replaces ``prior``."""
+    """Return the Processing entry for this claim, to be written over the entry ``prior``."""
     before = prior or attempt.message
     old = before.meta
     # A worker that shuts down removes its name from its claims. So a worker that is still named in a claim went silent.

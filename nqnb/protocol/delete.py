@@ -101,7 +101,7 @@ async def stop_task(
 
     ``by`` is the name of the user who ends the task, and ``how`` describes how the task ended. The receipt shows both.
     ``late`` is True if the task's worker has had enough time to end the task. Until the presence bucket is ``lease``
-    seconds old, a worker without an entry counts as alive, because its entry may have been lost with an earlier bucket.
+    seconds old, a worker without a presence entry counts as alive. Its entry may have been lost with an earlier bucket.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
@@ -135,8 +135,8 @@ async def _stop_all(
 ) -> int:
     """Cancel the running tasks, wait for them to end, and return how many were cancelled.
 
-    For ``lease``, see `stop_task`. ``deleted`` is True if the queue's streams have already been deleted. This only
-    affects the error message.
+    For ``lease``, see `stop_task`. ``deleted`` is True if the queue's streams have already been deleted. This argument
+    affects only the error message.
 
     Raises:
         QueueInUse: some tasks are still running after ``wait`` seconds.

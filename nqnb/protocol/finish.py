@@ -47,10 +47,10 @@ class Ending(msgspec.Struct):
     retry_delay: float
     """The delay before the next attempt, in seconds."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """A function that moves the result to the result bucket, because the entry is too large.
+    """A function that moves the result to the result bucket if the entry is too large.
 
-    The function is called with the state and the Meta to write, and returns the state and the Meta to write instead. If
-    the result cannot be stored, the returned state is Failed.
+    The arguments are the state and the Meta that do not fit. The function returns the state and the Meta to write
+    instead. If the result cannot be stored, the returned state is Failed.
     """
 
 
@@ -91,7 +91,10 @@ async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord
 async def write_outcome(
     backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending
 ) -> tuple[Status | None, Meta]:
-    """Write the outcome by compare-and-set, retrying if necessary, then ack or nak the message."""
+    """Write the outcome by compare-and-set, retrying if necessary, then ack or nak the message.
+
+    The return value is the same as that of `finish`.
+    """
     change = _Finish(backend, attempt, status, ending)
     done = await transition(
         backend,
@@ -130,25 +133,25 @@ async def _end_retry(backend: TaskBackend, task_id: str, record: CancelRecord, r
         backend: the backend to use.
         task_id: the id of the task.
         record: the cancel record to store in the final entry.
-        retry: the entry of the retry, or None if only a later read confirmed that it was written.
+        retry: the entry of the retry, or None if only a later read confirmed that the entry was written.
 
     Returns:
-        The final state, or None if another program has changed the entry, or if the final entry was not written. The
-        worker that claims the task next then reads the cancel request.
+        The final state, or None if another program has changed the entry or the final entry was not written. In these
+        cases, the worker that next claims the task reads the cancel request.
     """
     start = None if retry is None else SeenEntry(retry.task, retry.revision, value=retry.value)
     try:
         # If the store is full, the entry of the retry must remain: without it, nothing may be left of the task.
         return await end_waiting_task(backend, task_id, record, start=start, keep_entry=True)
     except NqnbError as error:
-        log.info("task %s: the cancel takes effect when its retry is due, not now: %s", task_id, error)
+        log.info("task %s: the cancel will take effect only when the task's retry is due: %s", task_id, error)
         return None
 
 
 async def schedule(backend: TaskBackend, attempt: Attempt, at: float, retry: int) -> int:
     """Schedule a task's message. Return the new message's sequence, or 0 if the server refuses schedules.
 
-    ``retry`` is the value of ``CurrentRetry`` in the new message. If the worker dies after this call and before it
+    ``retry`` is the value of ``CurrentRetry`` in the new message. If the worker dies after this call but before it
     updates the task's entry, the server redelivers the old message, and the schedule may outlive the task.
     `nqnb.protocol.lifecycle.claim` describes what a worker does with the message of such a schedule. If the entry
     changes before the schedule fires, the worker that receives the message acts on the changed entry.

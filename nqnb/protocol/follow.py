@@ -90,7 +90,8 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         backend: the backend to use.
         task_id: the id of the task.
         timeout: the caller's timeout; see `Client.wait`. The task is read at least once, even if the timeout is 0.
-        serving: the object that determines whether a worker is serving the queue. If not, `WaitTimeout` says so.
+        serving: the object that determines whether a worker is serving the queue. If no worker is serving the queue,
+            the message of `WaitTimeout` says so.
 
     Raises:
         WaitTimeout: the task did not end in time.

@@ -28,7 +28,8 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.worker")
 
 WATCH_AFTER_SECONDS = 0.1
-"""How long a task must run before its entry is watched, in seconds. A subscription is expensive for a shorter task."""
+"""How long a task must run before its entry is watched, in seconds. For shorter tasks, a subscription is too
+expensive."""
 _SETTLE_SECONDS = 0.02
 """The delay between a notification and the read, in seconds.
 
@@ -40,7 +41,8 @@ async def renew(attempt: Attempt, since: float) -> bool:
     """Renew the lease on a claimed task. If the server does not answer, the next heartbeat tries again.
 
     The new lease starts at ``since``, which is the time of the worker's last presence update on the clock
-    `nqnb.clock.elapsed`. The run is therefore stopped before other workers consider this worker dead.
+    `nqnb.clock.elapsed`. Therefore, if heartbeats fail, the run is stopped before other workers consider this worker
+    dead.
 
     Returns:
         Whether the consumer is gone. If so, the caller must recreate the consumer and renew the lease again.

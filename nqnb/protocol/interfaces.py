@@ -132,7 +132,10 @@ class WorkerPresence(Protocol):
     """Information about the live workers."""
 
     async def look(self, worker: str, queue: str) -> PresenceSight:
-        """Return a worker's presence, with the TTL for the tasks of a queue. The read goes through the leader."""
+        """Return a snapshot of a worker's presence entry. The read goes through the leader.
+
+        The TTL in the snapshot applies to the tasks of ``queue``.
+        """
         ...
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
@@ -143,8 +146,8 @@ class WorkerPresence(Protocol):
             queue: the queue of the task. The queue's ack wait affects the result.
             task_id: the task.
             written: the time at which the worker wrote the task's entry, in Unix seconds on the server's clock.
-            lease: while the presence bucket is younger than this, in seconds, a worker without a presence entry is
-                presumed alive.
+            lease: an age of the presence bucket, in seconds. While the bucket is younger, a worker without a presence
+                entry is presumed alive.
         """
         ...
 
@@ -240,7 +243,7 @@ class TaskBackend(Protocol):
     def spared_for(self, seconds: float) -> float:
         """Return the number of seconds for which all workers are still presumed alive.
 
-        This period begins after an outage and lasts ``seconds``.
+        The period begins after an outage, and its total length is ``seconds``.
         """
         ...
 
@@ -316,7 +319,7 @@ class TaskBackend(Protocol):
         ...
 
     async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, Mapping[int, bytes]]:
-        """Return the oldest messages of a queue's stream, up to the first message with an unexpected sequence.
+        """Return the oldest messages of a queue's stream, before the first message with an unexpected sequence.
 
         Args:
             queue: the queue.
@@ -324,7 +327,7 @@ class TaskBackend(Protocol):
 
         Returns:
             A string that changes if the stream is recreated, and a dict that maps the sequence of each message to the
-            message's data, oldest first. If the server cannot return many messages for one request, the dict is empty.
+            message's data, oldest first. If one request cannot return several messages, the dict is empty.
         """
         ...
 
@@ -384,7 +387,7 @@ class StatePage(Protocol):
 
     @property
     def anew(self) -> bool:
-        """Whether all earlier pages are no longer valid."""
+        """Whether all earlier pages are now invalid."""
         ...
 
 

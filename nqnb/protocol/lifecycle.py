@@ -75,7 +75,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the id of another nqnb worker that, according to the entry, is running the task, or an empty string."""
+    """Return the id of another nqnb worker that is running the task according to ``entry``, or an empty string."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -373,10 +373,10 @@ class SubmitStep(enum.Enum):
 def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence: int) -> SubmitStep:
     """Choose the next step of a submission that has found an existing entry.
 
-    If the entry has the sequence of the published message, it belongs to the submitted task: a worker was faster, or
-    the answer to the submitter's own write was lost. A Go worker does not know the sequence and writes 0, which is also
-    accepted. An entry with a later sequence is accepted if it describes the same task, because a worker may already
-    have moved the message into a schedule.
+    If the entry has the sequence of the published message, the entry belongs to the submitted task. In that case, a
+    worker was faster, or the answer to the submitter's own write was lost. A Go worker does not know the sequence and
+    writes 0, which is also accepted. An entry with a later sequence is accepted if it describes the same task, because
+    a worker may already have moved the message into a schedule.
 
     Args:
         entry: the task as read through the bucket's leader, or None if the task has ended and its entry has been
@@ -428,7 +428,7 @@ def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
 
 
 def names_cancel(entry: TaskMessage, record: CancelRecord) -> bool:
-    """Return whether the cancel that the entry contains is the one that ``record`` describes."""
+    """Return whether the entry contains the cancel that ``record`` describes."""
     there = entry.meta.cancel
     return there is not None and there.requested_at == record.requested_at and record.by.startswith(there.by)
 
@@ -467,7 +467,7 @@ def purge(entry: TaskMessage) -> Status | None:
 
 
 def is_up_to(sequence: int, upto: int | None) -> bool:
-    """Return whether an operation on the tasks up to the sequence ``upto`` includes a task.
+    """Return whether a task belongs to an operation that is limited to sequences up to ``upto``.
 
     ``sequence`` is the stream sequence of the task's message. If ``upto`` is None, all tasks are included.
     """

@@ -91,7 +91,7 @@ def is_queue(text: str) -> bool:
 def is_key(text: str) -> bool:
     """Return whether a string is a valid key of a bucket.
 
-    The server also accepts keys with wildcards, but reading or purging such a key would affect other keys.
+    The server also accepts keys with wildcards, but a read or a purge of such a key would also match other keys.
     """
     return len(text) <= _LONGEST_KEY and _KEY.fullmatch(text) is not None
 
@@ -112,7 +112,7 @@ def new_task_id() -> str:
 
 
 def keyed_task_id(queue: str, key: str) -> str:
-    """Return the id prefix that all tasks of a queue with this key share. A dot and a number follow the prefix."""
+    """Return the id prefix of all tasks of a queue that have the same key. A dot and a number follow the prefix."""
     digest = hashlib.blake2b(f"{queue}\0{key}".encode(), digest_size=_DIGEST_BYTES).digest()
     return f"key-{digest.translate(_LETTER_OF_BYTE).decode()}"
 
@@ -139,7 +139,7 @@ def serial_key(queue: str, serial: str) -> str:
 
 
 def is_serial_key(key: str, queue: str | None = None) -> bool:
-    """Return whether a key of the limits bucket belongs to a serial key of a queue, or of any queue by default."""
+    """Return whether a key of the limits bucket belongs to a serial key of ``queue``, or of any queue if None."""
     of_queue, _, digest = key.rpartition(".serial.")
     return bool(of_queue) and len(digest) == _DIGEST_BYTES and queue in (None, of_queue)
 

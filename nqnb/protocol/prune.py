@@ -99,8 +99,8 @@ async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_ke
     Args:
         backend: the backend to use.
         entries: the entries to remove.
-        oldest_kept: the lowest revision to keep. The caller must pass every entry of the bucket with a
-            lower revision in ``entries``.
+        oldest_kept: the lowest revision to keep. ``entries`` must contain every entry of the bucket that has a lower
+            revision.
         created: see `QueueBackend.remove_oldest_states`.
     """
     oldest = [entry.revision for entry in entries if entry.revision < oldest_kept]

@@ -42,9 +42,9 @@ async def purge_queue(
         progress: a function that is called with the number of tasks processed so far, and the total.
         upto: the stream sequence of the last message that the user has seen, as in `QueueInfo.last_sequence`. Tasks
             that were submitted later stay in the queue. If None, every waiting task is ended.
-        owed: a dict to which this function adds each task whose final entry does not fit into the store, under the
-            task's id. The caller must end these tasks with `end_waiting_task` once there is room. If ``owed`` is None,
-            `NoRoom` is raised instead.
+        owed: a dict, by task id, to which this function adds each task whose final entry does not fit into the store.
+            The caller must end these tasks with `end_waiting_task` once there is room. If ``owed`` is None, `NoRoom` is
+            raised instead.
 
     Raises:
         NoRoom: the store is full, so the final states of some tasks were not written.
@@ -74,7 +74,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
     finds no entry, the worker creates an entry, and the task runs instead of being ended.
 
     Returns:
-        Deleted, or None if the message was kept.
+        The final state, or None if the message was kept.
     """
     try:
         task = TaskMessage.decode(message.data)
@@ -144,7 +144,8 @@ async def _end_waiting(
         full = await _end_owed(backend, owed, record, count, wait=callers_owed is None)
     if full is not None and callers_owed is None:
         raise NoRoom(
-            f"queue {queue!r} was purged, but the final states of {len(owed):,} tasks were not written: "
+            f"queue {queue!r} was purged, but the final "
+            f"{'state of 1 task was' if len(owed) == 1 else f'states of {len(owed):,} tasks were'} not written: "
             f"{clause(full)}. Free up space before purging another queue.",
             full.subject,
             full.code,

@@ -23,10 +23,13 @@ from nqnb.store import Entry
 log = logging.getLogger("nqnb.limits")
 
 LATE_SECONDS = 0.25
-"""A start can still be reserved this long after its time. An idle queue therefore begins with a short burst."""
+"""The number of seconds for which a start can still be reserved after its time.
+
+After an idle period, a queue therefore begins with a short burst.
+"""
 _LONGEST_AHEAD_SECONDS = 10.0
-"""The maximum number of seconds by which a reserved start can lie in the future, including the error with which the
-worker that reserved the start estimates the server's clock."""
+"""The maximum number of seconds by which a reserved start can lie in the future. This number includes the error of a
+worker's estimate of the server's clock."""
 
 
 class RateRecord(msgspec.Struct):

@@ -1,7 +1,7 @@
 """Recurring tasks: the entries in the bucket ``nq-schedules``, and the step that submits the tasks that are due.
 
 A firing is the submission of one task for one scheduled time. All workers of the schedule's queue look for due
-schedules, and several workers may try the same firing. The id of the task consists of the schedule's name and the
+schedules, and several workers may attempt the same firing. The id of the task consists of the schedule's name and the
 scheduled time, so that only one task is created. After submitting the task, a worker advances the entry to the next
 scheduled time by compare-and-set. If the worker dies before this write, another worker repeats the firing, and finds
 that the task exists.
@@ -40,7 +40,7 @@ Missed = Literal["skip", "once", "all"]
 MISSED_AFTER_SECONDS = 60.0
 """A scheduled time counts as missed if no task has been submitted for it within this many seconds."""
 CLOCK_STEP_SECONDS = 60.0
-"""The minimum number of seconds by which the server's clock must go back for a next time to be computed again."""
+"""The next time is computed again only if the server's clock goes back by more than this number of seconds."""
 MOST_MISSED = 100
 """The maximum number of missed tasks that are submitted with ``missed="all"``."""
 _MAX_TRIES = 100
@@ -91,7 +91,7 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """
         entry = decode(data, _decoder, "a schedule")
         if entry.name != key or not is_schedule_name(key) or not names.is_queue(entry.queue):
-            raise malformed("a schedule", "its name is not the key, or a name is invalid", data)
+            raise malformed("a schedule", "its name differs from its key, or its name or queue name is invalid", data)
         when = entry.when
         if bool(when.cron) == bool(when.interval):
             raise malformed("a schedule", "exactly one of cron and interval is required", data)
@@ -128,9 +128,9 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     def starting(self, now: float) -> ScheduleEntry:
-        """Return a copy of this new definition for which ``next`` is the first scheduled time after ``now``.
+        """Return a copy of this new definition in which ``next`` is the first scheduled time after ``now``.
 
-        An interval begins at the next whole second.
+        The first interval begins at the next whole second.
         """
         when = msgspec.structs.replace(self.when, anchor=math.ceil(now)) if self.when.interval else self.when
         return msgspec.structs.replace(self, when=when, next=when.next_after(now), written=now)
@@ -157,12 +157,15 @@ class ScheduleEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return options[0] == options[1] and len(payloads) == 1 and self.when.same_times(other.when)
 
     def is_ahead(self, now: float) -> bool:
-        """Return whether ``next`` is too late, because it was computed while the server's clock was ahead."""
+        """Return whether ``next`` is too far in the future.
+
+        This is the case if ``next`` was computed while the server's clock was ahead.
+        """
         soon = now + CLOCK_STEP_SECONDS
         return self.next > soon and self.next > self.when.next_after(soon)
 
     def due(self, now: float) -> list[float]:
-        """Return the scheduled times for which a task must be submitted now. The time ``next`` must have passed."""
+        """Return the scheduled times for which a task must be submitted now. Call this only after the time ``next``."""
         found = self.when.due(self.next, now, MOST_MISSED)
         if self.missed != "all":
             in_time = [each for each in found if now - each <= MISSED_AFTER_SECONDS]
@@ -262,7 +265,7 @@ async def add_schedule(backend: RecurringBackend, wanted: ScheduleEntry, *, repl
         replace: whether to replace another definition with the same name.
 
     Raises:
-        ScheduleExists: a schedule of this name exists, with a different definition, and ``replace`` is False.
+        ScheduleExists: a schedule with this name and a different definition exists, and ``replace`` is False.
         MalformedMessage: the stored entry cannot be decoded, and ``replace`` is False.
         PayloadTooLarge: the payload is too large for the server.
     """
@@ -344,7 +347,7 @@ async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEnt
     """Submit the tasks of a schedule that are due, and then advance the schedule to its next time.
 
     If the next time was computed while the server's clock was ahead, this function only computes the next time again.
-    When a scheduled time then comes for the second time, no second task is created, because the task id already exists.
+    If a scheduled time then occurs a second time, no second task is created, because the task id already exists.
 
     Args:
         backend: the backend to use.
@@ -373,7 +376,7 @@ async def fire(backend: RecurringBackend, name: str, client: str) -> ScheduleEnt
             await submit(backend, entry.message(firing_id(name, at), at), client, chosen=True, adopt=True)
     moved = msgspec.structs.replace(entry, next=entry.when.next_after(now), last=due[-1] if due else entry.last)
     if entry.next > now:
-        text = "schedule %s: the next time is now %s, because %s was computed while the server's clock was ahead"
+        text = "schedule %s: the next time is %s instead of %s, which was computed while the server's clock was ahead"
         log.warning(text, name, moment(moved.next), moment(entry.next), extra={"queue": entry.queue})
     # After a conflict, the next call reads the entry, which another worker has advanced or a client has changed.
     with contextlib.suppress(RevisionConflict):

@@ -1,10 +1,10 @@
 """Limit how many tasks run at the same time across all workers: one for each serial key, or several for a queue.
 
-A record in the limits bucket names the tasks that hold a slot. By compare-and-set, a worker adds a task before claiming
-the task, and removes the task after writing the outcome. A worker may die between these writes. Therefore, a slot may
-be taken over if its worker is dead or is no longer running the task. `HolderWatch` decides whether this is the case. It
-measures time only with the monotonic clock of its own machine, so that setting a clock never makes a live worker look
-dead.
+A record in the limits bucket names the tasks that hold a slot. A worker adds a task to the record before claiming the
+task, and removes the task after writing the outcome. Both changes use compare-and-set. A worker may die between the
+two changes. Therefore, a slot may be taken over if its worker is dead or is no longer running the task. `HolderWatch`
+decides whether this is the case. It measures time only with the monotonic clock of its own machine, so that setting a
+clock never makes a live worker look dead.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ EMPTY_TTL_SECONDS = 3600.0
 `nqnb.protocol.prune` removes the record later.
 """
 UNLISTED_SECONDS = 3.0
-"""If the presence entries of a live worker omit a task for longer than this, in seconds, the worker is not running the
-task. A single entry without the task proves nothing: the entry may have been encoded before the worker took the slot,
-and stored afterwards. In that case, the worker writes an entry with the task within a second.
+"""If the presence entries of a live worker omit a task for more than this number of seconds, the worker is considered
+not to be running the task. A single entry without the task proves nothing: the entry may have been encoded before the
+worker took the slot, and stored afterwards. In that case, the worker writes an entry with the task within a second.
 """
 LOOK_SECONDS = 1.0
 """The minimum time, in seconds, between two checks of the holders of the same record."""
 _MANY_RECORDS = 1000
 _KEEP_SECONDS = 600.0
-"""If a worker watches `_MANY_RECORDS` records or more, it forgets those that were not checked for this long."""
+"""A worker that watches `_MANY_RECORDS` records or more forgets those not checked for this number of seconds."""
 
 
 class Holder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,7 +83,7 @@ class _Seen(NamedTuple):
 
 @dataclass
 class _Watched:
-    """A worker's observations of the holders of one record. The keys are the ids of the claims."""
+    """A worker's observations of the holders of one record. Each holder is identified by the id of its claim."""
 
     next_look: float = 0.0
     seen: dict[str, _Seen] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class HolderWatch:
 
     - The holder's worker has removed its presence entry, which a worker does only after all its runs have ended.
     - Since this worker first saw the holder, the holder's worker has written no presence entry for the length of the
-      TTL. A worker that cannot write its presence entry stops its running code earlier than that.
+      TTL. A worker that cannot write its presence entry stops its running code before the TTL has passed.
     - Since this worker first saw the holder, the holder's worker has written at least two presence entries without the
       task; see `UNLISTED_SECONDS`.
     - The holder names this worker, and the run is not registered.
@@ -199,7 +199,8 @@ async def take_slot(
         Whether the attempt now holds a slot. If not, all slots are taken, or the attempt has lost its lease.
 
     Raises:
-        NqnbError: the server did not answer. The attempt may hold a slot nevertheless; release it with `free_slot`.
+        NqnbError: the server did not answer. The attempt may nevertheless hold a slot. Release the slot with
+            `free_slot`.
     """
     while True:
         entry = await backend.limits.get(key)
@@ -224,20 +225,20 @@ async def keep_slot(
 ) -> None:
     """Check that a running attempt still holds its slot, as part of a heartbeat. For the arguments, see `take_slot`.
 
-    If the record no longer names the attempt, the slot is taken again. If all slots are taken, the run is stopped as if
-    its lease had ended, because other tasks may already run in its slot.
+    If the record no longer names the attempt, this function takes a slot again. If all slots are taken, the run is
+    stopped in the same way as after the loss of its lease, because another task may already be using its slot.
 
     Raises:
         NqnbError: the server did not answer. The next heartbeat tries again.
     """
     if await take_slot(backend, worker, attempt, key, limit, still_held) or attempt.lost_lease():
         return
-    log.warning("task %s is being stopped: its slot of the limit %r is taken by another task", attempt.id, key)
+    log.warning("task %s is being stopped: another task has taken its slot in the record %r", attempt.id, key)
     attempt.stop(Stop.LEASE)
 
 
 async def claims_of(backend: TaskBackend, key: str) -> set[str]:
-    """Return the claims that hold a slot according to a record.
+    """Return the ids of the claims that hold a slot, according to a record.
 
     Raises:
         NqnbError: the server did not answer.

@@ -171,14 +171,18 @@ async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes 
 
 
 class _Creation(Retry):
-    """The retry policy for creating an entry: `insist` has already retried for as long as the settings allow."""
+    """The retry policy for creating an entry.
+
+    After a conflict, the existing entry is read. Other errors are raised, because `insist` has already retried the
+    write for as long as the settings allow.
+    """
 
     def __init__(self, backend: TaskBackend, message: TaskMessage) -> None:
         super().__init__(backend, 0)
         self._message = message
 
     async def after_conflict(self, seen: SeenEntry) -> SubmitStep:
-        """Decide whether the entry that is there belongs to the task."""
+        """Decide whether the existing entry belongs to the task."""
         if seen.malformed is not None:
             # An entry that cannot be decoded belongs to another program.
             return SubmitStep.TAKEN
@@ -231,7 +235,7 @@ async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> A
 
 @contextlib.contextmanager
 def _may_be_queued(task_id: str) -> Iterator[None]:
-    """Add the task's id and advice to the error of a message that may have been stored."""
+    """Add the task's id and advice to an `Unconfirmed` error, because the message may have been stored."""
     try:
         yield
     except Unconfirmed as error:
@@ -321,7 +325,7 @@ class Payloads:
         """Return a `BadInput` error for an iterable that raised an exception after ``count`` payloads."""
         assert self.error is not None  # noqa: S101  for the type checker
         return BadInput(
-            f"reading the payloads failed at position {count}: the iterable raised {said(self.error)}. "
+            f"reading the payloads failed at position {count}: the iterable raised {said(self.error).rstrip('. ')}. "
             "The payloads before that position were submitted. Submit only the remaining payloads."
         )
 

@@ -200,7 +200,9 @@ class TaskMessage(Struct, gc=False):
 
     @classmethod
     def decode(cls, data: bytes) -> TaskMessage:
-        """Decode a task message. A negative ``CurrentRetry`` is decoded as 0, or the task could be retried endlessly.
+        """Decode a task message.
+
+        A negative ``CurrentRetry`` is decoded as 0, because otherwise the task could be retried endlessly.
 
         Raises:
             MalformedMessage: the data is not a JSON object, a field has the wrong type, a number is out of range for Go
@@ -208,7 +210,7 @@ class TaskMessage(Struct, gc=False):
         """
         message = _decode(data, _task_decoder)
         if not message.ID or not message.Queue:
-            raise malformed("an NQ message", "it has no ID or no Queue", data)
+            raise malformed("an NQ message", "its ID or Queue is missing", data)
         if message.Sequence > _LARGEST_SEQUENCE:
             raise malformed("an NQ message", "its Sequence is out of range", data)
         if message.CurrentRetry < 0:
@@ -404,7 +406,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         fields: Any = msgspec.json.decode(data)
         if not isinstance(fields, dict):
-            raise malformed("an NQ message", "not an object", data)
+            raise malformed("an NQ message", "it is not a JSON object", data)
         fields = {name: value for name, value in fields.items() if value is not None}
         try:
             return decoder.decode(msgspec.json.encode(fields))
@@ -418,7 +420,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a number in ``Meta`` is out of range. If so, the ``Meta`` is considered damaged."""
+    """Return whether a number in ``Meta`` is out of range. If so, the message is rejected as malformed."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress", "source") if isinstance(part := meta.get(name), dict))]

@@ -93,7 +93,7 @@ def check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            why = "another program is using the port" if taken else f"the operating system refused ({error})"
+            why = "another program is using the port" if taken else f"the operating system refused the port ({error})"
             raise DevServerError(
                 f"nats-server cannot listen on port {port} at {HOST}: {why}. Use port=0 to get any free port."
             ) from error

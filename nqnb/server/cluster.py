@@ -150,8 +150,8 @@ class Cluster:
                     return
             time.sleep(_POLL_SECONDS)
         raise DevServerError(
-            f"the cluster is not ready: no stream could be created within {seconds:g} s ({len(running)} servers were "
-            f"running; the last answer was {answer!r}). Restart the servers that are not running."
+            f"the cluster is not ready: no stream could be created within {seconds:g} s (running servers: "
+            f"{len(running)}; last answer: {answer!r}). Restart the servers that are not running."
         )
 
     def __enter__(self) -> Cluster:

@@ -347,7 +347,7 @@ class StoreContract:
         await stop_second()
 
     async def woken(self, bell: Bell, write: str) -> None:
-        """Wait until a subscriber is woken, require that it was woken on the event loop, and reset the bell."""
+        """Wait until a subscriber is woken, require that this happened on the event loop, and reset ``bell``."""
         __tracebackhide__ = True
 
         async def is_rung() -> bool:

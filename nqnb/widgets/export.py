@@ -86,7 +86,7 @@ class Export:
         return len(self._tasks)
 
     def frame(self) -> pd.DataFrame:
-        """Return the tasks as a DataFrame. Numbers and times keep their types. Other values are text, such as JSON."""
+        """Return the tasks as a DataFrame. Numbers and times keep their types. Other values become text."""
         columns = self._columns.values()
         made: pd.DataFrame = pd.DataFrame(
             {name: _column([value(task) for task in self._tasks]) for name, value in columns}

@@ -403,7 +403,7 @@ class TaskTable(anywidget.AnyWidget):
             jupyter_compat.update(self._display_id, self._saved)
 
     def _framed(self, bundle: dict[str, str]) -> dict[str, str]:
-        """Put a snapshot into the HTML element that the live view hides."""
+        """Wrap a snapshot in an HTML element that is hidden while the live view is shown."""
         hide = _HIDE_DEAD_VIEW.format(id=self._display_id)
         return {**bundle, "text/html": f'<div id="nq-{self._display_id}">{bundle["text/html"]}</div>{hide}'}
 

@@ -176,7 +176,7 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
 
 
 async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
-    """Store the result in the result bucket instead of the entry. If that is impossible, change the state to failed.
+    """Store the result in the result bucket instead of in the entry. If that is impossible, change the state to failed.
 
     Return the state and the metadata to write.
     """

@@ -96,7 +96,7 @@ class RecurringTasks:
         return pause
 
     async def _look(self) -> None:
-        """Read the schedules if any of them has changed, or if the server's clock has gone back."""
+        """Read the schedules if any of them has changed, or if the server's clock has moved backwards."""
         position = await self._backend.recurring_position()
         now = self._backend.earliest_now()
         if position == self._position and now > self._latest - CLOCK_STEP_SECONDS:

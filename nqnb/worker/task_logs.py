@@ -35,7 +35,7 @@ _LAST_WRITE_SECONDS = 1.0
 
 
 class _RunLog:
-    """The log of one run: its buffer, the number of parts that were written, and the earliest time of the next part."""
+    """The log of one run: its buffer, the number of written parts, and when the next part may be written."""
 
     __slots__ = ("buffer", "next", "parts")
 

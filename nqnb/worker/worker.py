@@ -76,8 +76,8 @@ class Worker:
             failed.
         shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost. NQ has the same
             option. By default, the worker waits for the server, and stops only tasks whose leases have run out.
-        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. By
-            default, a loop that reports progress therefore stops at its next report.
+        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop.
+            If True, which is the default, a loop that reports progress stops at its next report.
         store: the store for task states. The default is the bucket ``nq-store``.
         metrics: the port on which the worker serves metrics for Prometheus while it runs, or an address such as
             ``"127.0.0.1:9464"``. A port without a host means all interfaces. By default, no metrics are served.
@@ -86,9 +86,9 @@ class Worker:
             ``"0.0.0.0:8080"``. ``/healthz`` reports whether the worker is alive, and ``/readyz`` reports whether it can
             receive cancels and tasks. A port without a host means 127.0.0.1. By default, no health checks are served.
         task_logs: whether to store task logs, that is, the text that handlers print and log. The text is stored in the
-            stream ``nq-logs``, which `Client.logs` reads. Printed text then no longer goes to the worker's output. Task
-            logs are off by default, because storing them adds writes for each task that prints, uses storage on the
-            server, and requires permission to create and write the stream.
+            stream ``nq-logs``, which `Client.logs` reads. Printed text does not go to the worker's output in this case.
+            Task logs are off by default, because storing them adds writes for each task that prints, uses storage on
+            the server, and requires permission to create and write the stream.
         **options: fields of `Settings` to override.
 
     Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a

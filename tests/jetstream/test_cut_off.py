@@ -173,7 +173,7 @@ async def test_a_lost_first_attempt_is_not_forgotten_when_later_attempts_fail(nq
         raise NoResponders("nobody answered", "subject")
 
     lost = Unconfirmed("the answer was lost.")
-    with pytest.raises(Unconfirmed, match=r"the answer was lost\. A later attempt failed: nobody answered"):
+    with pytest.raises(Unconfirmed, match=r"the answer was lost\. Another attempt failed: nobody answered"):
         await nq.backend.connection.insist(ask, 0.1, failed=lost)
     assert asked == 1
     with pytest.raises(Unconfirmed):

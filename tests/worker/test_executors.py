@@ -38,6 +38,15 @@ def executor(function: Callable[..., Any], payload: bytes = b"null", grace: floa
     return make_executor(make_handler("q", function, grace=grace), job)
 
 
+def raising(error: Exception) -> Callable[..., Any]:
+    """Return a function that raises an exception."""
+
+    def fail(*args: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def who(job: Job) -> threading.Thread:
     """Return the thread that runs this handler."""
     return threading.current_thread()
@@ -313,6 +322,119 @@ class TestThread:
         results = await asyncio.wait_for(asyncio.gather(*ending), 30)
         assert [result.ended for result in results] == [Ended.STOPPED, *[Ended.RETURNED] * 20]
 
+    async def test_calls_that_become_longer_run_at_the_same_time_although_the_loop_is_busy(self) -> None:
+        await self.make_calls_short()
+        running, most, ending = 0, 0, False
+
+        def handle(job: Job) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            time.sleep(0.005)
+            running -= 1
+
+        async def occupy_the_loop() -> None:
+            while not ending:
+                time.sleep(0.01)  # noqa: ASYNC251  it occupies the loop
+                await asyncio.sleep(0)
+
+        occupying = asyncio.ensure_future(occupy_the_loop())
+        await asyncio.gather(*(ended(executor(handle)) for _ in range(100)))
+        ending = True
+        await occupying
+        assert most >= 10
+
+    async def test_a_waiting_call_whose_job_must_stop_is_not_made_although_the_loop_is_blocked(self) -> None:
+        await self.make_calls_short()
+        first, ran = threading.Event(), []
+        runs = [executor(lambda job: first.wait(0.3)), executor(lambda job: ran.append(job))]
+        ending = [asyncio.ensure_future(run.run()) for run in runs]
+        await asyncio.sleep(0)
+        # The guard's thread does this while the loop is blocked.
+        runs[1]._job.state.stop.set()
+        time.sleep(0.6)  # noqa: ASYNC251  it blocks the loop
+        assert (await asyncio.wait_for(ending[1], 30)).ended is Ended.STOPPED
+        assert ran == []
+
+    async def test_a_call_is_not_lost_if_an_exception_hits_its_thread_too_late(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await self.make_calls_short()
+        monkeypatch.setattr(threading, "excepthook", lambda args: None)
+        hit = executor(lambda job: None)
+        monkeypatch.setattr(hit, "make", raising(TimeoutError("raised too late")))
+        results = await asyncio.wait_for(asyncio.gather(ended(hit), *(ended(executor(who)) for _ in range(5))), 30)
+        assert [result.ended for result in results] == [Ended.STOPPED, *[Ended.RETURNED] * 5]
+
+    async def test_results_are_passed_on_after_a_notification_of_the_loop_has_failed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await self.make_calls_short()
+        monkeypatch.setattr(threading, "excepthook", lambda args: None)
+        loop = asyncio.get_running_loop()
+        notify, failed = loop.call_soon_threadsafe, list[bool]()
+
+        def notify_or_fail(*args: Any, **options: Any) -> asyncio.Handle:
+            if not failed and threading.current_thread() is not threading.main_thread():
+                failed.append(True)
+                raise TimeoutError("raised too late")
+            return notify(*args, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", notify_or_fail)
+        results = await asyncio.wait_for(asyncio.gather(*(ended(executor(who)) for _ in range(6))), 30)
+        assert failed == [True]
+        assert {result.ended for result in results} == {Ended.RETURNED}
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    async def test_a_closed_loop_is_freed_although_handlers_could_not_be_stopped(self, count: int) -> None:
+        gates = [threading.Event() for _ in range(count)]
+        begun = [threading.Event() for _ in range(count)]
+        threads: list[threading.Thread] = []
+
+        def handler(index: int) -> Callable[[Job], None]:
+            def handle(job: Job) -> None:
+                threads.append(threading.current_thread())
+                begun[index].set()
+                gates[index].wait(30)
+
+            return handle
+
+        async def leave_handlers_running() -> weakref.ref[asyncio.AbstractEventLoop]:
+            ending = [asyncio.ensure_future(executor(handler(index)).run()) for index in range(count)]
+            await until_async(lambda: all(event.is_set() for event in begun))
+            for each in ending:
+                each.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
+            ThreadPool.here().close()
+            return weakref.ref(asyncio.get_running_loop())
+
+        loop = await asyncio.to_thread(asyncio.run, leave_handlers_running())
+        for gate, thread in zip(gates, threads, strict=True):
+            gate.set()
+            await asyncio.to_thread(thread.join, 30)
+        gc.collect()
+        assert loop() is None
+
+    async def test_a_thread_that_rests_while_the_pool_is_closed_and_used_again_ends(self) -> None:
+        calls, release, seen = ThreadPool.here()._shared, threading.Event(), list[threading.Thread]()
+
+        class UsedAgain(list[HandlerThread]):
+            def remove(self, thread: HandlerThread) -> None:
+                calls.closed = False
+                super().remove(thread)
+
+        def handle(job: Job) -> None:
+            seen.append(threading.current_thread())
+            release.wait(30)
+
+        ending = asyncio.ensure_future(executor(handle).run())
+        await until_async(lambda: bool(seen))
+        ThreadPool.here().close()
+        calls.idle = UsedAgain(calls.idle)
+        release.set()
+        await ending
+        await until_async(lambda: not seen[0].is_alive())
+
     @staticmethod
     async def make_calls_short() -> None:
         """Make short calls, one after another, until the pool lets calls share a thread."""
@@ -361,6 +483,7 @@ class TestThread:
             return threading.current_thread()
 
         thread = (await ended(executor(late))).value
+        await until_async(lambda: sys._current_frames()[thread.ident].f_code is HandlerThread.run.__code__)
         await asyncio.sleep(0.05)
         assert _set_async_exc(thread.ident, TimeoutError), "as a library does that limits the time of a call"
         assert (await ended(executor(who))).value is thread

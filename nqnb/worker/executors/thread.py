@@ -177,7 +177,7 @@ class ThreadExecutor(Executor):
         self._left = True
 
     def _call(self) -> Result:
-        if self._stopping or self.lapsed():
+        if self._stopping or self._abandoned or self._job.state.stop.is_set() or self.lapsed():
             # The process was suspended after the worker had checked the lease. Another worker may run the task by now.
             return Result(Ended.STOPPED)
         try:

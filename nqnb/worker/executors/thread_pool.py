@@ -1,8 +1,8 @@
 """Reuse the threads of handlers. Starting a new thread takes several times as long as passing a call to an idle thread.
 
 Waking a thread also takes much longer than a short call. So while calls are short, one thread makes all waiting calls,
-one after another. A long call delays the calls behind it by one or two milliseconds, until other threads are woken. If
-calls are usually long, each call wakes a thread.
+one after another. A long call delays the calls behind it until a timer wakes other threads: by a few milliseconds, or
+longer if the event loop is busy or blocked. If calls are usually long, each call wakes a thread.
 
 A thread is reused only if its last handler was not asked to stop, so no exception can be pending in the thread.
 The next handler sees the thread-local variables of earlier handlers, and all other state of the thread except its event
@@ -97,32 +97,44 @@ class HandlerThread(threading.Thread):
     def _make_calls(self) -> bool:
         """Make the waiting calls, and return whether the thread may be reused."""
         pool, process, idle = self._pool, os.getpid(), False
-        while not idle:
-            try:
-                call = pool.calls.popleft()
-            except IndexError:
+        call: ThreadCall | None = None
+        try:
+            while not idle:
+                try:
+                    call = pool.calls.popleft()
+                except IndexError:
+                    return self._rest()
+                pool.taken += 1
+                self.name = call.name
+                begun = time.perf_counter()
+                reusable = call.make(self)
+                seconds = time.perf_counter() - begun
+                pool.count(seconds)
+                # The next call must not use the closed event loop of a handler.
+                asyncio.set_event_loop(None)
+                # If a handler has forked this process, there is no event loop here, and nothing more to do.
+                if os.getpid() != process:
+                    return False
+                reusable = reusable and not self._ending
+                idle = reusable and not pool.calls
+                # The timer that wakes more threads is late if the event loop is busy.
+                if pool.calls and seconds > _SHORT_SECONDS:
+                    pool.wake_one()
+                    pool.wake_one()
                 # The thread must be idle before the last result is passed on: the next call may follow immediately.
-                return self._rest()
-            pool.taken += 1
-            self.name = call.name
-            begun = time.perf_counter()
-            reusable = call.make(self)
-            pool.count(time.perf_counter() - begun)
-            # The next call must not use the closed event loop of a handler.
-            asyncio.set_event_loop(None)
-            # If a handler has forked this process, there is no event loop here, and nothing more to do.
-            if os.getpid() != process:
-                return False
-            reusable = reusable and not self._ending
-            idle = reusable and not pool.calls
-            if idle:
-                reusable = self._rest()
-            elif not reusable:
-                pool.is_watched = False
-            if not pool.tell(call) or not reusable:
-                return False
-            # An idle thread must not keep the last task alive.
-            del call
+                if idle:
+                    reusable = self._rest()
+                elif not reusable:
+                    pool.is_watched = False
+                if not pool.tell(call) or not reusable:
+                    return False
+                # An idle thread must not keep the last task alive.
+                call = None
+        except BaseException:
+            # A library raised an exception in this thread too late. The call must not be lost.
+            if call is not None and os.getpid() == process:
+                pool.tell(call)
+            raise
         return True
 
     def _rest(self) -> bool:
@@ -131,9 +143,13 @@ class HandlerThread(threading.Thread):
         pool.is_watched = False
         pool.idle.append(self)
         if pool.closed:
-            with contextlib.suppress(ValueError):  # the pool has already removed and ended the thread
+            try:
                 pool.idle.remove(self)
-        return not pool.closed
+            except ValueError:
+                # The pool has woken or ended the thread in the meantime.
+                return True
+            return False
+        return True
 
 
 class SharedCalls:
@@ -161,21 +177,51 @@ class SharedCalls:
         """Update the mean duration with the duration of a call. Any thread may call this method."""
         self.typical_seconds += (min(seconds, _LONGEST_COUNTED_SECONDS) - self.typical_seconds) * _NEWEST_SHARE
 
+    def wake_one(self) -> RuntimeError | None:
+        """Let one more thread make the waiting calls. Any thread may call this method.
+
+        Returns:
+            The error if a new thread was needed and cannot be started, otherwise None.
+        """
+        self.is_watched = True
+        with contextlib.suppress(IndexError):
+            while True:
+                thread = self.idle.pop()
+                if thread.is_alive():  # other code may have ended it
+                    thread.wake()
+                    return None
+        name = _IDLE_NAME
+        with contextlib.suppress(IndexError):
+            name = self.calls[-1].name
+        thread = HandlerThread(self, name)
+        thread.wake()
+        try:
+            # The thread must not keep the context of its first call, as Python 3.14 and captured prints would.
+            contextvars.Context().run(thread.start)
+        except RuntimeError as error:
+            return error
+        return None
+
     def tell(self, call: ThreadCall) -> bool:
         """Have the event loop pass on the result of a call. Return False if the event loop has been closed."""
         self._made.append(call)
-        if not self._told:
-            self._told, loop = True, self._loop()
-            try:
-                if loop is not None:
-                    loop.call_soon_threadsafe(self._settle)
-                    return True
-            except RuntimeError:  # the loop was closed while the thread could not be stopped
-                pass
-            # The calls refer to the loop, and must not keep it alive.
-            self._made.clear()
-            return False
-        return True
+        loop = self._loop()
+        if loop is not None and self._told and not loop.is_closed():
+            return True
+        try:
+            self._told = True
+            if loop is not None:
+                loop.call_soon_threadsafe(self._settle)
+                return True
+        except RuntimeError:  # the loop was closed while the thread could not be stopped
+            pass
+        except BaseException:  # a library raised an exception in this thread too late
+            self._told = False
+            raise
+        self._told = False
+        # The calls refer to the loop, and must not keep it alive.
+        self._made.clear()
+        return False
 
     def _settle(self) -> None:
         # A thread first appends its call. So if it finds this flag set, the loop below finds the call.
@@ -221,30 +267,15 @@ class ThreadPool:
     def _wake(self, count: int) -> None:
         """Let up to ``count`` more threads make the waiting calls."""
         shared = self._shared
-        shared.is_watched = True
         for _ in range(min(count, len(shared.calls))):
-            while shared.idle:
-                thread = shared.idle.pop()
-                if thread.is_alive():  # other code may have ended it
-                    thread.wake()
-                    break
-            else:
-                try:
-                    self._start_thread()
-                except RuntimeError as error:
-                    # Otherwise, the newest call would wait for a busy thread, without a limit.
-                    if shared.calls:
-                        shared.calls.pop().refuse(error)
-
-    def _start_thread(self) -> None:
-        calls = self._shared.calls
-        thread = HandlerThread(self._shared, calls[-1].name if calls else _IDLE_NAME)
-        thread.wake()
-        # The thread must not keep the context of its first call, as Python 3.14 and captured prints would.
-        contextvars.Context().run(thread.start)
+            error = shared.wake_one()
+            # If no thread can be started, the newest call would wait for a busy thread, without a limit.
+            if error is not None:
+                with contextlib.suppress(IndexError):  # a busy thread may take the call now
+                    shared.calls.pop().refuse(error)
 
     def _wake_later(self, count: int) -> None:
-        """Wake ``count`` more threads soon, and then twice as many each time, if no thread takes the waiting calls."""
+        """Wake ``count`` more threads soon, and then twice as many each time, while calls wait for a long call."""
         self._will_wake, loop = True, asyncio.get_running_loop()
         taken = self._shared.taken
         loop.call_later(_NEXT_WAKE_SECONDS, self._wake_more, count, taken, context=contextvars.Context())
@@ -252,7 +283,7 @@ class ThreadPool:
     def _wake_more(self, count: int, taken: int) -> None:
         self._will_wake = False
         if self._shared.calls:
-            if self._shared.taken == taken:
+            if self._shared.taken == taken or self._shared.typical_seconds > _SHORT_SECONDS:
                 self._wake(count)
                 count *= 2
             self._wake_later(count)
