@@ -132,7 +132,7 @@ def _beyond_json(value: Any) -> Any:
     for kind, plain_of in _PLAIN.items():
         if isinstance(value, kind):
             return plain_of(value)
-    raise TypeError(f"{type(value).__qualname__} cannot be encoded as JSON")
+    raise TypeError(f"a value of type {type(value).__qualname__} cannot be encoded as JSON")
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}

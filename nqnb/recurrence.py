@@ -208,7 +208,7 @@ def _check_interval(units: dict[str, object]) -> int:
         total += number * _UNIT_SECONDS[unit]
     if not total <= LONGEST_SECONDS or abs(total - round(total)) > 1e-6:
         raise BadInput(
-            f"interval {total:,g} s is invalid: must be a whole number of seconds, up to 100 years. "
+            f"interval {total:,g} s is invalid: must be a whole number of seconds, and at most 100 years. "
             "Pass an interval such as seconds=30."
         )
     return round(total)

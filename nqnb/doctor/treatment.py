@@ -28,7 +28,7 @@ async def treat(
     Args:
         backend: the backend to use.
         diagnosis: the diagnosis that contains the findings.
-        by: the name of the user, which is recorded in each task that a repair ends.
+        by: the name of the user. Each task that is ended by a repair stores this name.
         queue: the queue to examine again, or None to examine the whole server.
         ignore: the codes of findings to leave out.
 

@@ -316,7 +316,7 @@ class Connection:
             if request.resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
                     f"the message on {subject!r} is unconfirmed: no reply arrived, so the message may or may not "
-                    f"have been stored. Another attempt to store the message failed: {error}"
+                    f"have been stored. Another attempt failed: {error} Try again."
                 )
             raise error
         if ack.sequence <= 0:

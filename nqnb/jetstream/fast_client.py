@@ -440,7 +440,7 @@ def header_block(headers: Mapping[str, str]) -> bytes:
     """Encode headers (NATS ADR-4). Raise nats.errors.Error if a header contains a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
-        raise nats.errors.Error(f"a header contains a line break; headers: {', '.join(map(repr, headers))}")
+        raise nats.errors.Error(f"one of these headers contains a line break: {', '.join(map(repr, headers))}")
     return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 

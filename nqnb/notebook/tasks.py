@@ -553,7 +553,7 @@ class TaskList(list[SessionTask]):
 
         Raises:
             BadInput: ``df`` is not a DataFrame, the payloads are not the rows of a DataFrame, or several payloads have
-                the same label and ``df`` has other rows, other values or another order.
+                the same label and the rows, values or order of ``df`` are different.
         """
         import pandas as pd
 
@@ -668,8 +668,8 @@ class TaskList(list[SessionTask]):
             return rows, rows
         label = self._index[self._index.duplicated()].tolist()[0]
         raise BadInput(
-            f"the tasks cannot be joined with df: the label {shown(label)} occurs more than once in the index of the "
-            "submitted DataFrame, and df has other rows, other values or another order. Join the original DataFrame "
+            "the tasks cannot be joined with df: its rows, values or order differ from those of the submitted "
+            f"DataFrame, in whose index the label {shown(label)} occurs more than once. Join the original DataFrame "
             "and then filter or sort the joined rows, or pass `df.reset_index(drop=True)` to `map`."
         )
 

@@ -332,7 +332,7 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
 
     Args:
         entry: the task as read through the bucket's leader.
-        announced: whether this cancel has written the intent and received the PubAck for the published cancel.
+        announced: whether the caller has written the intent, published the cancel message and received its PubAck.
     """
     if entry.Status in (Status.CANCELLED, Status.DELETED):
         return CancelStep.DONE

@@ -33,7 +33,7 @@ worker's estimate of the server's clock."""
 
 
 class RateRecord(msgspec.Struct):
-    """The record of a queue's rate limit. ``at`` is the time of the next free start, in Unix seconds."""
+    """The record of a queue's rate limit. ``at`` is the earliest start time that is not reserved, in Unix seconds."""
 
     at: Moment = 0.0
 

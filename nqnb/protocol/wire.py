@@ -228,7 +228,9 @@ class TaskMessage(Struct, gc=False):
         task = cls.decode(data)
         if key != task.ID:
             raise MalformedMessage(
-                f"entry {quoted(key)} is invalid: its ID must be equal to the key, got {quoted(task.ID)}.", data
+                f"entry {quoted(key)} is invalid: its ID is {quoted(task.ID)}, but must be equal to the entry's key. "
+                "Check which program wrote the entry.",
+                data,
             )
         if not names.is_key(task.ID):
             raise MalformedMessage(

@@ -46,7 +46,7 @@ class Question(ModalScreen[bool]):
         self._text.update(Text(clean(question)))
 
     def compose(self) -> ComposeResult:
-        """Create the widgets. The button "No" has the focus."""
+        """Create the widgets. The "No" button has focus."""
         with Vertical():
             yield self._text
             with Horizontal():

@@ -145,11 +145,11 @@ class Export:
         return target
 
     def text(self, what: str) -> str:
-        """Return text about the first task. The export must contain at least one task.
+        """Return a part of the first task as text. The export must contain at least one task.
 
         Args:
-            what: ``json`` for all columns as a JSON object, ``row`` for the values separated by tabs, ``log``,
-                ``traceback``, or the key of a column of this export.
+            what: ``json`` for all columns as a JSON object; ``row`` for the values separated by tabs; ``log`` for the
+                log; ``traceback`` for the traceback; or the key of a column of this export for its value.
         """
         task = self._tasks[0]
         values = {name: value(task) for name, value in self._columns.values()}

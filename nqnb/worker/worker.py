@@ -245,8 +245,9 @@ class Worker:
     def task(self, queue: str, **options: Any) -> Register:
         """Register the decorated function as the handler of a queue, and return a task that can be submitted.
 
-        ``await resize.submit(nq, payload)`` submits a task. Type checkers compare the payload with the annotation of
-        the function's parameter, and know the type of the result. ``resize(job, payload)`` calls the function directly.
+        If the decorated function is named ``resize``, ``await resize.submit(nq, payload)`` submits a task, and
+        ``resize(job, payload)`` calls the function directly. Type checkers check the payload against the annotation of
+        the function's payload parameter, and know the type of the result.
 
         Args:
             queue: the queue name.

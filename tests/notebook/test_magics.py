@@ -357,7 +357,7 @@ class TestTheLine:
             ("%nq submit resize {n: 2} --retry 2", "{n: 2} is invalid JSON (Expecting property name"),
             ("%nq schedule add a resize [1, 2 --every 5m", "[1, 2 is invalid JSON"),
             ("%nq submit resize it's", "contains an unclosed quote"),
-            ("%nq submit resize -", "a line magic has no stdin. Use %%nq, and put the payload below"),
+            ("%nq submit resize -", "a line magic has no stdin. Use the cell magic %%nq, and put the payload below"),
             (
                 "%nq task show nobody",
                 "Check the id and the server, or run `%nq task list`",

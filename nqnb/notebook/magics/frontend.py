@@ -103,7 +103,9 @@ class NotebookFront:
     def stdin(self, what: str, instead: str) -> bytes:
         """Return the body of the cell, without the trailing newline."""
         if self.cell is None:
-            raise click.UsageError(f"a line magic has no stdin. Use %%nq, and put {what} below that line.")
+            raise click.UsageError(
+                f"a line magic has no stdin. Use the cell magic %%nq, and put {what} below its first line."
+            )
         return self.cell.removesuffix("\n").encode("utf-8", "surrogatepass")
 
     def say(self, text: str) -> None:

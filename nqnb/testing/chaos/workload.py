@@ -306,7 +306,9 @@ class RemoteClient:
 
     def _write(self, order: Mapping[str, Any]) -> None:
         if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
-            raise BrokenPipeError("the stdin of the client's process is closed")
+            raise BrokenPipeError(
+                "cannot send a command to the client's process: its stdin is closed. Check whether it has crashed."
+            )
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
     async def _read(self) -> None:

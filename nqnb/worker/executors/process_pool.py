@@ -325,7 +325,7 @@ class TaskProcess:
         self._order(supervisor.TERMINATE)
 
     def retire(self) -> None:
-        """Stop an idle process. If a handler has used the process, give it time to run its ``atexit`` functions.
+        """Stop an idle process. If the process has run a handler, allow time for ``atexit`` functions.
 
         If the process has died, do nothing.
         """
