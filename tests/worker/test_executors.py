@@ -440,7 +440,7 @@ class TestThread:
         """Make short calls, one after another, until the pool lets calls share a thread."""
         calls = ThreadPool.here()._shared
         until = time.monotonic() + 30
-        while calls.typical_seconds > thread_pool._SHORT_SECONDS:
+        while calls.are_long:
             assert time.monotonic() < until, "short calls are not short"
             await ended(executor(lambda job: None))
 

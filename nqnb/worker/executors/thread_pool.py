@@ -29,11 +29,9 @@ IDLE_SECONDS = 10.0
 """Seconds after which an idle thread ends."""
 _IDLE_NAME = "nqnb-idle"
 _SHORT_SECONDS = 0.0001
-"""The longest mean duration of recent calls at which calls share a thread. Waking a thread takes about as long."""
-_LONGEST_COUNTED_SECONDS = 0.01
-"""The maximum duration that counts towards the mean, so that a few short calls after a long call lower the mean."""
-_NEWEST_SHARE = 1 / 8
-"""The weight of the newest call in the mean duration of recent calls."""
+"""The longest duration of a short call. Waking a thread takes about as long."""
+_NEWEST_WEIGHT = 1 / 4
+"""The weight of the newest call in the share of long calls. About three long calls in a row count as usual."""
 _NEXT_WAKE_SECONDS = 0.001
 """Seconds after which more threads are woken if calls are still waiting. Epoll cannot wait for a shorter time."""
 
@@ -108,8 +106,7 @@ class HandlerThread(threading.Thread):
                 self.name = call.name
                 begun = time.perf_counter()
                 reusable = call.make(self)
-                seconds = time.perf_counter() - begun
-                pool.count(seconds)
+                pool.count(time.perf_counter() - begun)
                 # The next call must not use the closed event loop of a handler.
                 asyncio.set_event_loop(None)
                 # If a handler has forked this process, there is no event loop here, and nothing more to do.
@@ -118,7 +115,7 @@ class HandlerThread(threading.Thread):
                 reusable = reusable and not self._ending
                 idle = reusable and not pool.calls
                 # The timer that wakes more threads is late if the event loop is busy.
-                if pool.calls and seconds > _SHORT_SECONDS:
+                if pool.calls and pool.are_long:
                     pool.wake_one()
                     pool.wake_one()
                 # The thread must be idle before the last result is passed on: the next call may follow immediately.
@@ -165,8 +162,8 @@ class SharedCalls:
         """Whether a thread has been woken and has not become idle since. That thread may be making a long call."""
         self.taken = 0
         """A number that changes when a thread takes a call."""
-        self.typical_seconds = _LONGEST_COUNTED_SECONDS
-        """The mean duration of recent calls, in seconds."""
+        self._long_share = 1.0
+        """The share of long calls among the recent calls."""
         self._made: deque[ThreadCall] = deque()
         """The calls whose results must be passed on."""
         self._told = False
@@ -174,8 +171,16 @@ class SharedCalls:
         self._loop = weakref.ref(loop)
 
     def count(self, seconds: float) -> None:
-        """Update the mean duration with the duration of a call. Any thread may call this method."""
-        self.typical_seconds += (min(seconds, _LONGEST_COUNTED_SECONDS) - self.typical_seconds) * _NEWEST_SHARE
+        """Count a call as short or long, according to its duration. Any thread may call this method.
+
+        A mean duration would not do: a short call takes milliseconds if the thread loses the GIL during the call.
+        """
+        self._long_share += ((seconds > _SHORT_SECONDS) - self._long_share) * _NEWEST_WEIGHT
+
+    @property
+    def are_long(self) -> bool:
+        """Whether recent calls were usually long."""
+        return self._long_share > 0.5
 
     def wake_one(self) -> RuntimeError | None:
         """Let one more thread make the waiting calls. Any thread may call this method.
@@ -253,7 +258,7 @@ class ThreadPool:
         shared = self._shared
         shared.closed = False
         shared.calls.append(call)
-        if not shared.is_watched or shared.typical_seconds > _SHORT_SECONDS:
+        if not shared.is_watched or shared.are_long:
             self._wake(1)
         if not self._will_wake:
             self._wake_later(2)
@@ -283,7 +288,7 @@ class ThreadPool:
     def _wake_more(self, count: int, taken: int) -> None:
         self._will_wake = False
         if self._shared.calls:
-            if self._shared.taken == taken or self._shared.typical_seconds > _SHORT_SECONDS:
+            if self._shared.taken == taken or self._shared.are_long:
                 self._wake(count)
                 count *= 2
             self._wake_later(count)
