@@ -344,6 +344,13 @@ class TestThread:
         await occupying
         assert most >= 10
 
+    async def test_no_more_threads_are_started_than_calls(self) -> None:
+        await self.make_calls_short()
+        calls = ThreadPool.here()._shared
+        before = calls.woken
+        await asyncio.gather(*(ended(executor(lambda job: time.sleep(0.00015))) for _ in range(300)))
+        assert calls.woken - before <= 300
+
     async def test_a_waiting_call_whose_job_must_stop_is_not_made_although_the_loop_is_blocked(self) -> None:
         await self.make_calls_short()
         first, ran = threading.Event(), []

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import os
 import queue
 import threading
@@ -95,6 +96,7 @@ class HandlerThread(threading.Thread):
     def _make_calls(self) -> bool:
         """Make the waiting calls, and return whether the thread may be reused."""
         pool, process, idle = self._pool, os.getpid(), False
+        pool.arrived = next(pool.arrivals)
         call: ThreadCall | None = None
         try:
             while not idle:
@@ -114,10 +116,6 @@ class HandlerThread(threading.Thread):
                     return False
                 reusable = reusable and not self._ending
                 idle = reusable and not pool.calls
-                # The timer that wakes more threads is late if the event loop is busy.
-                if pool.calls and pool.are_long:
-                    pool.wake_one()
-                    pool.wake_one()
                 # The thread must be idle before the last result is passed on: the next call may follow immediately.
                 if idle:
                     reusable = self._rest()
@@ -127,6 +125,9 @@ class HandlerThread(threading.Thread):
                     return False
                 # An idle thread must not keep the last task alive.
                 call = None
+                # The timer that wakes more threads is late if the event loop is busy.
+                if pool.are_long and pool.needs_thread:
+                    pool.wake_one()
         except BaseException:
             # A library raised an exception in this thread too late. The call must not be lost.
             if call is not None and os.getpid() == process:
@@ -160,6 +161,9 @@ class SharedCalls:
         self.closed = False
         self.is_watched = False
         """Whether a thread has been woken and has not become idle since. That thread may be making a long call."""
+        self.woken = self.arrived = 0
+        """The number of times that a thread was woken, and that a woken thread began to look for calls."""
+        self.arrivals, self._wakes = itertools.count(1), itertools.count(1)
         self.taken = 0
         """A number that changes when a thread takes a call."""
         self._long_share = 1.0
@@ -182,13 +186,18 @@ class SharedCalls:
         """Whether recent calls were usually long."""
         return self._long_share > 0.5
 
+    @property
+    def needs_thread(self) -> bool:
+        """Whether more calls are waiting than threads have been woken that have not begun to look for calls yet."""
+        return len(self.calls) > self.woken - self.arrived
+
     def wake_one(self) -> RuntimeError | None:
         """Let one more thread make the waiting calls. Any thread may call this method.
 
         Returns:
             The error if a new thread was needed and cannot be started, otherwise None.
         """
-        self.is_watched = True
+        self.is_watched, self.woken = True, next(self._wakes)
         with contextlib.suppress(IndexError):
             while True:
                 thread = self.idle.pop()
@@ -204,6 +213,7 @@ class SharedCalls:
             # The thread must not keep the context of its first call, as Python 3.14 and captured prints would.
             contextvars.Context().run(thread.start)
         except RuntimeError as error:
+            self.arrived = next(self.arrivals)
             return error
         return None
 
@@ -258,7 +268,7 @@ class ThreadPool:
         shared = self._shared
         shared.closed = False
         shared.calls.append(call)
-        if not shared.is_watched or shared.are_long:
+        if not shared.is_watched or (shared.are_long and shared.needs_thread):
             self._wake(1)
         if not self._will_wake:
             self._wake_later(2)
@@ -302,16 +312,17 @@ class ThreadPool:
     def _trim(self) -> None:
         """End the threads that have been idle for `IDLE_SECONDS`."""
         self._will_trim, now, idle = False, elapsed(), self._shared.idle
-        while idle and now - idle[0].idle_since >= IDLE_SECONDS:
-            idle.pop(0).end()
-        if idle:
+        with contextlib.suppress(IndexError):  # a thread may wake the last idle thread at any time
+            while now - idle[0].idle_since >= IDLE_SECONDS:
+                idle.pop(0).end()
             self._trim_later(idle[0].idle_since + IDLE_SECONDS - now)
 
 
 def _close(shared: SharedCalls) -> None:
     shared.closed = True
-    while shared.idle:
-        shared.idle.pop().end()
+    with contextlib.suppress(IndexError):  # a thread may wake the last idle thread at any time
+        while True:
+            shared.idle.pop().end()
 
 
 _pool_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPool] = weakref.WeakKeyDictionary()
