@@ -10,8 +10,8 @@ from typing import TextIO
 def prepare_streams() -> None:
     """Prepare stdout and stderr.
 
-    Output to a closed stream is discarded. Characters that the encoding lacks are replaced by "?", or escaped
-    in JSON.
+    Output to a closed stream is discarded. Characters that the encoding lacks are replaced by "?". In JSON
+    output, these characters are escaped instead.
     """
     # If sys.stderr were None, print() would write errors to stdout.
     sys.stdout = sys.stdout or _devnull()

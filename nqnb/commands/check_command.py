@@ -150,7 +150,7 @@ def _served(idle: Mapping[str, QueueService], tasks: Sequence[TaskInfo], now: da
 
     Args:
         idle: the queues for which no worker is registered or requesting tasks.
-        tasks: the open tasks, which may include tasks of other queues.
+        tasks: the open tasks. Tasks in queues that are not in ``idle`` are ignored.
         now: the current time.
     """
     unserved = []

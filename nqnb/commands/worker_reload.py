@@ -161,7 +161,7 @@ def watched_folders(module: str) -> list[str]:
     if spec is None:
         raise click.UsageError(
             f"module {top!r} cannot be watched: it is not in {os.getcwd()!r}, and is not installed. "
-            "Change to the module's folder, or install the module"
+            f"Change to the folder that contains {top!r}, or install the module"
         )
     if spec.submodule_search_locations:
         return list(spec.submodule_search_locations)

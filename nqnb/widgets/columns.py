@@ -228,9 +228,10 @@ class Columns:
     def matcher(self, key: str, text: str) -> Callable[[TaskInfo], bool]:
         """Return a function that checks whether a task matches the filter ``text`` of a column.
 
-        A number is compared with a number or a range, such as ``> 100``, ``<= 5`` or ``10..20``. A run time can have a
-        unit, as in ``> 2m``. Other values match if they contain ``text``. If ``text`` begins with ``=``, they match
-        only if they are equal to the rest of ``text``. Case is ignored.
+        In a column of numbers, ``text`` is a number, a comparison or a range, such as ``100``, ``<= 5`` or ``10..20``.
+        For run times, the numbers in ``text`` can have a unit, as in ``> 2m``. Other values match if they contain
+        ``text``. If ``text`` begins with ``=``, they match only if they are equal to the rest of ``text``. Case is
+        ignored.
         """
         value_of = self.getter(key)
         holds = number_test(text, seconds=key == "run")

@@ -93,7 +93,7 @@ def result(record: Any, session: Session | None) -> Any:
 
 
 def failure(record: Any) -> NqnbError | None:
-    """Return an error if some tasks were not accepted, or None. The error makes the cell fail and stops Run All."""
+    """Return an error if some tasks were not accepted, otherwise None. The error makes the cell and Run All fail."""
     if isinstance(record, Submitted) and record.refused:
         count = len(record.ids) + len(record.refused)
         text = f"{len(record.refused):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"

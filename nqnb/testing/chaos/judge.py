@@ -157,7 +157,8 @@ def _misfired(evidence: Evidence) -> Iterator[Breach]:
 def _among_too_many(evidence: Evidence, number: int) -> bool:
     """Return whether a scheduled time was dropped because more than `MOST_MISSED` scheduled times had been missed.
 
-    If so, the first task that was submitted for a later time is nearly `MOST_MISSED` periods late.
+    The evidence is the first task that was submitted for one of the following scheduled times: in this case, the task
+    was submitted nearly `MOST_MISSED` periods late.
     """
     for task in evidence.firings[number + 1 :]:
         if task in evidence.revisions:

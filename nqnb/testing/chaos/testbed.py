@@ -248,7 +248,7 @@ class ChaosWorkers:
                 start_new_session=True,
             )
         if process.stdin is None:
-            raise RuntimeError("the worker process has no stdin: expected a pipe")
+            raise RuntimeError("the worker process cannot receive its orders: its stdin is not a pipe")
         with contextlib.suppress(OSError):
             process.stdin.write(json.dumps(orders).encode() + b"\n")
             process.stdin.flush()

@@ -416,7 +416,7 @@ class TaskProcess:
         while len(self._incoming) >= LENGTH.size:
             end = LENGTH.size + LENGTH.unpack_from(self._incoming)[0]
             if end > _MOST_FRAME_BYTES:
-                raise ValueError(f"the message is too large: expected at most {_MOST_FRAME_BYTES:,} bytes, got {end:,}")
+                raise ValueError(f"the process sent a message of {end:,} bytes, expected at most {_MOST_FRAME_BYTES:,}")
             if len(self._incoming) < end:
                 break
             message = _PlainUnpickler(io.BytesIO(self._incoming[LENGTH.size : end])).load()
