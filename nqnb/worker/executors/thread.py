@@ -140,9 +140,8 @@ class ThreadExecutor(Executor):
         """Return the line of code that the thread is running; see `Executor.line`."""
         thread = self._thread
         place = None if thread is None or thread.ident is None else Place.of(thread.ident, THREAD_STARTERS)
-        if self._left:
-            return ""
-        return "" if place is None or not place.in_handler else place.text
+        # The flag must be read after the stack, because the thread may have made another call in the meantime.
+        return "" if self._left or place is None or not place.in_handler else place.text
 
     def stop_aside(self) -> None:
         """Raise `JobCancelled` in the thread as soon as that is safe; see `Executor.stop_aside`."""
@@ -178,7 +177,8 @@ class ThreadExecutor(Executor):
 
     def _call(self) -> Result:
         if self._stopping or self._abandoned or self._job.state.stop.is_set() or self.lapsed():
-            # The process was suspended after the worker had checked the lease. Another worker may run the task by now.
+            # The run must stop, or the lease has ended since the worker checked the lease, for example because the
+            # process was suspended. In the second case, another worker may be running the task by now.
             return Result(Ended.STOPPED)
         try:
             return Result(Ended.RETURNED, self._enter(self._handler.call(self._job)))

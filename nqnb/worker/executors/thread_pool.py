@@ -1,8 +1,9 @@
 """Reuse the threads of handlers. Starting a new thread takes several times as long as passing a call to an idle thread.
 
 Waking a thread also takes much longer than a short call. So while calls are short, one thread makes all waiting calls,
-one after another. A long call delays the calls behind it until a timer wakes other threads: by a few milliseconds, or
-longer if the event loop is busy or blocked. If calls are usually long, each call wakes a thread.
+one after another. A long call delays the calls behind it until a timer of the event loop wakes other threads: by a few
+milliseconds, or longer if the event loop is busy or blocked. If calls are usually long, each call wakes a thread, and a
+thread that has made a long call wakes another thread for the calls that are still waiting.
 
 A thread is reused only if its last handler was not asked to stop, so no exception can be pending in the thread.
 The next handler sees the thread-local variables of earlier handlers, and all other state of the thread except its event
